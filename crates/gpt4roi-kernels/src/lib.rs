@@ -1,0 +1,1 @@
+//! gpt4roi-kernels.

@@ -1,0 +1,412 @@
+//! Every dimension of the model, read from `config.json` and the vision tower's own configuration.
+//!
+//! Nothing else in the library knows a number of the published model: the 7B is one preset, a
+//! ViT-H/14 tower another, the embedded `nano` a third.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// All dimensions of one model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The language model.
+    pub llama: LlamaConfig,
+    /// The CLIP vision tower.
+    pub vision: VisionConfig,
+    /// The region module: pyramid, RoIAlign and head.
+    pub region: RegionConfig,
+    /// Which hidden state of the tower feeds the projector, counted from the end when negative
+    /// (`mm_vision_select_layer`; the original's is −2). The levels of the pyramid are this one and
+    /// every third before it.
+    pub select_layer: i64,
+}
+
+/// LLaMA's dimensions, by the names of `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LlamaConfig {
+    /// Rows of the token embedding and of the output layer, added tokens included.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the gated feed-forward part.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads; LLaMA-1 has as many for keys and values.
+    pub num_attention_heads: usize,
+    /// Added to the mean square inside RMSNorm.
+    #[serde(default = "default_rms_norm_eps")]
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f64,
+    /// Longest sequence, prompt and answer together.
+    #[serde(default = "default_max_position_embeddings")]
+    pub max_position_embeddings: usize,
+}
+
+/// CLIP's vision dimensions, by the names of its `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VisionConfig {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Encoder layers, counting those behind the last hidden state in use.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Width inside the feed-forward part.
+    pub intermediate_size: usize,
+    /// Which GELU the tower was trained with.
+    #[serde(default)]
+    pub hidden_act: Activation,
+    /// Side of the square picture that the tower sees, in pixels.
+    pub image_size: usize,
+    /// Side of one patch, in pixels.
+    pub patch_size: usize,
+    /// Added to the variance inside LayerNorm.
+    #[serde(default = "default_layer_norm_eps")]
+    pub layer_norm_eps: f64,
+    /// Mean of each colour channel of the training pictures, in 0..1.
+    #[serde(default = "clip_mean")]
+    pub image_mean: [f32; 3],
+    /// Standard deviation of each colour channel of the training pictures.
+    #[serde(default = "clip_std")]
+    pub image_std: [f32; 3],
+}
+
+/// The tower's activation: `quick_gelu` in OpenAI's weights, exact `gelu` in OpenCLIP's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// x·sigmoid(1.702·x).
+    #[default]
+    QuickGelu,
+    /// x·Φ(x), with the error function.
+    Gelu,
+}
+
+/// Dimensions of the region module, `"region"` in `config.json`; absent ones are the original's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegionConfig {
+    /// Channels of every map of the pyramid.
+    pub dim: usize,
+    /// Levels of the pyramid, finest first.
+    pub levels: usize,
+    /// Upsampling factor of each level over the patch grid; empty means 2^(levels−1) … 2, 1.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scales: Vec<usize>,
+    /// Rounds of scale shuffle and convolution.
+    pub fuse_rounds: usize,
+    /// Groups of the GroupNorm after each of these convolutions.
+    pub gn_groups: usize,
+    /// Side of the grid that RoIAlign cuts out of each level.
+    pub roi_size: usize,
+    /// Sample points per bin and axis.
+    pub sampling_ratio: usize,
+    /// Width inside the box embedding.
+    pub pos_hidden: usize,
+}
+
+impl Default for RegionConfig {
+    fn default() -> Self {
+        Self {
+            dim: 1024,
+            levels: 4,
+            scales: Vec::new(),
+            fuse_rounds: 5,
+            gn_groups: 64,
+            roi_size: 14,
+            sampling_ratio: 2,
+            pos_hidden: 256,
+        }
+    }
+}
+
+impl RegionConfig {
+    /// The upsampling factor of each level over the patch grid, finest first.
+    pub fn scales(&self) -> Vec<usize> {
+        if self.scales.is_empty() {
+            (0..self.levels).rev().map(|level| 1 << level).collect()
+        } else {
+            self.scales.clone()
+        }
+    }
+}
+
+impl VisionConfig {
+    /// Patches along one side of the picture.
+    pub fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Patches of one picture.
+    pub fn patches(&self) -> usize {
+        self.grid() * self.grid()
+    }
+}
+
+impl Config {
+    /// The published GPT4RoI-7B with its ViT-L/14 tower.
+    ///
+    /// Sources: `config.json` of `openai/clip-vit-large-patch14` and of LLaMA-7B.
+    pub fn gpt4roi_7b() -> Self {
+        Self {
+            llama: LlamaConfig {
+                vocab_size: 32006,
+                hidden_size: 4096,
+                intermediate_size: 11008,
+                num_hidden_layers: 32,
+                num_attention_heads: 32,
+                rms_norm_eps: default_rms_norm_eps(),
+                rope_theta: default_rope_theta(),
+                max_position_embeddings: default_max_position_embeddings(),
+            },
+            vision: VisionConfig {
+                hidden_size: 1024,
+                num_hidden_layers: 24,
+                num_attention_heads: 16,
+                intermediate_size: 4096,
+                hidden_act: Activation::QuickGelu,
+                image_size: 224,
+                patch_size: 14,
+                layer_norm_eps: default_layer_norm_eps(),
+                image_mean: clip_mean(),
+                image_std: clip_std(),
+            },
+            region: RegionConfig::default(),
+            select_layer: -2,
+        }
+    }
+
+    /// The same language model behind a ViT-H/14 tower as OpenCLIP trains it: hidden states 22, 25,
+    /// 28 and 31 of 32 layers, exact GELU.
+    ///
+    /// Source: `config.json` of `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`.
+    pub fn gpt4roi_7b_vit_h14() -> Self {
+        let mut config = Self::gpt4roi_7b();
+        config.vision = VisionConfig {
+            hidden_size: 1280,
+            num_hidden_layers: 32,
+            num_attention_heads: 16,
+            intermediate_size: 5120,
+            hidden_act: Activation::Gelu,
+            ..config.vision
+        };
+        config
+    }
+
+    /// The embedded model: the same architecture, small enough to travel inside the binary.
+    ///
+    /// Its coarse maps are enough for scenes of drawn objects, so the pyramid stops at twice the
+    /// patch grid.
+    pub fn nano(vocab_size: usize) -> Self {
+        Self {
+            llama: LlamaConfig {
+                vocab_size,
+                hidden_size: 192,
+                intermediate_size: 512,
+                num_hidden_layers: 4,
+                num_attention_heads: 4,
+                ..Self::gpt4roi_7b().llama
+            },
+            vision: VisionConfig {
+                hidden_size: 128,
+                num_hidden_layers: 12,
+                num_attention_heads: 4,
+                intermediate_size: 512,
+                ..Self::gpt4roi_7b().vision
+            },
+            region: RegionConfig {
+                dim: 64,
+                scales: vec![2, 2, 1, 1],
+                fuse_rounds: 3,
+                gn_groups: 16,
+                pos_hidden: 64,
+                ..RegionConfig::default()
+            },
+            select_layer: -2,
+        }
+    }
+
+    /// The hidden states that become the levels of the pyramid, ascending; the last one also feeds
+    /// the projector. Index 0 is the input of the first layer.
+    pub fn level_states(&self) -> Result<Vec<usize>> {
+        let states = self.vision.num_hidden_layers as i64 + 1;
+        let last = if self.select_layer < 0 { states + self.select_layer } else { self.select_layer };
+        let first = last - 3 * (self.region.levels as i64 - 1);
+        if first < 0 || last >= states || self.region.levels == 0 {
+            return Err(Error::config(
+                "mm_vision_select_layer",
+                format!("{} levels, every third state up to {}", self.region.levels, self.select_layer),
+                format!("a tower with {states} hidden states"),
+            ));
+        }
+        Ok((first..=last).step_by(3).map(|state| state as usize).collect())
+    }
+
+    /// Reads `config.json` of the model, that of the tower, and the tower's
+    /// `preprocessor_config.json` if there is one.
+    ///
+    /// # Errors
+    /// Names the file, the field, what was expected and what stands there.
+    pub fn from_json(model: &str, tower: &str, preprocessor: Option<&str>) -> Result<Self> {
+        let model: serde_json::Value = parse("config.json", model)?;
+        let mut tower: serde_json::Value = parse("vision_tower/config.json", tower)?;
+        if let Some(vision) = tower.get_mut("vision_config") {
+            tower = vision.take();
+        }
+        if let Some(text) = preprocessor {
+            let given: serde_json::Value = parse("preprocessor_config.json", text)?;
+            for field in ["image_mean", "image_std"] {
+                if let (Some(value), Some(tower)) = (given.get(field), tower.as_object_mut()) {
+                    tower.insert(field.into(), value.clone());
+                }
+            }
+        }
+        let region = match model.get("region") {
+            None | Some(serde_json::Value::Null) => RegionConfig::default(),
+            Some(given) => fields("config.json, \"region\"", given)?,
+        };
+        let select_layer = model.get("mm_vision_select_layer").and_then(|v| v.as_i64()).unwrap_or(-2);
+        let config = Self {
+            llama: fields("config.json", &model)?,
+            vision: fields("vision_tower/config.json", &tower)?,
+            region,
+            select_layer,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// `config.json` in the published layout.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut json = serde_json::json!({
+            "architectures": ["SPILlavaMPTForCausalLM"],
+            "model_type": "llava",
+            "hidden_act": "silu",
+            "tie_word_embeddings": false,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "mm_vision_tower": "vision_tower",
+            "use_mm_proj": true,
+            "mm_hidden_size": self.vision.hidden_size,
+            "mm_vision_select_layer": self.select_layer,
+            "mm_use_im_start_end": true,
+            "region": self.region,
+        });
+        if let (Some(json), Ok(serde_json::Value::Object(llama))) =
+            (json.as_object_mut(), serde_json::to_value(&self.llama))
+        {
+            json.extend(llama);
+        }
+        json
+    }
+
+    /// The tower's `config.json`, with the colour statistics that CLIP keeps in a file of its own.
+    pub fn tower_to_json(&self) -> serde_json::Value {
+        let mut json = serde_json::json!({ "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model" });
+        if let (Some(json), Ok(serde_json::Value::Object(vision))) =
+            (json.as_object_mut(), serde_json::to_value(&self.vision))
+        {
+            json.extend(vision);
+        }
+        json
+    }
+
+    /// Refuses dimensions that no model can have, before anything is computed with them.
+    fn check(&self) -> Result<()> {
+        let divides = |field: &str, part: usize, whole: usize| {
+            if part == 0 || whole == 0 || !whole.is_multiple_of(part) {
+                return Err(Error::config(field, format!("a divisor of {whole}"), part.to_string()));
+            }
+            Ok(())
+        };
+        divides("num_attention_heads", self.llama.num_attention_heads, self.llama.hidden_size)?;
+        divides("vision num_attention_heads", self.vision.num_attention_heads, self.vision.hidden_size)?;
+        divides("patch_size", self.vision.patch_size, self.vision.image_size)?;
+        divides("region.gn_groups", self.region.gn_groups, self.region.dim)?;
+        divides("2 (a head's width)", 2, self.llama.hidden_size / self.llama.num_attention_heads)?;
+        let scales = self.region.scales();
+        if scales.len() != self.region.levels || scales.contains(&0) {
+            return Err(Error::config(
+                "region.scales",
+                format!("{} factors of at least 1", self.region.levels),
+                format!("{scales:?}"),
+            ));
+        }
+        if self.region.dim < 4 || self.region.roi_size == 0 || self.region.sampling_ratio == 0 {
+            return Err(Error::config(
+                "region",
+                "dim of at least 4, roi_size and sampling_ratio of at least 1".into(),
+                format!("{:?}", self.region),
+            ));
+        }
+        self.level_states().map(|_| ())
+    }
+}
+
+fn parse(file: &str, text: &str) -> Result<serde_json::Value> {
+    serde_json::from_str(text).map_err(|error| Error::config(file, "JSON".into(), error.to_string()))
+}
+
+fn fields<T: serde::de::DeserializeOwned>(file: &str, value: &serde_json::Value) -> Result<T> {
+    T::deserialize(value).map_err(|error| Error::config(file, "the fields of the model".into(), error.to_string()))
+}
+
+fn default_rms_norm_eps() -> f64 {
+    1e-6
+}
+
+fn default_rope_theta() -> f64 {
+    10000.0
+}
+
+fn default_max_position_embeddings() -> usize {
+    2048
+}
+
+fn default_layer_norm_eps() -> f64 {
+    1e-5
+}
+
+fn clip_mean() -> [f32; 3] {
+    [0.481_454_66, 0.457_827_5, 0.408_210_73]
+}
+
+fn clip_std() -> [f32; 3] {
+    [0.268_629_54, 0.261_302_58, 0.275_777_11]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_every_third_state_up_to_the_selected_one() {
+        assert_eq!(Config::gpt4roi_7b().level_states().unwrap(), [14, 17, 20, 23]);
+        assert_eq!(Config::gpt4roi_7b_vit_h14().level_states().unwrap(), [22, 25, 28, 31]);
+        assert_eq!(Config::nano(600).level_states().unwrap(), [2, 5, 8, 11]);
+    }
+
+    #[test]
+    fn json_round_trip_keeps_every_dimension() {
+        for config in [Config::gpt4roi_7b(), Config::gpt4roi_7b_vit_h14(), Config::nano(600)] {
+            let (model, tower) = (config.to_json().to_string(), config.tower_to_json().to_string());
+            assert_eq!(Config::from_json(&model, &tower, None).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn impossible_dimensions_are_refused_by_name() {
+        let (mut model, tower) = (Config::nano(600).to_json(), Config::nano(600).tower_to_json());
+        model["region"]["gn_groups"] = 7.into();
+        let error = Config::from_json(&model.to_string(), &tower.to_string(), None).unwrap_err().to_string();
+        assert!(error.contains("gn_groups") && error.contains('7') && error.contains("64"), "{error}");
+        model["region"]["gn_groups"] = 16.into();
+        model["region"]["colour"] = 1.into();
+        let error = Config::from_json(&model.to_string(), &tower.to_string(), None).unwrap_err().to_string();
+        assert!(error.contains("colour"), "{error}");
+    }
+}

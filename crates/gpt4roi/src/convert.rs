@@ -1,0 +1,1 @@
+//! Checkpoint files of other kinds: torch pickles, read without executing anything.

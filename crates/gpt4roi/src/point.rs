@@ -1,0 +1,1 @@
+//! From a point to the box of what lies there.

@@ -1,0 +1,250 @@
+//! The region module: hidden states and boxes in, one language-model embedding per box out.
+//!
+//! A four-level pyramid is made of four hidden states of the tower. Rounds of scale shuffle let
+//! neighbouring levels exchange channels. RoIAlign cuts every box out of every level; the head sums
+//! the levels, adds an embedding of the box itself and projects to the language model's width.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::{
+    config::{Config, RegionConfig},
+    layers::{Conv3x3, GroupNorm, LayerNorm, Linear, linear, resize_bilinear},
+    roi_align::roi_align,
+    weights::{Weights, WeightsResult},
+};
+
+/// Eps of every GroupNorm and LayerNorm of the module (mmcv's and PyTorch's default).
+const NORM_EPS: f64 = 1e-5;
+
+/// `model.spi_module` of the published checkpoint.
+#[derive(Debug)]
+pub struct RegionModule {
+    /// Hidden states → feature maps.
+    pub pyramid: Pyramid,
+    /// Feature maps and boxes → embeddings.
+    pub head: RegionHead,
+}
+
+impl RegionModule {
+    /// Takes the tensors below `mlvl_fuse.` and `roi_align.`.
+    pub fn load(weights: &Weights, config: &Config) -> WeightsResult<Self> {
+        Ok(Self {
+            pyramid: Pyramid::load(&weights.at("mlvl_fuse"), config)?,
+            head: RegionHead::load(&weights.at("roi_align"), config)?,
+        })
+    }
+
+    /// # Shapes
+    /// states: per level `[1, patches, Cv]`, without class token; boxes `[N, 4]` normalised xyxy →
+    /// `[N, H]`
+    pub fn forward(&self, states: &[Tensor], boxes: &Tensor) -> Result<Tensor> {
+        let maps = self.pyramid.forward(states)?;
+        self.head.forward(&self.head.pool(&maps, boxes)?, boxes)
+    }
+}
+
+/// Multi-level feature maps with coordinates and scale shuffle.
+#[derive(Debug)]
+pub struct Pyramid {
+    input_conv: Vec<InputConv>,
+    fuse_convs: Vec<FuseRound>,
+}
+
+impl Pyramid {
+    fn load(weights: &Weights, config: &Config) -> WeightsResult<Self> {
+        let region = &config.region;
+        let (inputs, rounds) = (weights.at("input_conv"), weights.at("fuse_convs"));
+        let scales = region.scales().into_iter().enumerate();
+        Ok(Self {
+            input_conv: scales
+                .map(|(level, scale)| InputConv::load(&inputs.at(level), config, scale))
+                .collect::<WeightsResult<_>>()?,
+            fuse_convs: (0..region.fuse_rounds)
+                .map(|round| FuseRound::load(&rounds.at(round), region))
+                .collect::<WeightsResult<_>>()?,
+        })
+    }
+
+    /// # Shapes
+    /// states: per level `[1, patches, Cv]` → per level `[1, C, grid·scale, grid·scale]`, finest first
+    pub fn forward(&self, states: &[Tensor]) -> Result<Vec<Tensor>> {
+        let inputs = self.input_conv.iter().zip(states);
+        let levels = inputs.map(|(conv, state)| conv.forward(state)).collect::<Result<Vec<_>>>()?;
+        self.fuse_convs.iter().try_fold(levels, |levels, round| round.forward(&levels))
+    }
+}
+
+/// The 1×1 convolution that brings one level, with its coordinates, to the pyramid's width.
+///
+/// A 1×1 convolution and bilinear resizing commute, since both are linear and the weights of a
+/// resize sum to one; coordinates that run evenly from corner to corner resize to themselves. So the
+/// convolution runs on the patch grid, before the upsampling, with the same result.
+#[derive(Debug)]
+struct InputConv {
+    weight: Tensor, // [C, Cv + 2, 1, 1]
+    bias: Tensor,   // [C]
+    grid: usize,
+    scale: usize,
+}
+
+impl InputConv {
+    fn load(weights: &Weights, config: &Config, scale: usize) -> WeightsResult<Self> {
+        let (dim, seen) = (config.region.dim, config.vision.hidden_size);
+        let weight = weights.get("weight", &[dim, seen + 2, 1, 1])?;
+        Ok(Self { weight, bias: weights.get("bias", &[dim])?, grid: config.vision.grid(), scale })
+    }
+
+    fn forward(&self, state: &Tensor) -> Result<Tensor> {
+        let (batch, patches, _) = state.dims3()?;
+        let (dim, grid) = (self.bias.elem_count(), self.grid);
+        let place = coordinates(grid, state.device())?.broadcast_left(batch)?;
+        let weight = self.weight.flatten_from(1)?; // [C, Cv + 2]
+        let map = linear(&Tensor::cat(&[state, &place], 2)?, &weight, Some(&self.bias))?; // [B, patches, C]
+        let map = map.reshape((batch, patches, dim))?.transpose(1, 2)?.contiguous()?;
+        resize_bilinear(&map.reshape((batch, dim, grid, grid))?, grid * self.scale, grid * self.scale)
+    }
+}
+
+/// Each patch's x, then y, from −1 to 1 with the corners exact.
+///
+/// # Shapes
+/// → `[grid·grid, 2]`
+fn coordinates(grid: usize, device: &Device) -> Result<Tensor> {
+    let place = |index: usize| if grid > 1 { 2.0 * index as f32 / (grid - 1) as f32 - 1.0 } else { -1.0 };
+    let values: Vec<f32> = (0..grid * grid).flat_map(|patch| [place(patch % grid), place(patch / grid)]).collect();
+    Tensor::from_vec(values, (grid * grid, 2), device)
+}
+
+/// One convolution shared by all levels, after each level borrowed channels of its neighbours.
+#[derive(Debug)]
+struct FuseRound {
+    conv: Conv3x3,
+    gn: GroupNorm,
+}
+
+impl FuseRound {
+    fn load(weights: &Weights, config: &RegionConfig) -> WeightsResult<Self> {
+        Ok(Self {
+            conv: Conv3x3::load_without_bias(&weights.at("conv"), config.dim, config.dim)?,
+            gn: GroupNorm::load(&weights.at("gn"), config.gn_groups, config.dim, NORM_EPS)?,
+        })
+    }
+
+    fn forward(&self, levels: &[Tensor]) -> Result<Vec<Tensor>> {
+        (0..levels.len()).map(|level| self.gn.forward(&self.conv.forward(&shuffle(levels, level)?)?)?.relu()).collect()
+    }
+}
+
+/// A level keeps its first half. Its third quarter comes from the coarser level's fourth, its fourth
+/// from the finer level's third; at the ends of the pyramid the neighbour is the level itself.
+///
+/// # Shapes
+/// per level `[B, C, h, w]` → as `levels[level]`
+fn shuffle(levels: &[Tensor], level: usize) -> Result<Tensor> {
+    let own = &levels[level];
+    let (_, channels, height, width) = own.dims4()?;
+    let quarter = channels / 4;
+    let keep = channels - 2 * quarter;
+    let coarser = levels[(level + 1).min(levels.len() - 1)].narrow(1, keep + quarter, quarter)?;
+    let finer = levels[level.saturating_sub(1)].narrow(1, keep, quarter)?;
+    let from_coarser = resize_bilinear(&coarser.contiguous()?, height, width)?;
+    let from_finer = resize_bilinear(&finer.contiguous()?, height, width)?;
+    Tensor::cat(&[&own.narrow(1, 0, keep)?, &from_coarser, &from_finer], 1)
+}
+
+/// What RoIAlign cut out, and the box itself, as one embedding.
+#[derive(Debug)]
+pub struct RegionHead {
+    pconvs: Vec<Conv3x3>,
+    pos_embedd: BoxEmbedding,
+    flatten_linear: Linear,
+    updims: Linear,
+    config: RegionConfig,
+    image_size: usize,
+}
+
+impl RegionHead {
+    fn load(weights: &Weights, config: &Config) -> WeightsResult<Self> {
+        let region = &config.region;
+        let (dim, pconvs) = (region.dim, weights.at("pconvs"));
+        let flat = dim * region.roi_size * region.roi_size;
+        Ok(Self {
+            pconvs: (0..region.levels)
+                .map(|level| Conv3x3::load(&pconvs.at(level), dim, dim))
+                .collect::<WeightsResult<_>>()?,
+            pos_embedd: BoxEmbedding::load(&weights.at("pos_embedd"), region)?,
+            flatten_linear: Linear::load(&weights.at("flatten_linear"), flat, dim)?,
+            updims: Linear::load(&weights.at("updims"), dim, config.llama.hidden_size)?,
+            config: region.clone(),
+            image_size: config.vision.image_size,
+        })
+    }
+
+    /// Every box out of every level. Boxes first go to pixels of the model's own picture, in their
+    /// own precision: the original does this in float16, and so rounds them.
+    ///
+    /// # Shapes
+    /// maps: per level `[1, C, h, w]`; boxes `[N, 4]` normalised xyxy, f32 or f16 → per level `[N, C, R, R]`
+    pub fn pool(&self, maps: &[Tensor], boxes: &Tensor) -> Result<Vec<Tensor>> {
+        let boxes = (boxes * self.image_size as f64)?.to_dtype(candle_core::DType::F32)?;
+        let (size, ratio) = (self.config.roi_size, self.config.sampling_ratio);
+        maps.iter()
+            .map(|map| roi_align(map, &boxes, map.dim(3)? as f64 / self.image_size as f64, size, ratio))
+            .collect()
+    }
+
+    /// # Shapes
+    /// rois: per level `[N, C, R, R]`; boxes `[N, 4]` normalised xyxy → `[N, H]`
+    pub fn forward(&self, rois: &[Tensor], boxes: &Tensor) -> Result<Tensor> {
+        self.updims.forward(&(self.features(rois)? + self.box_embedding(boxes)?)?)
+    }
+
+    /// What the picture shows inside each box, all levels together.
+    ///
+    /// # Shapes
+    /// per level `[N, C, R, R]` → `[N, C]`
+    pub fn features(&self, rois: &[Tensor]) -> Result<Tensor> {
+        let mut levels = self.pconvs.iter().zip(rois).map(|(conv, roi)| conv.forward(roi));
+        let first = levels.next().unwrap_or_else(|| candle_core::bail!("a pyramid without levels"))?;
+        let fused = levels.try_fold(first, |sum, level| sum + level?)?.relu()?;
+        self.flatten_linear.forward(&fused.flatten_from(1)?)
+    }
+
+    /// Where each box lies and how large it is.
+    ///
+    /// # Shapes
+    /// `[N, 4]` normalised xyxy → `[N, C]`
+    pub fn box_embedding(&self, boxes: &Tensor) -> Result<Tensor> {
+        self.pos_embedd.forward(&boxes.to_dtype(candle_core::DType::F32)?)
+    }
+
+    /// From the region module's width to the language model's.
+    ///
+    /// # Shapes
+    /// `[N, C]` → `[N, H]`
+    pub fn project(&self, features: &Tensor) -> Result<Tensor> {
+        self.updims.forward(features)
+    }
+}
+
+/// Linear, ReLU, LayerNorm, twice. The paper does not mention it; its code has it.
+#[derive(Debug)]
+struct BoxEmbedding {
+    inner: (Linear, LayerNorm),
+    outer: (Linear, LayerNorm),
+}
+
+impl BoxEmbedding {
+    fn load(weights: &Weights, config: &RegionConfig) -> WeightsResult<Self> {
+        let (hidden, dim) = (config.pos_hidden, config.dim);
+        Ok(Self {
+            inner: (Linear::load(&weights.at(0), 4, hidden)?, LayerNorm::load(&weights.at(2), hidden, NORM_EPS)?),
+            outer: (Linear::load(&weights.at(3), hidden, dim)?, LayerNorm::load(&weights.at(5), dim, NORM_EPS)?),
+        })
+    }
+
+    fn forward(&self, boxes: &Tensor) -> Result<Tensor> {
+        let inner = self.inner.1.forward(&self.inner.0.forward(boxes)?.relu()?)?;
+        self.outer.1.forward(&self.outer.0.forward(&inner)?.relu()?)
+    }
+}
