@@ -14,7 +14,9 @@ pub mod prompt;
 pub mod tokenizer;
 
 pub mod clip;
+mod composed;
 pub mod layers;
+mod ops;
 pub mod region;
 pub mod roi_align;
 
