@@ -265,6 +265,7 @@ mod tests {
         assert_eq!(seen, [4, 5]);
         assert_eq!(error.to_string(), "token 2 of the answer: the logit of token 0 is NaN, expected a finite number");
         let error = run(&mut Scripted::new(&[4]), 9, |_| ControlFlow::Continue(())).unwrap_err();
-        assert_eq!(error.to_string(), "token 1 of the answer: the script is over");
+        // The engine may add a stack trace.
+        assert!(error.to_string().starts_with("token 1 of the answer: the script is over"), "{error}");
     }
 }
