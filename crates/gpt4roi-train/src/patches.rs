@@ -126,7 +126,7 @@ impl Patches {
 
     fn targets(&self, scene: &Scene) -> PatchTargets {
         let mut targets = PatchTargets::default();
-        for (place, label) in scene.patch_labels(self.vision.patch_size as u32).into_iter().enumerate() {
+        for (place, label) in scene.patch_labels(self.vision.patch_size).into_iter().enumerate() {
             let class = match label {
                 PatchLabel::Kind(kind) => kind,
                 PatchLabel::Background => self.kinds,

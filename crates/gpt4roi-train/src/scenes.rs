@@ -2,7 +2,7 @@
 
 use gpt4roi_data::{Scene, Scenes};
 
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 
 /// Makes the scene of an index: always the same one, on any thread.
 pub trait SceneSource: Send + Sync {
@@ -10,4 +10,14 @@ pub trait SceneSource: Send + Sync {
     fn scene(&self, index: u64) -> Result<Scene>;
     /// How many kinds of objects there are.
     fn kinds(&self) -> usize;
+}
+
+impl SceneSource for Scenes {
+    fn scene(&self, index: u64) -> Result<Scene> {
+        Ok(Self::scene(self, index))
+    }
+
+    fn kinds(&self) -> usize {
+        Self::kinds(self).len()
+    }
 }
