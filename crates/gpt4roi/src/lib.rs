@@ -11,6 +11,7 @@ pub mod mention;
 pub mod image;
 
 pub mod prompt;
+mod sentencepiece;
 pub mod tokenizer;
 
 pub mod clip;
