@@ -15,7 +15,9 @@ mod sentencepiece;
 pub mod tokenizer;
 
 pub mod clip;
+mod composed;
 pub mod layers;
+mod ops;
 pub mod region;
 pub mod roi_align;
 
