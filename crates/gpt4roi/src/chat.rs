@@ -1,9 +1,671 @@
 //! A conversation about one picture.
 
-use std::marker::PhantomData;
+use std::ops::ControlFlow;
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    bbox::{BBox, ImageSize, RegionId},
+    error::Result,
+    generate::{FinishReason, Generation, Halt, Limits, LlamaDecoder, generate},
+    image::Image,
+    kv_cache::KvCache,
+    mention::{self, Part},
+    model::{Gpt4Roi, ImageFeatures},
+    point::{self, Growth},
+    prompt::{self, Encoded, Piece, Round, TextMode},
+    sampling::{Sampler, Sampling},
+    tokenizer::Tokenizer,
+};
+
+/// A question that a conversation can't take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChatError {
+    /// There is nothing to answer.
+    #[error("the question is empty")]
+    EmptyQuestion,
+    /// The conversation with this question fills the context. Nothing is ever cut away.
+    #[error("the conversation with this question takes {tokens} tokens, and at most {limit} leave room for an answer")]
+    TooLong {
+        /// Tokens of the whole prompt.
+        tokens: usize,
+        /// The most that a prompt may take.
+        limit: usize,
+    },
+    /// A region is mentioned that does not exist.
+    #[error("{id} does not exist, expected one of {declared} regions")]
+    UnknownRegion {
+        /// The region.
+        id: RegionId,
+        /// How many there are.
+        declared: usize,
+    },
+}
+
+/// Where a region came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// It was added by hand.
+    Given,
+    /// Its box stood in a question.
+    Coordinates,
+    /// A point stood in a question, and a box was grown around it.
+    Point,
+}
+
+/// A region of the conversation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Region {
+    /// Its number.
+    pub id: RegionId,
+    /// Its box.
+    pub bbox: BBox,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// A region as it is reported and saved.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedRegion {
+    /// Its number, from 1.
+    pub id: u32,
+    /// Its box, xyxy in pixels of the picture.
+    #[serde(rename = "box")]
+    pub pixels: [f64; 4],
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// In which precision boxes reach the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BoxPrecision {
+    /// As training saw them.
+    #[default]
+    F32,
+    /// Rounded, as the original's demo does.
+    F16,
+}
+
+/// How a question is to be answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskOptions {
+    /// Tokens at most; the context may end an answer earlier.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// How words are read that look like structure.
+    pub text_mode: TextMode,
+    /// In which precision boxes reach the model.
+    pub box_precision: BoxPrecision,
+    /// How a box grows around a point.
+    pub growth: Growth,
+}
+
+impl Default for AskOptions {
+    /// Greedy, at most 512 tokens, boxes in full precision.
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 512,
+            sampling: Sampling::Greedy,
+            text_mode: TextMode::Literal,
+            box_precision: BoxPrecision::F32,
+            growth: Growth::default(),
+        }
+    }
+}
+
+/// An answer, and what it is an answer to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    /// What the model said, without role name and stop signal.
+    pub text: String,
+    /// The question with every mention and coordinate written as `<regionN>`.
+    pub question: String,
+    /// The regions that the question mentions, in the order of their first mention.
+    pub regions: Vec<ResolvedRegion>,
+    /// Tokens of the whole prompt, the picture's included.
+    pub prompt_tokens: usize,
+    /// How many of them had been read before, and were not read again.
+    pub reused_tokens: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// Why the answer ended.
+    pub finish: FinishReason,
+    /// The mean logarithm of the tokens' probabilities; none without tokens.
+    pub mean_log_probability: Option<f64>,
+}
+
+/// A conversation, ready to be saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transcript {
+    /// Width and height of the picture, in pixels.
+    pub image_size: [u32; 2],
+    /// All regions.
+    pub regions: Vec<ResolvedRegion>,
+    /// Questions and answers.
+    pub rounds: Vec<TranscriptRound>,
+}
+
+/// One round of a [`Transcript`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TranscriptRound {
+    /// The question, with regions as `<regionN>`.
+    pub question: String,
+    /// The answer.
+    pub answer: String,
+}
+
+/// What [`Chat::undo`] took back.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Undone {
+    /// A region that no round has mentioned yet.
+    Region(Region),
+    /// A round, with the regions that its coordinates had made.
+    Round(TranscriptRound),
+}
 
 /// Questions and answers about one picture, which is encoded once.
+///
+/// Rounds are kept as they were said, and the prompt is rendered from them anew for every question;
+/// what of it was read before is not read again. Whatever fails leaves the conversation as it was.
+///
+/// ```no_run
+/// # fn main() -> gpt4roi::Result<()> {
+/// use gpt4roi::{BBox, Chat, Gpt4Roi, Image};
+///
+/// let model = Gpt4Roi::open("models/gpt4roi-7b", &candle_core::Device::Cpu)?;
+/// let image = Image::open("street.jpg", 100_000_000)?;
+/// let mut chat = Chat::new(&model, &image)?;
+/// let rider = chat.add_region(BBox::from_pixels([40., 60., 210., 300.], image.size())?);
+/// let answer = chat.ask(&format!("What is {rider} doing?"))?;
+/// # let _ = answer; Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Chat<'m> {
-    model: PhantomData<&'m ()>,
+    model: &'m Gpt4Roi,
+    size: ImageSize,
+    features: ImageFeatures,
+    /// The pyramid, once a region needs it: at the original's size it costs twelve times the tower.
+    maps: Option<Vec<Tensor>>,
+    regions: Vec<Region>,
+    turns: Vec<Turn>,
+    memory: Memory,
+}
+
+/// A round that was answered.
+#[derive(Clone, Debug)]
+struct Turn {
+    round: Round,
+    /// Regions that existed before it was asked.
+    regions_before: usize,
+}
+
+impl<'m> Chat<'m> {
+    /// Encodes the picture.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub fn new(model: &'m Gpt4Roi, image: &Image) -> Result<Self> {
+        let pixels = image.pixel_values(&model.config.vision, &model.device)?;
+        Ok(Self {
+            model,
+            size: image.size(),
+            features: model.network.encode_image(&pixels)?,
+            maps: None,
+            regions: Vec::new(),
+            turns: Vec::new(),
+            memory: Memory::new(model),
+        })
+    }
+
+    /// Declares a region; its id displays as the mention that questions use.
+    pub fn add_region(&mut self, bbox: BBox) -> RegionId {
+        push_region(&mut self.regions, bbox, Origin::Given)
+    }
+
+    /// All regions, by id.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Takes the latest thing back: a region added since the last round, or else that round.
+    pub fn undo(&mut self) -> Option<Undone> {
+        let answered =
+            self.turns.last().map_or(0, |turn| turn.regions_before + made_by(&turn.round, turn.regions_before));
+        if self.regions.len() > answered {
+            return self.regions.pop().map(Undone::Region);
+        }
+        let turn = self.turns.pop()?;
+        self.regions.truncate(turn.regions_before);
+        Some(Undone::Round(saved(&turn.round)))
+    }
+
+    /// Answers greedily; see [`Self::ask_streaming`].
+    ///
+    /// # Errors
+    /// As [`Self::ask_streaming`].
+    pub fn ask(&mut self, question: &str) -> Result<Answer> {
+        self.ask_streaming(question, &AskOptions::default(), |_| ControlFlow::Continue(()))
+    }
+
+    /// Answers a question. Regions are mentioned as `<region1>`; coordinates become new regions, and
+    /// a box is grown around a point.
+    ///
+    /// `on_text` is called after every token with what it adds to the answer, which may be nothing.
+    /// If it breaks, the answer ends there as [`FinishReason::Cancelled`], and the conversation goes
+    /// on as if the question had never been asked.
+    ///
+    /// # Errors
+    /// If the question is empty, mentions a region that does not exist, holds an impossible box, or
+    /// leaves no room for an answer; if sampling settings are out of range or the model's numbers
+    /// are none. The conversation is then as it was before.
+    pub fn ask_streaming(
+        &mut self,
+        question: &str,
+        options: &AskOptions,
+        on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer> {
+        let mut regions = self.regions.clone();
+        let asked = Round { question: self.resolve(question, &mut regions, &options.growth)?, answer: None };
+        let mut rounds: Vec<Round> = self.turns.iter().map(|turn| turn.round.clone()).collect();
+        rounds.push(asked.clone());
+        let answer = self.respond(&rounds, &regions, options, on_text)?;
+        if answer.finish != FinishReason::Cancelled {
+            let round = Round { answer: Some(answer.text.clone()), ..asked };
+            self.turns.push(Turn { round, regions_before: self.regions.len() });
+            self.regions = regions;
+        }
+        Ok(answer)
+    }
+
+    /// Asks the same question about each box, as if each were the first of a conversation. In the
+    /// question the box is `<region1>`. The conversation itself is not touched; the picture and the
+    /// words before the first mention are read once for all.
+    ///
+    /// # Errors
+    /// As [`Self::ask_streaming`], for the first box that fails.
+    pub fn describe_regions(&mut self, boxes: &[BBox], question: &str, options: &AskOptions) -> Result<Vec<Answer>> {
+        let describe = |bbox: &BBox| {
+            let mut regions = Vec::new();
+            push_region(&mut regions, *bbox, Origin::Given);
+            let question = self.resolve(question, &mut regions, &options.growth)?;
+            let rounds = [Round { question, answer: None }];
+            self.respond(&rounds, &regions, options, |_| ControlFlow::Continue(()))
+        };
+        boxes.iter().map(describe).collect()
+    }
+
+    /// The conversation so far.
+    pub fn transcript(&self) -> Transcript {
+        Transcript {
+            image_size: [self.size.width, self.size.height],
+            regions: self.regions.iter().map(|region| region.resolved(self.size)).collect(),
+            rounds: self.turns.iter().map(|turn| saved(&turn.round)).collect(),
+        }
+    }
+
+    /// A question's pieces; what stands there as coordinates joins the regions.
+    fn resolve(&self, question: &str, regions: &mut Vec<Region>, growth: &Growth) -> Result<Vec<Piece>> {
+        if question.trim().is_empty() {
+            return Err(ChatError::EmptyQuestion.into());
+        }
+        let declared: Vec<_> = regions.iter().map(|region| region.id).collect();
+        let mut pieces = Vec::new();
+        for part in mention::parse(question.trim(), &declared, self.size)? {
+            pieces.push(match part {
+                Part::Text(text) => Piece::Text(text),
+                Part::Mention(id) => Piece::Region(id),
+                Part::Box(bbox) => Piece::Region(push_region(regions, bbox, Origin::Coordinates)),
+                Part::Point(point) => {
+                    let bbox = point::box_at(&self.features, point, growth)?;
+                    Piece::Region(push_region(regions, bbox, Origin::Point))
+                }
+            });
+        }
+        Ok(pieces)
+    }
+
+    /// Renders, reads and generates. Of the conversation only the memory of what was read changes,
+    /// and that never changes an answer.
+    fn respond(
+        &mut self,
+        rounds: &[Round],
+        regions: &[Region],
+        options: &AskOptions,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer> {
+        let mut sampler = Sampler::new(&options.sampling)?;
+        let tokenizer = &self.model.tokenizer;
+        let encoded = prompt::encode(rounds, tokenizer, self.model.config.vision.patches(), options.text_mode)?;
+        let prompt = slots(&encoded, regions, options.box_precision)?;
+        let max_new_tokens = options.max_new_tokens.min(self.room(prompt.len())?);
+
+        let reused = self.memory.recall(&prompt)?;
+        let embeds = self.embed(&encoded, &prompt, reused)?;
+        let mut stream = AnswerStream::new(tokenizer);
+        let limits = Limits { eos: tokenizer.special().eos, max_new_tokens };
+        let mut decoder =
+            LlamaDecoder { llama: &self.model.network.llama, cache: &mut self.memory.cache, embeds: &embeds };
+        let generated = generate(&mut decoder, &mut sampler, limits, |token| {
+            let complete = stream.push(token);
+            match (on_text(stream.fresh(complete)), complete) {
+                (ControlFlow::Break(()), _) => ControlFlow::Break(Halt::Cancel),
+                (_, true) => ControlFlow::Break(Halt::Stop),
+                (_, false) => ControlFlow::Continue(()),
+            }
+        });
+        let generation = match generated {
+            Ok(generation) => generation,
+            Err(error) => {
+                self.memory = Memory::new(self.model);
+                return Err(error.into());
+            }
+        };
+        self.memory.remember(prompt, &generation.ids);
+        let text = stream.finish();
+        if generation.finish != FinishReason::Cancelled {
+            // What was held back is shown now; there is nothing left that could be cancelled.
+            let _ = on_text(stream.rest(&text));
+        }
+        Ok(report(rounds, regions, self.size, &encoded, reused, &generation, text))
+    }
+
+    /// How many tokens an answer may have.
+    fn room(&self, prompt: usize) -> Result<usize> {
+        let context = self.model.config.llama.max_position_embeddings;
+        match context.checked_sub(prompt) {
+            None | Some(0) => Err(ChatError::TooLong { tokens: prompt, limit: context.saturating_sub(1) }.into()),
+            Some(room) => Ok(room),
+        }
+    }
+
+    /// The embeddings of a prompt from token `from` on.
+    ///
+    /// # Shapes
+    /// → `[1, T − from, H]`
+    fn embed(&mut self, encoded: &Encoded, prompt: &[Slot], from: usize) -> Result<Tensor> {
+        let device = &self.model.device;
+        let ids = Tensor::from_slice(&encoded.ids[from..], encoded.ids.len() - from, device)?;
+        // Patches may have been read in part, when the words before them changed in their midst.
+        let first = from.max(encoded.patches.start).min(encoded.patches.end);
+        let patches =
+            self.features.image_tokens.narrow(0, first - encoded.patches.start, encoded.patches.end - first)?;
+        let patch_places: Vec<u32> = (first..encoded.patches.end).map(|place| (place - from) as u32).collect();
+        let (mut boxes, mut region_places) = (Vec::new(), Vec::new());
+        for (place, slot) in prompt.iter().enumerate().skip(from) {
+            if let Slot::Region(key) = slot {
+                boxes.push(*key);
+                region_places.push((place - from) as u32);
+            }
+        }
+        let regions = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes)?) };
+        let mut parts: Vec<(&Tensor, &[u32])> = Vec::new();
+        if !patch_places.is_empty() {
+            parts.push((&patches, &patch_places));
+        }
+        if let Some(regions) = &regions {
+            parts.push((regions, &region_places));
+        }
+        Ok(self.model.network.splice(&ids, &parts)?)
+    }
+
+    /// # Shapes
+    /// → `[N, H]`
+    fn encode_boxes(&mut self, boxes: &[BoxKey]) -> Result<Tensor> {
+        let network = &self.model.network;
+        let maps = match &self.maps {
+            Some(maps) => maps,
+            None => self.maps.insert(network.pyramid(&self.features)?),
+        };
+        let values: Vec<f32> = boxes.iter().flat_map(|key| key.bits.map(f32::from_bits)).collect();
+        let rows = Tensor::from_vec(values, (boxes.len(), 4), &self.model.device)?;
+        let rows = match boxes.first().map(|key| key.precision) {
+            Some(BoxPrecision::F16) => rows.to_dtype(DType::F16)?,
+            _ => rows,
+        };
+        Ok(network.encode_regions(maps, &rows)?)
+    }
+}
+
+impl Region {
+    fn resolved(&self, size: ImageSize) -> ResolvedRegion {
+        ResolvedRegion { id: self.id.0, pixels: self.bbox.pixels(size), origin: self.origin }
+    }
+}
+
+fn push_region(regions: &mut Vec<Region>, bbox: BBox, origin: Origin) -> RegionId {
+    let id = RegionId(regions.len() as u32 + 1);
+    regions.push(Region { id, bbox, origin });
+    id
+}
+
+fn find_region(regions: &[Region], id: RegionId) -> Result<&Region> {
+    let found = regions.iter().find(|region| region.id == id);
+    found.ok_or_else(|| ChatError::UnknownRegion { id, declared: regions.len() }.into())
+}
+
+/// How many regions a round's coordinates made: those it mentions beyond the ones that existed.
+fn made_by(round: &Round, regions_before: usize) -> usize {
+    let highest = round.question.iter().filter_map(|piece| match piece {
+        Piece::Region(id) => Some(id.0 as usize),
+        Piece::Text(_) => None,
+    });
+    highest.max().unwrap_or(0).saturating_sub(regions_before)
+}
+
+fn question_text(pieces: &[Piece]) -> String {
+    let text = |piece: &Piece| match piece {
+        Piece::Text(text) => text.clone(),
+        Piece::Region(id) => id.to_string(),
+    };
+    pieces.iter().map(text).collect()
+}
+
+fn saved(round: &Round) -> TranscriptRound {
+    TranscriptRound { question: question_text(&round.question), answer: round.answer.clone().unwrap_or_default() }
+}
+
+fn report(
+    rounds: &[Round],
+    regions: &[Region],
+    size: ImageSize,
+    encoded: &Encoded,
+    reused_tokens: usize,
+    generation: &Generation,
+    text: String,
+) -> Answer {
+    let question = rounds.last().map_or(&[][..], |round| &round.question);
+    let mut mentioned: Vec<ResolvedRegion> = Vec::new();
+    for piece in question {
+        if let Piece::Region(id) = piece
+            && mentioned.iter().all(|region| region.id != id.0)
+            && let Some(region) = regions.iter().find(|region| region.id == *id)
+        {
+            mentioned.push(region.resolved(size));
+        }
+    }
+    let generated_tokens = generation.ids.len();
+    let sum: f64 = generation.log_probabilities.iter().sum();
+    Answer {
+        text,
+        question: question_text(question),
+        regions: mentioned,
+        prompt_tokens: encoded.ids.len(),
+        reused_tokens,
+        generated_tokens,
+        finish: generation.finish,
+        mean_log_probability: (generated_tokens > 0).then(|| sum / generated_tokens as f64),
+    }
+}
+
+/// What stands at one place of a prompt. All patches belong to the one picture, so their id says all;
+/// regions share an id but not their vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Token(u32),
+    Region(BoxKey),
+}
+
+/// A box as the model gets it: its vector depends on nothing else, once the picture is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BoxKey {
+    precision: BoxPrecision,
+    bits: [u32; 4],
+}
+
+impl BoxKey {
+    fn new(bbox: &BBox, precision: BoxPrecision) -> Self {
+        Self { precision, bits: bbox.normalized().map(|value| (value as f32).to_bits()) }
+    }
+}
+
+fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Result<Vec<Slot>> {
+    let mut slots: Vec<Slot> = encoded.ids.iter().copied().map(Slot::Token).collect();
+    for &(place, id) in &encoded.regions {
+        let region = find_region(regions, id)?;
+        if let Some(slot) = slots.get_mut(place as usize) {
+            *slot = Slot::Region(BoxKey::new(&region.bbox, precision));
+        }
+    }
+    Ok(slots)
+}
+
+/// The key/value cache and what it was read from.
+#[derive(Debug)]
+struct Memory {
+    cache: KvCache,
+    read: Vec<Slot>,
+}
+
+impl Memory {
+    fn new(model: &Gpt4Roi) -> Self {
+        Self { cache: model.network.llama.new_cache(), read: Vec::new() }
+    }
+
+    /// Keeps the longest beginning that the prompt shares with what was read, and returns its length.
+    /// The prompt's last token is always left to be read: its logits are the answer's beginning.
+    fn recall(&mut self, prompt: &[Slot]) -> Result<usize> {
+        let most = prompt.len().saturating_sub(1);
+        let common = self.read.iter().zip(prompt).take(most).take_while(|(read, wanted)| read == wanted).count();
+        self.read.truncate(common);
+        self.cache.truncate(common)?;
+        Ok(common)
+    }
+
+    /// Notes what the cache holds after an answer. The last token of an answer is never read.
+    fn remember(&mut self, prompt: Vec<Slot>, answer: &[u32]) {
+        self.read = prompt;
+        self.read.extend(answer.iter().map(|&token| Slot::Token(token)));
+        self.read.truncate(self.cache.len());
+    }
+}
+
+/// The stop signal: the model opens the next turn.
+const STOP: &str = "###";
+/// The model writes who speaks; prompts leave the role's name to it.
+const ROLE: &str = "Assistant:";
+
+/// What the model wrote, without stop signal and role name.
+pub fn tidy(output: &str) -> String {
+    let answer = output.split(STOP).next().unwrap_or_default().trim();
+    answer.replace(&format!("{ROLE} "), "").replace(ROLE, "")
+}
+
+/// Turns tokens into text that can be shown at once: what a later token might still change or take
+/// away is held back.
+#[derive(Debug)]
+struct AnswerStream<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: Vec<u32>,
+    decoded: String,
+    shown: String,
+    fresh: usize,
+}
+
+impl<'a> AnswerStream<'a> {
+    fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self { tokenizer, ids: Vec::new(), decoded: String::new(), shown: String::new(), fresh: 0 }
+    }
+
+    /// Takes one token; true if the answer is complete.
+    fn push(&mut self, token: u32) -> bool {
+        self.ids.push(token);
+        self.decoded = self.tokenizer.decode(&self.ids);
+        self.decoded.contains(STOP)
+    }
+
+    /// What can be shown since the last call.
+    fn fresh(&mut self, complete: bool) -> &str {
+        let settled = if complete { &self.decoded } else { settled(&self.decoded) };
+        let visible = tidy(settled);
+        self.fresh = self.shown.len();
+        if visible.starts_with(&self.shown) {
+            self.shown = visible;
+        }
+        &self.shown[self.fresh..]
+    }
+
+    /// The whole answer.
+    fn finish(&self) -> String {
+        tidy(&self.decoded)
+    }
+
+    /// What of the whole answer was not shown yet.
+    fn rest<'t>(&self, text: &'t str) -> &'t str {
+        text.strip_prefix(&self.shown).unwrap_or_default()
+    }
+}
+
+/// The beginning of a text that no further token can change: without the first letters of a role name
+/// or stop signal, half a character, or a word that the tokenizer may yet pull to the one before it.
+fn settled(decoded: &str) -> &str {
+    const JOINED: [&str; 5] = [" n", " n'", " '", " 'r", " 'v"];
+    let mut text = decoded.trim_end_matches(char::REPLACEMENT_CHARACTER).trim_end_matches('#');
+    if let Some(joined) = JOINED.iter().find(|joined| text.ends_with(*joined)) {
+        text = &text[..text.len() - joined.len()];
+    }
+    let role = (1..=ROLE.len()).rev().find(|&letters| text.ends_with(&ROLE[..letters]));
+    &text[..text.len() - role.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_lose_role_and_stop_signal() {
+        for (output, answer) in [
+            ("Assistant: a red car\n###", "a red car"),
+            (" Assistant:a red car", "a red car"),
+            ("a red car ### Human: and", "a red car"),
+            ("Assistant: one. Assistant: two", "one. two"),
+            ("###", ""),
+            ("", ""),
+        ] {
+            assert_eq!(tidy(output), answer, "{output:?}");
+        }
+    }
+
+    #[test]
+    fn only_settled_text_is_shown() {
+        for (decoded, shown) in [
+            ("A", ""),
+            ("Assis", ""),
+            ("Assistant:", ""),
+            ("Assistant: a c", "Assistant: a c"),
+            ("a car\n##", "a car\n"),
+            ("caf\u{FFFD}", "caf"),
+            ("the dog '", "the dog"),
+            ("it did n", "it did"),
+            ("a can", "a can"),
+            ("a big As", "a big "),
+        ] {
+            assert_eq!(settled(decoded), shown, "{decoded:?}");
+        }
+    }
 }
