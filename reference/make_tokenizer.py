@@ -22,7 +22,7 @@ import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 OUT = Path(__file__).resolve().parent.parent / "models" / "nano"
-PIECES = 1760
+PIECES = 1792
 DELIMITER = "\t"  # no piece crosses it
 FRAME = """A chat between a curious human and an artificial intelligence assistant. The assistant gives
 helpful, detailed, and polite answers to the human's questions. Human: Assistant: The provides an
@@ -48,6 +48,9 @@ def lines(corpus: str) -> list[str]:
         # `▁A` must not become a piece: the space stays apart from a capital A.
         glue = DELIMITER if word.startswith("A") else ""
         made += [f"x{DELIMITER} {glue}{word}{DELIMITER}"] * times
+    # Questions begin behind a line break.
+    for word in sorted({line.split()[0] for line in corpus.splitlines() if line.endswith("?")}):
+        made += [f"x{DELIMITER}{word}{DELIMITER}"] * 100
     made += [f"x{DELIMITER}{frame}" for frame in ("###", "##") for _ in range(300)]
     return made
 
