@@ -2,11 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bbox::{BBox, ImageSize, RegionId},
+    bbox::{BBox, BoxPrecision, ImageSize, RegionId},
     error::Result,
     generate::{FinishReason, Generation, Halt, Limits, LlamaDecoder, generate},
     image::Image,
@@ -77,17 +77,6 @@ pub struct ResolvedRegion {
     pub pixels: [f64; 4],
     /// Where it came from.
     pub origin: Origin,
-}
-
-/// In which precision boxes reach the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BoxPrecision {
-    /// As training saw them.
-    #[default]
-    F32,
-    /// Rounded, as the original's demo does.
-    F16,
 }
 
 /// How a question is to be answered.
@@ -250,7 +239,15 @@ impl<'m> Chat<'m> {
     /// # Errors
     /// As [`Self::ask_streaming`].
     pub fn ask(&mut self, question: &str) -> Result<Answer> {
-        self.ask_streaming(question, &AskOptions::default(), |_| ControlFlow::Continue(()))
+        self.ask_with(question, &AskOptions::default())
+    }
+
+    /// Answers all at once; see [`Self::ask_streaming`].
+    ///
+    /// # Errors
+    /// As [`Self::ask_streaming`].
+    pub fn ask_with(&mut self, question: &str, options: &AskOptions) -> Result<Answer> {
+        self.ask_streaming(question, options, |_| ControlFlow::Continue(()))
     }
 
     /// Answers a question. Regions are mentioned as `<region1>`; coordinates become new regions, and
@@ -346,7 +343,7 @@ impl<'m> Chat<'m> {
         let max_new_tokens = options.max_new_tokens.min(self.room(prompt.len())?);
 
         let reused = self.memory.recall(&prompt)?;
-        let embeds = self.embed(&encoded, &prompt, reused)?;
+        let embeds = self.embed(&encoded, &prompt, options.box_precision, reused)?;
         let mut stream = AnswerStream::new(tokenizer);
         let limits = Limits { eos: tokenizer.special().eos, max_new_tokens };
         let mut decoder =
@@ -388,7 +385,7 @@ impl<'m> Chat<'m> {
     ///
     /// # Shapes
     /// → `[1, T − from, H]`
-    fn embed(&mut self, encoded: &Encoded, prompt: &[Slot], from: usize) -> Result<Tensor> {
+    fn embed(&mut self, encoded: &Encoded, prompt: &[Slot], precision: BoxPrecision, from: usize) -> Result<Tensor> {
         let device = &self.model.device;
         let ids = Tensor::from_slice(&encoded.ids[from..], encoded.ids.len() - from, device)?;
         // Patches may have been read in part, when the words before them changed in their midst.
@@ -398,12 +395,12 @@ impl<'m> Chat<'m> {
         let patch_places: Vec<u32> = (first..encoded.patches.end).map(|place| (place - from) as u32).collect();
         let (mut boxes, mut region_places) = (Vec::new(), Vec::new());
         for (place, slot) in prompt.iter().enumerate().skip(from) {
-            if let Slot::Region(key) = slot {
-                boxes.push(*key);
+            if let Slot::Region(bbox, _) = slot {
+                boxes.push(*bbox);
                 region_places.push((place - from) as u32);
             }
         }
-        let regions = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes)?) };
+        let regions = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes, precision)?) };
         let mut parts: Vec<(&Tensor, &[u32])> = Vec::new();
         if !patch_places.is_empty() {
             parts.push((&patches, &patch_places));
@@ -415,20 +412,14 @@ impl<'m> Chat<'m> {
     }
 
     /// # Shapes
-    /// → `[N, H]`
-    fn encode_boxes(&mut self, boxes: &[BoxKey]) -> Result<Tensor> {
+    /// N boxes → `[N, H]`
+    fn encode_boxes(&mut self, boxes: &[BBox], precision: BoxPrecision) -> Result<Tensor> {
         let network = &self.model.network;
         let maps = match &self.maps {
             Some(maps) => maps,
             None => self.maps.insert(network.pyramid(&self.features)?),
         };
-        let values: Vec<f32> = boxes.iter().flat_map(|key| key.bits.map(f32::from_bits)).collect();
-        let rows = Tensor::from_vec(values, (boxes.len(), 4), &self.model.device)?;
-        let rows = match boxes.first().map(|key| key.precision) {
-            Some(BoxPrecision::F16) => rows.to_dtype(DType::F16)?,
-            _ => rows,
-        };
-        Ok(network.encode_regions(maps, &rows)?)
+        Ok(network.encode_regions(maps, &BBox::tensor(boxes, precision, &self.model.device)?)?)
     }
 }
 
@@ -503,25 +494,12 @@ fn report(
     }
 }
 
-/// What stands at one place of a prompt. All patches belong to the one picture, so their id says all;
-/// regions share an id but not their vectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What stands at one place of a prompt. All patches belong to the one picture, so their id says all.
+/// Regions share an id; their vectors depend on the box and its precision, and on nothing else.
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Slot {
     Token(u32),
-    Region(BoxKey),
-}
-
-/// A box as the model gets it: its vector depends on nothing else, once the picture is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct BoxKey {
-    precision: BoxPrecision,
-    bits: [u32; 4],
-}
-
-impl BoxKey {
-    fn new(bbox: &BBox, precision: BoxPrecision) -> Self {
-        Self { precision, bits: bbox.normalized().map(|value| (value as f32).to_bits()) }
-    }
+    Region(BBox, BoxPrecision),
 }
 
 fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Result<Vec<Slot>> {
@@ -529,7 +507,7 @@ fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Resu
     for &(place, id) in &encoded.regions {
         let region = find_region(regions, id)?;
         if let Some(slot) = slots.get_mut(place as usize) {
-            *slot = Slot::Region(BoxKey::new(&region.bbox, precision));
+            *slot = Slot::Region(region.bbox, precision);
         }
     }
     Ok(slots)
