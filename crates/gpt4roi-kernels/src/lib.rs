@@ -1,1 +1,43 @@
-//! gpt4roi-kernels.
+//! The arithmetic of GPT4RoI on a CPU: f32 slices in, f32 slices out.
+//!
+//! Each operation has a forward and a backward function; what a backward needs it recomputes from
+//! the forward's inputs, so nothing is remembered between the two. All `unsafe` of the project lives
+//! here, behind functions that are safe to call with any arguments: a slice of the wrong length
+//! panics.
+//!
+//! A kernel uses as many threads as the rayon pool it is called from. Inside a pool of one thread it
+//! starts no task at all, so data-parallel workers each keep to their own core.
+
+#![allow(unsafe_code)]
+
+#[macro_use]
+mod simd;
+mod parallel;
+
+mod activation;
+mod attention;
+mod bias;
+mod cross_entropy;
+mod exp;
+mod gemm;
+mod norm;
+mod rotary;
+
+#[cfg(test)]
+mod test_values;
+
+pub use crate::{
+    activation::{gelu, gelu_backward, quick_gelu, quick_gelu_backward, relu, relu_backward, swiglu, swiglu_backward},
+    attention::{AttentionShape, Visible, attention, attention_backward},
+    bias::{repeat_row, sum_rows},
+    //TMP    conv::{Conv3x3Shape, conv3x3, conv3x3_backward_input, conv3x3_backward_weight},
+    cross_entropy::{cross_entropy, cross_entropy_backward},
+    exp::exp,
+    gemm::{MatMut, MatRef, gemm},
+    norm::{
+        GroupNormShape, group_norm, group_norm_backward, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
+    },
+    //TMP    resize::{MapSize, resize_bilinear, resize_bilinear_backward},
+    //TMP    roi_align::{RoiAlignShape, roi_align, roi_align_backward},
+    rotary::{rotary, rotary_backward},
+};

@@ -1,1 +1,29 @@
-//! gpt4roi-train.
+//! Trains GPT4RoI in stages.
+//!
+//! A stage is a TOML file: which parameters learn, from what, how long. See [`StageConfig`].
+
+pub mod checkpoint;
+pub mod config;
+pub mod curve;
+pub mod error;
+pub mod init;
+pub mod log;
+pub mod loss;
+pub mod muon;
+pub mod objective;
+pub mod optimizer;
+pub mod parameters;
+pub mod patches;
+pub mod progress;
+pub mod scenes;
+pub mod schedule;
+pub mod stage;
+pub mod trainer;
+
+pub use crate::{
+    config::StageConfig,
+    error::{Result, TrainError},
+    progress::{Bar, Progress, Silent},
+    stage::open,
+    trainer::Trainer,
+};

@@ -3,9 +3,12 @@
 //! Each is differentiable with respect to its inputs and parameters, so that one forward serves
 //! inference and training.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-use crate::weights::{Weights, WeightsResult};
+use crate::{
+    composed, ops,
+    weights::{Weights, WeightsResult},
+};
 
 /// y = x·Wᵀ + b.
 #[derive(Clone, Debug)]
@@ -38,18 +41,10 @@ impl Linear {
 /// # Shapes
 /// x `[.., input]`, weight `[output, input]`, bias `[output]` → `[.., output]`
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (output, input) = weight.dims2()?;
-    let mut shape = x.dims().to_vec();
-    let rows = x.elem_count() / input;
-    let y = x.reshape((rows, input))?.matmul(&weight.t()?)?;
-    if let Some(last) = shape.last_mut() {
-        *last = output;
+    match ops::serve(&[x, weight]) {
+        true => ops::linear(x, weight, bias),
+        false => composed::linear(x, weight, bias),
     }
-    let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    };
-    y.reshape(shape)
 }
 
 /// Normalises the last dimension to mean 0 and variance 1, then scales and shifts.
@@ -69,10 +64,10 @@ impl LayerNorm {
     /// # Shapes
     /// `[.., size]` → the same
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normal = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?;
-        normal.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+        match ops::serve(&[x, &self.weight, &self.bias]) {
+            true => ops::layer_norm(x, &self.weight, &self.bias, self.eps),
+            false => composed::layer_norm(x, &self.weight, &self.bias, self.eps),
+        }
     }
 }
 
@@ -92,8 +87,10 @@ impl RmsNorm {
     /// # Shapes
     /// `[.., size]` → the same
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let square = x.sqr()?.mean_keepdim(D::Minus1)?;
-        x.broadcast_div(&(square + self.eps)?.sqrt()?)?.broadcast_mul(&self.weight)
+        match ops::serve(&[x, &self.weight]) {
+            true => ops::rms_norm(x, &self.weight, self.eps),
+            false => composed::rms_norm(x, &self.weight, self.eps),
+        }
     }
 }
 
@@ -116,13 +113,7 @@ impl GroupNorm {
     /// # Shapes
     /// `[B, C, H, W]` → the same
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, channels, height, width) = x.dims4()?;
-        let grouped = x.reshape((batch, self.groups, channels / self.groups * height * width))?;
-        let centred = grouped.broadcast_sub(&grouped.mean_keepdim(2)?)?;
-        let variance = centred.sqr()?.mean_keepdim(2)?;
-        let normal = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?.reshape(x.shape())?;
-        let per_channel = (1, channels, 1, 1);
-        normal.broadcast_mul(&self.weight.reshape(per_channel)?)?.broadcast_add(&self.bias.reshape(per_channel)?)
+        composed::group_norm(x, &self.weight, &self.bias, self.groups, self.eps)
     }
 }
 
@@ -157,22 +148,31 @@ impl Conv3x3 {
 /// # Shapes
 /// x `[B, I, H, W]`, weight `[O, I, 3, 3]`, bias `[O]` → `[B, O, H, W]`
 pub fn conv3x3(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = x.conv2d(weight, 1, 1, 1, 1)?;
-    match bias {
-        Some(bias) => y.broadcast_add(&bias.reshape((1, bias.elem_count(), 1, 1))?),
-        None => Ok(y),
-    }
+    composed::conv3x3(x, weight, bias)
 }
 
 /// x·sigmoid(1.702·x), the approximation that OpenAI trained CLIP with.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    let gate = ((x * -1.702)?.exp()? + 1.0)?;
-    x / gate
+    match ops::serve(&[x]) {
+        true => ops::quick_gelu(x),
+        false => composed::quick_gelu(x),
+    }
 }
 
 /// x·Φ(x), exact.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    x.gelu_erf()
+    match ops::serve(&[x]) {
+        true => ops::gelu(x),
+        false => composed::gelu(x),
+    }
+}
+
+/// The larger of x and 0, with gradient 0 at 0.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    match ops::serve(&[x]) {
+        true => ops::relu(x),
+        false => composed::relu(x),
+    }
 }
 
 /// silu(gate)·up, the gated feed-forward of LLaMA.
@@ -180,7 +180,10 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// both `[.., N]` → the same
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.silu()? * up
+    match ops::serve(&[gate, up]) {
+        true => ops::swiglu(gate, up),
+        false => composed::swiglu(gate, up),
+    }
 }
 
 /// Which keys a query may look at.
@@ -218,28 +221,10 @@ impl AttentionMask {
 /// # Shapes
 /// q `[B, Tq, heads·D]`, k and v `[B, Tk, heads·D]` → `[B, Tq, heads·D]`; scores are scaled by 1/√D
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: &AttentionMask) -> Result<Tensor> {
-    let (batch, queries, width) = q.dims3()?;
-    let keys = k.dim(1)?;
-    let split = |x: &Tensor, length| x.reshape((batch, length, heads, width / heads))?.transpose(1, 2)?.contiguous();
-    let (q, k, v) = (split(q, queries)?, split(k, keys)?, split(v, keys)?);
-    let scores = (q.matmul(&k.transpose(2, 3)?)? * (heads as f64 / width as f64).sqrt())?;
-    let scores = match mask {
-        AttentionMask::Full => scores,
-        mask => scores.broadcast_add(&additive(mask, queries, keys, q.device())?)?,
-    };
-    let mixed = softmax(&scores)?.matmul(&v)?; // [B, heads, Tq, D]
-    mixed.transpose(1, 2)?.reshape((batch, queries, width))
-}
-
-/// The mask as a matrix `[Tq, Tk]` of 0 and −∞.
-fn additive(mask: &AttentionMask, queries: usize, keys: usize, device: &candle_core::Device) -> Result<Tensor> {
-    let mut matrix = vec![f32::NEG_INFINITY; queries * keys];
-    for (i, row) in matrix.chunks_exact_mut(keys).enumerate() {
-        let (shared, own) = mask.visible(i, queries, keys);
-        row[shared].fill(0.0);
-        row[own].fill(0.0);
+    match ops::serve(&[q, k, v]) {
+        true => ops::attention(q, k, v, heads, mask),
+        false => composed::attention(q, k, v, heads, mask),
     }
-    Tensor::from_vec(matrix, (queries, keys), device)
 }
 
 /// Softmax over the last dimension, with a backward that reaches the input.
@@ -247,8 +232,18 @@ fn additive(mask: &AttentionMask, queries: usize, keys: usize, device: &candle_c
 /// # Shapes
 /// `[.., N]` → the same
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    let x = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
-    x.broadcast_div(&x.sum_keepdim(D::Minus1)?)
+    composed::softmax(x)
+}
+
+/// The cross-entropy of each row of logits against its class, in nats, summed over the rows.
+///
+/// # Shapes
+/// logits `[N, V]`, targets `[N]` (u32, below V) → scalar
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    match ops::serve(&[logits]) {
+        true => ops::cross_entropy(logits, targets),
+        false => composed::cross_entropy(logits, targets),
+    }
 }
 
 /// Rotary position embedding: the cosines and sines of every position.
@@ -278,16 +273,11 @@ impl Rotary {
     /// # Shapes
     /// x `[B, T, heads·D]`, positions `[T]` (u32) → as x
     pub fn forward(&self, x: &Tensor, heads: usize, positions: &Tensor) -> Result<Tensor> {
-        let (batch, length, width) = x.dims3()?;
-        let half = width / heads / 2;
-        let shape = (1, length, 1, half);
-        let cos = self.cos.index_select(positions, 0)?.reshape(shape)?;
-        let sin = self.sin.index_select(positions, 0)?.reshape(shape)?;
-        let x = x.reshape((batch, length, heads, 2 * half))?;
-        let (near, far) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
-        let turned_near = (near.broadcast_mul(&cos)? - far.broadcast_mul(&sin)?)?;
-        let turned_far = (far.broadcast_mul(&cos)? + near.broadcast_mul(&sin)?)?;
-        Tensor::cat(&[turned_near, turned_far], 3)?.reshape((batch, length, width))
+        let (cos, sin) = (self.cos.index_select(positions, 0)?, self.sin.index_select(positions, 0)?);
+        match ops::serve(&[x, &cos]) {
+            true => ops::rotary(x, heads, cos, sin),
+            false => composed::rotary(x, heads, &cos, &sin),
+        }
     }
 }
 
@@ -297,27 +287,9 @@ impl Rotary {
 /// # Shapes
 /// `[B, C, h, w]` → `[B, C, height, width]`
 pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    let (batch, channels, h, w) = x.dims4()?;
+    let (_, _, h, w) = x.dims4()?;
     if (h, w) == (height, width) {
         return Ok(x.clone());
     }
-    let down = interpolation(h, height, x.device())?; // [height, h]
-    let across = interpolation(w, width, x.device())?.t()?; // [w, width]
-    let wide = x.reshape((batch * channels * h, w))?.matmul(&across)?; // [B·C·h, width]
-    let columns = wide.reshape((batch * channels, h, width))?;
-    down.broadcast_left(batch * channels)?.matmul(&columns)?.reshape((batch, channels, height, width))
-}
-
-/// The matrix `[to, from]` of bilinear weights with aligned corners.
-fn interpolation(from: usize, to: usize, device: &candle_core::Device) -> Result<Tensor> {
-    let mut matrix = vec![0f32; to * from];
-    let step = if to > 1 { (from - 1) as f32 / (to - 1) as f32 } else { 0.0 };
-    for (target, row) in matrix.chunks_exact_mut(from).enumerate() {
-        let place = target as f32 * step;
-        let low = (place as usize).min(from - 1);
-        let share = place - low as f32;
-        row[low] += 1.0 - share;
-        row[(low + 1).min(from - 1)] += share;
-    }
-    Tensor::from_vec(matrix, (to, from), device)
+    composed::resize_bilinear(x, height, width)
 }

@@ -11,10 +11,13 @@ pub mod mention;
 pub mod image;
 
 pub mod prompt;
+mod sentencepiece;
 pub mod tokenizer;
 
 pub mod clip;
+mod composed;
 pub mod layers;
+mod ops;
 pub mod region;
 pub mod roi_align;
 

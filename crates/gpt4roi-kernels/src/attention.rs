@@ -1,0 +1,324 @@
+//! Softmax attention over `[batch, tokens, heads·D]`, read and written in place of the heads.
+//!
+//! Queries are taken in blocks. A block scores only the keys that one of its queries may see; within
+//! the block the mask sets single probabilities to zero.
+
+use std::ops::Range;
+
+use crate::{
+    exp::exp1,
+    gemm::{MatMut, MatRef, gemm_serial},
+    parallel::map_indices,
+    simd::{max, sum2},
+};
+
+/// Queries that are scored together.
+const BLOCK: usize = 64;
+
+/// For query i, the keys it may see: two ranges that do not overlap, in ascending order.
+pub type Visible<'a> = &'a (dyn Fn(usize) -> (Range<usize>, Range<usize>) + Sync);
+
+/// The dimensions of one attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens that ask, per sequence.
+    pub queries: usize,
+    /// Tokens that answer, per sequence.
+    pub keys: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Channels of one head.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32], out: &[f32]) {
+        let (queries, keys) = (self.batch * self.queries * self.width(), self.batch * self.keys * self.width());
+        assert_eq!((q.len(), k.len(), v.len(), out.len()), (queries, keys, keys, queries), "{self:?}");
+    }
+
+    /// Where the head of one batch element begins in a tensor of so many tokens.
+    fn offset(&self, task: usize, tokens: usize) -> usize {
+        task / self.heads * tokens * self.width() + task % self.heads * self.head_dim
+    }
+
+    /// Some rows of one head.
+    fn rows<'a>(&self, x: &'a [f32], task: usize, tokens: usize, rows: Range<usize>) -> MatRef<'a> {
+        let start = self.offset(task, tokens) + rows.start * self.width();
+        MatRef::strided(x.get(start..).unwrap_or_default(), (rows.len(), self.head_dim), (self.width(), 1))
+    }
+
+    /// Puts what each head computed, `[tokens, D]`, side by side.
+    fn merge(&self, heads: &[Vec<f32>], tokens: usize, out: &mut [f32]) {
+        for (task, head) in heads.iter().enumerate() {
+            let out = &mut out[self.offset(task, tokens)..];
+            for (row, values) in head.chunks_exact(self.head_dim).enumerate() {
+                out[row * self.width()..][..self.head_dim].copy_from_slice(values);
+            }
+        }
+    }
+}
+
+/// softmax(q·kᵀ / √D)·v for each head, over the keys that the mask leaves.
+///
+/// # Shapes
+/// q and out `[batch, queries, heads·D]`, k and v `[batch, keys, heads·D]`
+///
+/// # Panics
+/// If the lengths do not fit, or `visible` names a key that does not exist.
+pub fn attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, visible: Visible<'_>, out: &mut [f32]) {
+    shape.check(q, k, v, out);
+    if out.is_empty() {
+        return;
+    }
+    let heads = map_indices(shape.batch * shape.heads, |task| attend(q, k, v, shape, visible, task));
+    shape.merge(&heads, shape.queries, out);
+}
+
+/// One head: `[queries, D]`.
+fn attend(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, visible: Visible<'_>, task: usize) -> Vec<f32> {
+    let dim = shape.head_dim;
+    let mut out = vec![0.0; shape.queries * dim];
+    let mut scores = Vec::new();
+    for start in (0..shape.queries).step_by(BLOCK) {
+        let block = Block::new(start..(start + BLOCK).min(shape.queries), shape, visible);
+        let columns = block.score(q, k, shape, task, &mut scores);
+        block.softmax(&mut scores, shape.scale(), visible);
+        let target = &mut out[start * dim..block.queries.end * dim];
+        let mut beta = 0.0;
+        for (seen, column) in block.parts() {
+            let weights = MatRef::strided(&scores[column..], (block.queries.len(), seen.len()), (columns, 1));
+            let values = shape.rows(v, task, shape.keys, seen);
+            gemm_serial(1.0, weights, values, beta, MatMut::new(target, block.queries.len(), dim));
+            beta = 1.0;
+        }
+    }
+    out
+}
+
+/// The gradients of [`attention`]; all three are written.
+///
+/// # Panics
+/// If the lengths do not fit.
+#[allow(clippy::too_many_arguments)] // The operands and their gradients; a struct would only rename them.
+pub fn attention_backward(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    shape: AttentionShape,
+    visible: Visible<'_>,
+    out: &[f32],
+    grad: &[f32],
+    grad_q: &mut [f32],
+    grad_k: &mut [f32],
+    grad_v: &mut [f32],
+) {
+    shape.check(q, k, v, out);
+    shape.check(grad, grad_k, grad_v, grad_q);
+    if grad_k.is_empty() || out.is_empty() {
+        return;
+    }
+    let heads = map_indices(shape.batch * shape.heads, |task| {
+        attend_backward(Operands { q, k, v, out, grad }, shape, visible, task)
+    });
+    let mut queries = Vec::with_capacity(heads.len());
+    let (mut keys, mut values) = (queries.clone(), queries.clone());
+    for head in heads {
+        queries.push(head.q);
+        keys.push(head.k);
+        values.push(head.v);
+    }
+    shape.merge(&queries, shape.queries, grad_q);
+    shape.merge(&keys, shape.keys, grad_k);
+    shape.merge(&values, shape.keys, grad_v);
+}
+
+/// What the backward reads.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    grad: &'a [f32],
+}
+
+/// The gradients of one head, each `[tokens, D]`.
+struct HeadGradients {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+fn attend_backward(from: Operands<'_>, shape: AttentionShape, visible: Visible<'_>, task: usize) -> HeadGradients {
+    let (dim, width, scale) = (shape.head_dim, shape.width(), shape.scale());
+    let zeros = |tokens: usize| vec![0.0; tokens * dim];
+    let mut grads = HeadGradients { q: zeros(shape.queries), k: zeros(shape.keys), v: zeros(shape.keys) };
+    let (mut weights, mut grad_scores) = (Vec::new(), Vec::new());
+    for start in (0..shape.queries).step_by(BLOCK) {
+        let block = Block::new(start..(start + BLOCK).min(shape.queries), shape, visible);
+        let rows = block.queries.len();
+        let columns = block.score(from.q, from.k, shape, task, &mut weights);
+        block.softmax(&mut weights, scale, visible);
+        block.score(from.grad, from.v, shape, task, &mut grad_scores);
+
+        // d score = p·(d p − Σ p·d p), and the sum is out·d out.
+        let first = shape.offset(task, shape.queries) + start * width;
+        for (row, (grads, weights)) in
+            grad_scores.chunks_exact_mut(columns).zip(weights.chunks_exact(columns)).enumerate()
+        {
+            let place = first + row * width;
+            softmax_backward(&from.out[place..][..dim], &from.grad[place..][..dim], weights, scale, grads);
+        }
+
+        let query = shape.rows(from.q, task, shape.queries, block.queries.clone());
+        let grad = shape.rows(from.grad, task, shape.queries, block.queries.clone());
+        let mut beta = 0.0;
+        for (seen, column) in block.parts() {
+            let part = |x| MatRef::strided(x, (rows, seen.len()), (columns, 1));
+            let (weights, grad_scores) = (part(&weights[column..]), part(&grad_scores[column..]));
+            let keys = seen.start * dim..seen.end * dim;
+            let grad_query = &mut grads.q[start * dim..block.queries.end * dim];
+            let key = shape.rows(from.k, task, shape.keys, seen.clone());
+            gemm_serial(1.0, grad_scores, key, beta, MatMut::new(grad_query, rows, dim));
+            let (grad_key, grad_value) = (&mut grads.k[keys.clone()], &mut grads.v[keys]);
+            gemm_serial(1.0, grad_scores.transposed(), query, 1.0, MatMut::new(grad_key, seen.len(), dim));
+            gemm_serial(1.0, weights.transposed(), grad, 1.0, MatMut::new(grad_value, seen.len(), dim));
+            beta = 1.0;
+        }
+    }
+    grads
+}
+
+/// Some consecutive queries and the keys that any of them sees.
+struct Block {
+    queries: Range<usize>,
+    shared: Range<usize>,
+    own: Range<usize>,
+}
+
+impl Block {
+    fn new(queries: Range<usize>, shape: AttentionShape, visible: Visible<'_>) -> Self {
+        let none = shape.keys..0;
+        let (mut shared, mut own) = (none.clone(), none);
+        for query in queries.clone() {
+            let (a, b) = visible(query);
+            for (hull, part) in [(&mut shared, a), (&mut own, b)] {
+                if !part.is_empty() {
+                    *hull = hull.start.min(part.start)..hull.end.max(part.end);
+                }
+            }
+        }
+        if own.start < shared.end {
+            shared = shared.start.min(own.start)..shared.end.max(own.end);
+            own = 0..0;
+        }
+        let empty_if_unset = |range: Range<usize>| if range.is_empty() { 0..0 } else { range };
+        Self { queries, shared: empty_if_unset(shared), own: empty_if_unset(own) }
+    }
+
+    /// The stretches of keys, each with the column at which its scores begin.
+    fn parts(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        [(self.shared.clone(), 0), (self.own.clone(), self.shared.len())]
+            .into_iter()
+            .filter(|(keys, _)| !keys.is_empty())
+    }
+
+    /// Writes q·kᵀ of the block, a row per query, and returns the length of a row.
+    fn score(&self, q: &[f32], k: &[f32], shape: AttentionShape, task: usize, scores: &mut Vec<f32>) -> usize {
+        let (rows, columns) = (self.queries.len(), self.shared.len() + self.own.len());
+        scores.resize(rows * columns, 0.0);
+        let query = shape.rows(q, task, shape.queries, self.queries.clone());
+        for (seen, column) in self.parts() {
+            let keys = shape.rows(k, task, shape.keys, seen.clone()).transposed();
+            let target = MatMut::strided(&mut scores[column..], (rows, seen.len()), columns);
+            gemm_serial(1.0, query, keys, 0.0, target);
+        }
+        columns
+    }
+
+    /// Turns scores into probabilities; what a query does not see gets none.
+    fn softmax(&self, scores: &mut [f32], scale: f32, visible: Visible<'_>) {
+        let columns = self.shared.len() + self.own.len();
+        if columns == 0 {
+            return;
+        }
+        for (query, row) in self.queries.clone().zip(scores.chunks_exact_mut(columns)) {
+            let (a, b) = visible(query);
+            softmax_parts(row, self.columns(a), self.columns(b), scale);
+        }
+    }
+
+    /// The columns of a range of keys.
+    fn columns(&self, keys: Range<usize>) -> Range<usize> {
+        if keys.is_empty() {
+            return 0..0;
+        }
+        let start = if !self.own.is_empty() && keys.start >= self.own.start {
+            keys.start - self.own.start + self.shared.len()
+        } else {
+            keys.start - self.shared.start
+        };
+        start..start + keys.len()
+    }
+}
+
+wide! {
+    /// Softmax over two stretches of a row together; zero elsewhere.
+    fn softmax_parts(row: &mut [f32], a: Range<usize>, b: Range<usize>, scale: f32) {
+        let (highest_a, highest_b) = (max(&row[a.clone()]), max(&row[b.clone()]));
+        let highest = if highest_b > highest_a { highest_b } else { highest_a };
+        let mut sum = 0.0;
+        for part in [a.clone(), b.clone()] {
+            sum += exponentials(&mut row[part], highest, scale);
+        }
+        let share = 1.0 / sum;
+        for part in [a.clone(), b.clone()] {
+            row[part].iter_mut().for_each(|p| *p *= share);
+        }
+        let (first, second) = if a.start <= b.start || b.is_empty() { (a, b) } else { (b, a) };
+        let second = if second.is_empty() { row.len()..row.len() } else { second };
+        row[..first.start].fill(0.0);
+        row[first.end..second.start].fill(0.0);
+        row[second.end..].fill(0.0);
+    }
+}
+
+/// e^((x − highest)·scale) in place, and the sum.
+#[inline(always)]
+fn exponentials(x: &mut [f32], highest: f32, scale: f32) -> f32 {
+    let mut lanes = [0f32; 16];
+    let (chunks, rest) = x.as_chunks_mut::<16>();
+    for chunk in chunks {
+        for (x, lane) in chunk.iter_mut().zip(&mut lanes) {
+            *x = exp1((*x - highest) * scale);
+            *lane += *x;
+        }
+    }
+    let mut sum: f32 = lanes.iter().sum();
+    for x in rest {
+        *x = exp1((*x - highest) * scale);
+        sum += *x;
+    }
+    sum
+}
+
+wide! {
+    /// From the gradient of a row's probabilities to that of its unscaled scores.
+    fn softmax_backward(out: &[f32], grad_out: &[f32], weights: &[f32], scale: f32, grads: &mut [f32]) {
+        let along = sum2(out, grad_out, |o, g| o * g);
+        for (grad, &weight) in grads.iter_mut().zip(weights) {
+            *grad = weight * (*grad - along) * scale;
+        }
+    }
+}

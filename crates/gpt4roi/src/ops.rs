@@ -1,0 +1,477 @@
+//! The kernels as operations of the tensor engine, with their gradients: CPU, f32.
+//!
+//! Arguments are made contiguous before an operation is applied. A gradient is computed only for an
+//! argument that something trainable stands behind, so frozen weights cost nothing.
+
+use std::{
+    ops::{Deref, Range},
+    sync::Arc,
+};
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
+use gpt4roi_kernels::{self as kernels, AttentionShape, MatMut, MatRef};
+
+use crate::layers::AttentionMask;
+
+/// Whether the kernels can take all of these.
+pub(crate) fn serve(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
+}
+
+/// The values of a contiguous tensor, locked for reading.
+struct Values<S> {
+    storage: S,
+    place: Range<usize>,
+}
+
+fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, place: place(layout)? }),
+        _ => candle_core::bail!("expected f32 on the CPU, got {:?} on {:?}", tensor.dtype(), tensor.device()),
+    }
+}
+
+impl<S: Deref<Target = Storage>> Deref for Values<S> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(all)) => &all[self.place.clone()],
+            _ => &[],
+        }
+    }
+}
+
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    Ok(&storage.as_slice::<f32>()?[place(layout)?])
+}
+
+fn place(layout: &Layout) -> Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => candle_core::bail!("expected a contiguous tensor, got {layout:?}"),
+    }
+}
+
+fn fresh(like: &Tensor) -> Vec<f32> {
+    vec![0.0; like.elem_count()]
+}
+
+fn shaped(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values, like.shape(), like.device())
+}
+
+fn shaped_if_tracked(values: Vec<f32>, like: &Tensor) -> Result<Option<Tensor>> {
+    like.track_op().then(|| shaped(values, like)).transpose()
+}
+
+fn done(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
+    Ok((CpuStorage::F32(values), shape.into()))
+}
+
+/// x·Wᵀ + b.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
+        None => x.apply_op2(&weight, Linear),
+    }
+}
+
+struct Linear;
+
+impl Linear {
+    fn forward(x: (&[f32], &Shape), weight: (&[f32], &Shape), bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (output, input) = weight.1.dims2()?;
+        let mut shape = x.1.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == input => *last = output,
+            _ => candle_core::bail!("linear: expected [.., {input}], got {:?}", x.1),
+        }
+        let rows = x.0.len() / input;
+        let mut y = vec![0.0; rows * output];
+        let beta = match bias {
+            Some(bias) if bias.len() != output => {
+                candle_core::bail!("linear: expected a bias of {output} values, got {}", bias.len())
+            }
+            Some(bias) => {
+                kernels::repeat_row(bias, &mut y);
+                1.0
+            }
+            None => 0.0,
+        };
+        let (x, weight) = (MatRef::new(x.0, rows, input), MatRef::new(weight.0, output, input));
+        kernels::gemm(1.0, x, weight.transposed(), beta, MatMut::new(&mut y, rows, output));
+        done(y, shape)
+    }
+
+    fn backward(x: &Tensor, weight: &Tensor, grad: &[f32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (output, input) = weight.dims2()?;
+        let rows = x.elem_count() / input;
+        let grad = MatRef::new(grad, rows, output);
+        let grad_x = match x.track_op() {
+            true => {
+                let mut out = fresh(x);
+                let weight = values(weight)?;
+                kernels::gemm(1.0, grad, MatRef::new(&weight, output, input), 0.0, MatMut::new(&mut out, rows, input));
+                Some(shaped(out, x)?)
+            }
+            false => None,
+        };
+        let grad_weight = match weight.track_op() {
+            true => {
+                let mut out = fresh(weight);
+                let x = values(x)?;
+                let target = MatMut::new(&mut out, output, input);
+                kernels::gemm(1.0, grad.transposed(), MatRef::new(&x, rows, input), 0.0, target);
+                Some(shaped(out, weight)?)
+            }
+            false => None,
+        };
+        Ok((grad_x, grad_weight))
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        Self::forward((slice(x, lx)?, lx.shape()), (slice(w, lw)?, lw.shape()), None)
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Self::backward(x, w, &values(&grad.contiguous()?)?)
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Self::forward((slice(x, lx)?, lx.shape()), (slice(w, lw)?, lw.shape()), Some(slice(b, lb)?))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Gradients3> {
+        let grad = grad.contiguous()?;
+        let grad = values(&grad)?;
+        let (grad_x, grad_w) = Self::backward(x, w, &grad)?;
+        let grad_b = match b.track_op() {
+            true => {
+                let mut out = fresh(b);
+                kernels::sum_rows(&grad, &mut out);
+                Some(shaped(out, b)?)
+            }
+            false => None,
+        };
+        Ok((grad_x, grad_w, grad_b))
+    }
+}
+
+type Gradients3 = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
+
+/// The last dimension normalised, scaled, shifted.
+pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    check_rows("layer_norm", x, weight)?;
+    check_rows("layer_norm", x, bias)?;
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps: eps as f32 })
+}
+
+/// The last dimension of `x` must be that of a vector of weights.
+fn check_rows(op: &str, x: &Tensor, weight: &Tensor) -> Result<()> {
+    let size = weight.dims1()?;
+    if x.dims().last() != Some(&size) || size == 0 {
+        candle_core::bail!("{op}: expected [.., {size}], got {:?}", x.shape())
+    }
+    Ok(())
+}
+
+struct LayerNorm {
+    eps: f32,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut y = vec![0.0; lx.shape().elem_count()];
+        kernels::layer_norm(slice(x, lx)?, slice(w, lw)?, slice(b, lb)?, self.eps, &mut y);
+        done(y, lx.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Gradients3> {
+        let grad = grad.contiguous()?;
+        let (xs, ws, grad) = (values(x)?, values(w)?, values(&grad)?);
+        let (mut grad_x, mut grad_w, mut grad_b) = (fresh(x), fresh(w), fresh(b));
+        kernels::layer_norm_backward(&xs, &ws, self.eps, &grad, &mut grad_x, &mut grad_w, &mut grad_b);
+        Ok((shaped_if_tracked(grad_x, x)?, shaped_if_tracked(grad_w, w)?, shaped_if_tracked(grad_b, b)?))
+    }
+}
+
+/// The last dimension over its root mean square, scaled.
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    check_rows("rms_norm", x, weight)?;
+    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
+}
+
+struct RmsNorm {
+    eps: f32,
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = vec![0.0; lx.shape().elem_count()];
+        kernels::rms_norm(slice(x, lx)?, slice(w, lw)?, self.eps, &mut y);
+        done(y, lx.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (xs, ws, grad) = (values(x)?, values(w)?, values(&grad)?);
+        let (mut grad_x, mut grad_w) = (fresh(x), fresh(w));
+        kernels::rms_norm_backward(&xs, &ws, self.eps, &grad, &mut grad_x, &mut grad_w);
+        Ok((shaped_if_tracked(grad_x, x)?, shaped_if_tracked(grad_w, w)?))
+    }
+}
+
+/// A function of single values, by its kernels.
+struct Elementwise {
+    name: &'static str,
+    forward: fn(&[f32], &mut [f32]),
+    backward: fn(&[f32], &[f32], &mut [f32]),
+}
+
+impl CustomOp1 for Elementwise {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = vec![0.0; lx.shape().elem_count()];
+        (self.forward)(slice(x, lx)?, &mut y);
+        done(y, lx.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let mut grad_x = fresh(x);
+        (self.backward)(&values(x)?, &values(&grad)?, &mut grad_x);
+        Ok(Some(shaped(grad_x, x)?))
+    }
+}
+
+pub(crate) fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    let (forward, backward) = (kernels::quick_gelu as _, kernels::quick_gelu_backward as _);
+    x.contiguous()?.apply_op1(Elementwise { name: "quick-gelu", forward, backward })
+}
+
+pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
+    let (forward, backward) = (kernels::gelu as _, kernels::gelu_backward as _);
+    x.contiguous()?.apply_op1(Elementwise { name: "gelu", forward, backward })
+}
+
+pub(crate) fn relu(x: &Tensor) -> Result<Tensor> {
+    let (forward, backward) = (kernels::relu as _, kernels::relu_backward as _);
+    x.contiguous()?.apply_op1(Elementwise { name: "relu", forward, backward })
+}
+
+/// silu(gate)·up.
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.shape() != up.shape() {
+        candle_core::bail!("swiglu: gate is {:?}, up is {:?}", gate.shape(), up.shape())
+    }
+    gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu)
+}
+
+struct Swiglu;
+
+impl CustomOp2 for Swiglu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(&self, gate: &CpuStorage, lg: &Layout, up: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = vec![0.0; lg.shape().elem_count()];
+        kernels::swiglu(slice(gate, lg)?, slice(up, lu)?, &mut y);
+        done(y, lg.shape())
+    }
+
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (mut grad_gate, mut grad_up) = (fresh(gate), fresh(up));
+        let (gates, ups, grad) = (values(gate)?, values(up)?, values(&grad)?);
+        kernels::swiglu_backward(&gates, &ups, &grad, &mut grad_gate, &mut grad_up);
+        Ok((shaped_if_tracked(grad_gate, gate)?, shaped_if_tracked(grad_up, up)?))
+    }
+}
+
+/// Softmax attention on `[B, T, heads·D]`.
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: &AttentionMask) -> Result<Tensor> {
+    let ((batch, queries, width), (key_batch, keys, key_width)) = (q.dims3()?, k.dims3()?);
+    if k.shape() != v.shape() || (batch, width) != (key_batch, key_width) || heads == 0 || width % heads != 0 {
+        candle_core::bail!("attention: {heads} heads over q {:?}, k {:?}, v {:?}", q.shape(), k.shape(), v.shape())
+    }
+    let suits = match mask {
+        AttentionMask::Full => true,
+        AttentionMask::Causal => queries <= keys,
+        AttentionMask::Branches { prefix, starts } => {
+            queries == keys
+                && starts.len() == keys
+                && starts.iter().enumerate().skip(*prefix).all(|(i, start)| (*prefix..=i).contains(start))
+        }
+    };
+    if !suits {
+        candle_core::bail!("attention: {mask:?} does not suit {queries} queries and {keys} keys")
+    }
+    let shape = AttentionShape { batch, queries, keys, heads, head_dim: width / heads };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape, mask: mask.clone() })
+}
+
+struct Attention {
+    shape: AttentionShape,
+    mask: AttentionMask,
+}
+
+impl Attention {
+    fn visible(&self, query: usize) -> (Range<usize>, Range<usize>) {
+        self.mask.visible(query, self.shape.queries, self.shape.keys)
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        lq: &Layout,
+        k: &CpuStorage,
+        lk: &Layout,
+        v: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut out = vec![0.0; lq.shape().elem_count()];
+        let (q, k, v) = (slice(q, lq)?, slice(k, lk)?, slice(v, lv)?);
+        kernels::attention(q, k, v, self.shape, &|query| self.visible(query), &mut out);
+        done(out, lq.shape())
+    }
+
+    fn bwd(&self, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Gradients3> {
+        let grad = grad.contiguous()?;
+        let (mut grad_q, mut grad_k, mut grad_v) = (fresh(q), fresh(k), fresh(v));
+        kernels::attention_backward(
+            &values(q)?,
+            &values(k)?,
+            &values(v)?,
+            self.shape,
+            &|query| self.visible(query),
+            &values(out)?,
+            &values(&grad)?,
+            &mut grad_q,
+            &mut grad_k,
+            &mut grad_v,
+        );
+        Ok((shaped_if_tracked(grad_q, q)?, shaped_if_tracked(grad_k, k)?, shaped_if_tracked(grad_v, v)?))
+    }
+}
+
+/// The turn by the angles of `cos` and `sin`, both `[T, D/2]`.
+pub(crate) fn rotary(x: &Tensor, heads: usize, cos: Tensor, sin: Tensor) -> Result<Tensor> {
+    let (_, length, width) = x.dims3()?;
+    let (tokens, half) = cos.dims2()?;
+    if cos.shape() != sin.shape() || tokens != length || width != 2 * half * heads {
+        candle_core::bail!("rotary: {heads} heads over {:?}, angles {:?}", x.shape(), cos.shape())
+    }
+    x.contiguous()?.apply_op1(Rotary { cos: cos.contiguous()?, sin: sin.contiguous()?, half, heads })
+}
+
+struct Rotary {
+    cos: Tensor,
+    sin: Tensor,
+    half: usize,
+    heads: usize,
+}
+
+impl CustomOp1 for Rotary {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = vec![0.0; lx.shape().elem_count()];
+        let (cos, sin) = (values(&self.cos)?, values(&self.sin)?);
+        kernels::rotary(slice(x, lx)?, &cos, &sin, self.half, self.heads, &mut y);
+        done(y, lx.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let mut grad_x = fresh(x);
+        let (cos, sin) = (values(&self.cos)?, values(&self.sin)?);
+        kernels::rotary_backward(&values(&grad)?, &cos, &sin, self.half, self.heads, &mut grad_x);
+        Ok(Some(shaped(grad_x, x)?))
+    }
+}
+
+/// The sum of the rows' losses.
+pub(crate) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let (rows, classes) = logits.dims2()?;
+    let targets: Arc<[u32]> = targets.to_vec1::<u32>()?.into();
+    if targets.len() != rows {
+        candle_core::bail!("cross_entropy: {rows} rows of logits, {} targets", targets.len())
+    }
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= classes) {
+        candle_core::bail!("cross_entropy: target {target} among {classes} classes")
+    }
+    logits.contiguous()?.apply_op1(CrossEntropy { targets })
+}
+
+struct CrossEntropy {
+    targets: Arc<[u32]>,
+}
+
+impl CustomOp1 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let losses = kernels::cross_entropy(slice(logits, layout)?, &self.targets);
+        done(vec![losses.iter().sum::<f64>() as f32], ())
+    }
+
+    fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let mut grad_logits = fresh(logits);
+        let scale = grad.to_scalar::<f32>()?;
+        kernels::cross_entropy_backward(&values(logits)?, &self.targets, scale, &mut grad_logits);
+        Ok(Some(shaped(grad_logits, logits)?))
+    }
+}
