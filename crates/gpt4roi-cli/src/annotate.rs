@@ -117,7 +117,8 @@ mod tests {
     #[test]
     fn nothing_is_drawn_outside() {
         let picture = RgbImage::new(12, 9);
-        for xyxy in [[0.0, 0.0, 12.0, 9.0], [-50.0, -50.0, 500.0, 500.0], [11.9, 8.9, 12.0, 9.0], [3.0, 3.0, 3.2, 3.2]] {
+        for xyxy in [[0.0, 0.0, 12.0, 9.0], [-50.0, -50.0, 500.0, 500.0], [11.9, 8.9, 12.0, 9.0], [3.0, 3.0, 3.2, 3.2]]
+        {
             assert_eq!(annotated(&picture, &[(12, xyxy), (4_000_000_000, xyxy)]).dimensions(), (12, 9));
         }
         assert_eq!(annotated(&RgbImage::new(1, 1), &[(1, [0.0, 0.0, 1.0, 1.0])]).dimensions(), (1, 1));

@@ -92,7 +92,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
     let mut descriptions = Vec::new();
     session.time(&mut timings, || {
-
         let mut describe = |region: Option<ResolvedRegion>, answer: Answer| {
             let description = Description { region, tokens: Tokens::from(&answer), text: answer.text };
             if !args.output.json {

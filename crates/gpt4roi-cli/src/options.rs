@@ -80,7 +80,7 @@ pub(crate) struct PictureOptions {
     pub(crate) image: PathBuf,
 
     /// Refuse pictures with more pixels than this
-    #[arg(long, value_name = "N", env = "GPT4ROI_MAX_PIXELS", default_value_t = 100_000_000)]
+    #[arg(long, value_name = "N", env = "GPT4ROI_MAX_PIXELS", default_value_t = gpt4roi::image::DEFAULT_MAX_PIXELS)]
     pub(crate) max_pixels: u64,
 }
 
@@ -97,7 +97,13 @@ impl PictureOptions {
 pub(crate) struct RegionOptions {
     /// A box x1,y1,x2,y2 (left, top, right, bottom); the first is <region1>, and so on.
     /// In the environment several boxes are separated by semicolons
-    #[arg(long = "region", value_name = "BOX", env = "GPT4ROI_REGION", value_delimiter = ';', allow_hyphen_values = true)]
+    #[arg(
+        long = "region",
+        value_name = "BOX",
+        env = "GPT4ROI_REGION",
+        value_delimiter = ';',
+        allow_hyphen_values = true
+    )]
     pub(crate) regions: Vec<String>,
 
     #[command(flatten)]

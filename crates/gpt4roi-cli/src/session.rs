@@ -49,7 +49,9 @@ impl Session {
         let loaded = model.open()?;
         let load_seconds = loading.elapsed().as_secs_f64();
         if model.is_embedded() && !output.quiet && !output.json {
-            tell("note: the embedded model knows drawn objects only, no photographs; --model DIR asks another (--quiet hides this)");
+            tell(
+                "note: the embedded model knows drawn objects only, no photographs; --model DIR asks another (--quiet hides this)",
+            );
         }
         Ok(Self { model: loaded, image, load_seconds, begin })
     }
