@@ -11,6 +11,7 @@
 use std::{
     cmp::{Ordering, Reverse},
     collections::{BinaryHeap, HashMap},
+    ops::Range,
 };
 
 use crate::tokenizer::TokenizerError;
@@ -109,23 +110,26 @@ impl SentencePiece {
         self.dummy_prefix
     }
 
-    /// Encodes text. No piece reaches across a byte offset in `barriers` (ascending).
-    pub(crate) fn encode(&self, text: &str, barriers: &[usize]) -> Vec<u32> {
+    /// Encodes text; each id comes with the bytes of the text that it stands for, of which the space
+    /// in front has none. No piece reaches across a byte offset in `barriers` (ascending).
+    pub(crate) fn encode(&self, text: &str, barriers: &[usize]) -> Vec<(u32, Range<usize>)> {
         if text.is_empty() {
             return Vec::new();
         }
         let (escaped, symbols) = self.symbols(text, barriers);
         let symbols = self.merge(&escaped, symbols);
-        let mut ids = Vec::with_capacity(symbols.len());
-        let mut after_unknown = false;
-        for piece in symbols.iter().filter(|symbol| symbol.start < symbol.end).map(|symbol| &escaped[symbol.range()]) {
-            match (self.by_text.get(piece), &self.byte_ids) {
-                (Some(&id), _) => ids.push(id),
-                (None, Some(byte_ids)) => ids.extend(piece.bytes().map(|byte| byte_ids[usize::from(byte)])),
-                (None, None) if after_unknown => {} // neighbouring unknown characters share one id
-                (None, None) => ids.push(self.unknown),
+        let mut ids: Vec<(u32, Range<usize>)> = Vec::with_capacity(symbols.len());
+        for symbol in symbols.iter().filter(|symbol| symbol.start < symbol.end) {
+            let piece = &escaped[symbol.start..symbol.end];
+            match (self.by_text.get(piece), &self.byte_ids, ids.last_mut()) {
+                (Some(&id), _, _) => ids.push((id, symbol.source.clone())),
+                (None, Some(byte_ids), _) => {
+                    ids.extend(piece.bytes().map(|byte| (byte_ids[usize::from(byte)], symbol.source.clone())));
+                }
+                // Neighbouring unknown characters share one id.
+                (None, None, Some((id, source))) if *id == self.unknown => source.end = symbol.source.end,
+                (None, None, _) => ids.push((self.unknown, symbol.source.clone())),
             }
-            after_unknown = !self.by_text.contains_key(piece);
         }
         ids
     }
@@ -134,7 +138,7 @@ impl SentencePiece {
     fn symbols(&self, text: &str, barriers: &[usize]) -> (String, Vec<Symbol>) {
         let mut escaped = String::with_capacity(text.len() + 8);
         let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len() + 1);
-        let mut push = |character: char, barrier: bool| {
+        let mut push = |character: char, source: Range<usize>, barrier: bool| {
             let start = escaped.len();
             escaped.push(if character == ' ' { SPACE } else { character });
             let index = symbols.len();
@@ -142,13 +146,13 @@ impl SentencePiece {
             if let Some(previous) = previous {
                 symbols[previous].next = Some(index);
             }
-            symbols.push(Symbol { start, end: escaped.len(), previous, next: None });
+            symbols.push(Symbol { start, end: escaped.len(), source, previous, next: None });
         };
         if self.dummy_prefix {
-            push(SPACE, true);
+            push(SPACE, 0..0, true);
         }
         for (offset, character) in text.char_indices() {
-            push(character, barriers.binary_search(&offset).is_ok());
+            push(character, offset..offset + character.len_utf8(), barriers.binary_search(&offset).is_ok());
         }
         (escaped, symbols)
     }
@@ -169,11 +173,12 @@ impl SentencePiece {
                 continue;
             }
             symbols[left].end = best.end;
+            symbols[left].source.end = symbols[right].source.end;
             symbols[left].next = symbols[right].next;
             if let Some(next) = symbols[right].next {
                 symbols[next].previous = Some(left);
             }
-            symbols[right] = Symbol { start: best.end, end: best.end, previous: None, next: None };
+            symbols[right].start = best.end; // swallowed
             agenda.extend(self.union(text, &symbols, left));
             if let Some(previous) = symbols[left].previous {
                 agenda.extend(self.union(text, &symbols, previous));
@@ -192,18 +197,14 @@ impl SentencePiece {
 }
 
 /// A stretch of the text on its way to become a piece; an empty one was swallowed.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Symbol {
     start: usize,
     end: usize,
+    /// The same stretch before spaces were replaced.
+    source: Range<usize>,
     previous: Option<usize>,
     next: Option<usize>,
-}
-
-impl Symbol {
-    fn range(&self) -> std::ops::Range<usize> {
-        self.start..self.end
-    }
 }
 
 /// Two neighbours that could become one: the better score first, then the one further left.

@@ -1,6 +1,6 @@
 //! Text to ids and back, with the ids of the original's slow tokenizer.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use crate::sentencepiece::{Kind, SPACE, SentencePiece};
 
@@ -120,12 +120,13 @@ impl Tokenizer {
     /// Encodes text in which nothing has a meaning of its own: no BOS, no added tokens. An empty
     /// text has no ids; any other begins with SentencePiece's own `▁`.
     pub fn encode_text(&self, text: &str) -> Vec<u32> {
-        self.sentencepiece.encode(text, &[])
+        self.sentencepiece.encode(text, &[]).into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Like [`Tokenizer::encode_text`], but no token reaches across any of the byte offsets
-    /// `barriers` (ascending). The text is the same when decoded.
-    pub fn encode_text_with_barriers(&self, text: &str, barriers: &[usize]) -> Vec<u32> {
+    /// Like [`Tokenizer::encode_text`], and each id comes with the bytes of the text that it stands
+    /// for; `▁` in front stands for none. No token reaches across any of the byte offsets `barriers`
+    /// (ascending), which changes ids but not what they decode to.
+    pub fn encode_spans(&self, text: &str, barriers: &[usize]) -> Vec<(u32, Range<usize>)> {
         self.sentencepiece.encode(text, barriers)
     }
 
@@ -138,7 +139,7 @@ impl Tokenizer {
         let mut ids = Vec::new();
         let (mut rest, mut behind_token) = (text, false);
         loop {
-            let token = self.first_token(rest);
+            let token = self.first_added_token(rest);
             let mut words = &rest[..token.map_or(rest.len(), |(start, _, _)| start)];
             if behind_token {
                 words = words.trim_start_matches(is_python_space);
@@ -153,8 +154,9 @@ impl Tokenizer {
         }
     }
 
-    /// Where the first special or added token stands (the longest, if several begin there), and its id.
-    fn first_token(&self, text: &str) -> Option<(usize, usize, u32)> {
+    /// Start and end of the first special or added token in a text (the longest, if several begin
+    /// there), and its id.
+    pub(crate) fn first_added_token(&self, text: &str) -> Option<(usize, usize, u32)> {
         let pieces = ["</s>", "<unk>"].into_iter().filter_map(|token| Some((token, self.sentencepiece.id(token)?)));
         let first_added = self.sentencepiece.len() as u32;
         let added = self.added.iter().map(String::as_str).zip(first_added..);
