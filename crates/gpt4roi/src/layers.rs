@@ -293,3 +293,213 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor
     }
     composed::resize_bilinear(x, height, width)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use candle_core::{Device, Var};
+    use proptest::prelude::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Trainable values between −1 and 1.
+    fn var(shape: &[usize], seed: u64) -> Var {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
+        Var::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn flat(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[track_caller]
+    fn assert_close(what: &str, got: &Tensor, expected: &Tensor) {
+        assert_eq!(got.dims(), expected.dims(), "{what}");
+        for (index, (got, expected)) in flat(got).into_iter().zip(flat(expected)).enumerate() {
+            let error = (got - expected).abs();
+            assert!(error <= 1e-4 * expected.abs().max(1.0), "{what} {index}: got {got}, expected {expected}");
+        }
+    }
+
+    /// Both give the same values, and the same gradients of a random sum of them; the kernel's reach
+    /// every variable.
+    #[track_caller]
+    fn assert_same(
+        vars: &[&Var],
+        kernel: impl Fn(&[&Tensor]) -> Result<Tensor>,
+        reference: impl Fn(&[&Tensor]) -> Result<Tensor>,
+    ) {
+        let tensors: Vec<&Tensor> = vars.iter().map(|var| var.as_tensor()).collect();
+        let (got, expected) = (kernel(&tensors).unwrap(), reference(&tensors).unwrap());
+        assert_close("output", &got, &expected);
+        let direction = var(expected.dims(), 99).detach();
+        let gradients = |y: &Tensor| (y * &direction).unwrap().sum_all().unwrap().backward().unwrap();
+        let (got, expected) = (gradients(&got), gradients(&expected));
+        for (index, var) in vars.iter().enumerate() {
+            let (got, expected) = (got.get(var).expect("a gradient"), expected.get(var).unwrap());
+            assert_close(&format!("gradient {index}, value"), got, expected);
+        }
+    }
+
+    fn branches(prefix: usize, lengths: &[usize]) -> AttentionMask {
+        let mut starts: Vec<usize> = (0..prefix).map(|_| 0).collect();
+        for &length in lengths {
+            starts.extend(std::iter::repeat_n(starts.len(), length));
+        }
+        AttentionMask::Branches { prefix, starts: starts.into() }
+    }
+
+    #[test]
+    fn linear_agrees_with_its_composition() {
+        for (shape, output) in [(vec![1, 5, 7], 3), (vec![2, 4], 6), (vec![1, 1, 33], 65), (vec![70, 64], 128)] {
+            let input = *shape.last().unwrap();
+            let (x, w, b) = (var(&shape, 1), var(&[output, input], 2), var(&[output], 3));
+            assert_same(
+                &[&x, &w, &b],
+                |t| linear(t[0], t[1], Some(t[2])),
+                |t| composed::linear(t[0], t[1], Some(t[2])),
+            );
+            assert_same(&[&x, &w], |t| linear(t[0], t[1], None), |t| composed::linear(t[0], t[1], None));
+        }
+    }
+
+    #[test]
+    fn linear_takes_views() {
+        let (x, w) = (var(&[6, 4, 5], 1), var(&[4, 3], 2));
+        let view = |t: &[&Tensor]| Ok((t[0].transpose(1, 2)?.narrow(0, 1, 4)?, t[1].t()?));
+        let swap = |t: &[&Tensor]| -> Result<(Tensor, Tensor)> { view(t) };
+        let w = Var::from_tensor(&w.t().unwrap().contiguous().unwrap()).unwrap(); // [3, 4]
+        let w = Var::from_tensor(&w.t().unwrap().contiguous().unwrap()).unwrap(); // [4, 3]
+        assert_same(
+            &[&x, &w],
+            |t| swap(t).and_then(|(x, w)| linear(&x, &w, None)),
+            |t| swap(t).and_then(|(x, w)| composed::linear(&x.contiguous()?, &w.contiguous()?, None)),
+        );
+    }
+
+    #[test]
+    fn frozen_weights_get_no_gradient() {
+        let (x, w, b) = (var(&[3, 4], 1), var(&[2, 4], 2).detach(), var(&[2], 3).detach());
+        let grads = linear(&x, &w, Some(&b)).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&x).is_some());
+        assert!(grads.get(&w).is_none() && grads.get(&b).is_none());
+        let grads = linear(&x.detach(), &var(&[2, 4], 2), None).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&x).is_none());
+    }
+
+    #[test]
+    fn norms_agree_with_their_compositions() {
+        for (shape, size) in [(vec![2, 3, 8], 8), (vec![150, 33], 33), (vec![1, 1], 1)] {
+            let (x, w, b) = (var(&shape, 1), var(&[size], 2), var(&[size], 3));
+            let layer = |t: &[&Tensor]| LayerNorm { weight: t[1].clone(), bias: t[2].clone(), eps: 1e-3 };
+            assert_same(&[&x, &w, &b], |t| layer(t).forward(t[0]), |t| composed::layer_norm(t[0], t[1], t[2], 1e-3));
+            let rms = |t: &[&Tensor]| RmsNorm { weight: t[1].clone(), eps: 1e-3 };
+            assert_same(&[&x, &w], |t| rms(t).forward(t[0]), |t| composed::rms_norm(t[0], t[1], 1e-3));
+        }
+    }
+
+    #[test]
+    fn activations_agree_with_their_compositions() {
+        let x = Var::from_tensor(&(var(&[3, 50], 1).as_tensor() * 5.0).unwrap()).unwrap();
+        assert_same(&[&x], |t| quick_gelu(t[0]), |t| composed::quick_gelu(t[0]));
+        // x·(1 + erf(x/√2))/2, since the engine's own gelu_erf has a coarser gradient.
+        let exact = |t: &[&Tensor]| (t[0] * 0.5)? * ((t[0] * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?;
+        assert_same(&[&x], |t| gelu(t[0]), exact);
+        assert_same(&[&x], |t| relu(t[0]), |t| composed::relu(t[0]));
+        let up = var(&[3, 50], 2);
+        assert_same(&[&x, &up], |t| swiglu(t[0], t[1]), |t| composed::swiglu(t[0], t[1]));
+    }
+
+    #[test]
+    fn attention_agrees_with_its_composition() {
+        let cases = [
+            (1, 5, 5, 2, 3, AttentionMask::Full),
+            (2, 70, 130, 2, 8, AttentionMask::Full),
+            (1, 67, 67, 3, 4, AttentionMask::Causal),
+            (2, 1, 9, 2, 4, AttentionMask::Causal),
+            (1, 3, 90, 2, 4, AttentionMask::Causal),
+            (1, 6, 6, 1, 2, branches(2, &[3, 1])),
+            (1, 200, 200, 2, 8, branches(70, &[40, 3, 1, 60, 26])),
+            (1, 90, 90, 1, 4, branches(0, &[64, 26])),
+        ];
+        for (batch, queries, keys, heads, dim, mask) in cases {
+            let (q, k) = (var(&[batch, queries, heads * dim], 1), var(&[batch, keys, heads * dim], 2));
+            let v = var(&[batch, keys, heads * dim], 3);
+            assert_same(
+                &[&q, &k, &v],
+                |t| attention(t[0], t[1], t[2], heads, &mask),
+                |t| composed::attention(t[0], t[1], t[2], heads, &mask),
+            );
+        }
+    }
+
+    #[test]
+    fn attention_sums_gradients_of_one_tensor_in_three_roles() {
+        let x = var(&[1, 9, 6], 1);
+        let mask = AttentionMask::Causal;
+        assert_same(
+            &[&x],
+            |t| attention(t[0], t[0], t[0], 2, &mask),
+            |t| composed::attention(t[0], t[0], t[0], 2, &mask),
+        );
+    }
+
+    #[test]
+    fn a_branch_sees_the_prefix_and_itself() {
+        // Tokens 0, 1 | 2, 3 | 4: two branches behind a prefix of two.
+        let mask = branches(2, &[2, 1]);
+        let visible: Vec<_> = (0..5).map(|i| mask.visible(i, 5, 5)).collect();
+        let none = 5..5;
+        let expected = [(0..1, none.clone()), (0..2, none.clone()), (0..2, 2..3), (0..2, 2..4), (0..2, 4..5)];
+        assert_eq!(visible, expected);
+
+        // What stands in branch one leaves branch two as it is.
+        let (x, mut changed) = (var(&[1, 5, 4], 1), flat(&var(&[1, 5, 4], 1)));
+        changed[2 * 4..4 * 4].fill(7.0);
+        let changed = Tensor::from_vec(changed, (1, 5, 4), &Device::Cpu).unwrap();
+        let attend = |x: &Tensor| flat(&attention(x, x, x, 2, &mask).unwrap());
+        let (before, after) = (attend(&x), attend(&changed));
+        assert_eq!(before[..2 * 4], after[..2 * 4]);
+        assert_eq!(before[4 * 4..], after[4 * 4..]);
+        assert_ne!(before[2 * 4..4 * 4], after[2 * 4..4 * 4]);
+    }
+
+    #[test]
+    fn a_mask_for_another_length_is_refused() {
+        let x = var(&[1, 4, 4], 1);
+        let mask = branches(2, &[3]);
+        assert!(attention(&x, &x, &x, 2, &mask).is_err());
+        let keys = var(&[1, 3, 4], 1);
+        assert!(attention(&x, &keys, &keys, 2, &AttentionMask::Causal).is_err());
+        let starts: Arc<[usize]> = [0, 0, 3, 3].into();
+        assert!(attention(&x, &x, &x, 2, &AttentionMask::Branches { prefix: 2, starts }).is_err());
+    }
+
+    #[test]
+    fn rotary_agrees_with_its_composition() {
+        let rotary = Rotary::new(6, 20, 10000.0, &Device::Cpu).unwrap();
+        let positions = Tensor::new(&[3u32, 4, 19, 0, 4], &Device::Cpu).unwrap();
+        let x = var(&[2, 5, 12], 1);
+        let (cos, sin) =
+            (rotary.cos.index_select(&positions, 0).unwrap(), rotary.sin.index_select(&positions, 0).unwrap());
+        assert_same(&[&x], |t| rotary.forward(t[0], 2, &positions), |t| composed::rotary(t[0], 2, &cos, &sin));
+    }
+
+    #[test]
+    fn cross_entropy_agrees_with_its_composition() {
+        let logits = var(&[7, 30], 1);
+        let targets = Tensor::new(&[0u32, 29, 3, 3, 7, 11, 28], &Device::Cpu).unwrap();
+        assert_same(&[&logits], |t| cross_entropy(t[0], &targets), |t| composed::cross_entropy(t[0], &targets));
+        // Equal logits leave ln V for each row.
+        let even = cross_entropy(&Tensor::zeros((2, 4), candle_core::DType::F32, &Device::Cpu).unwrap(), &{
+            Tensor::new(&[1u32, 2], &Device::Cpu).unwrap()
+        });
+        assert!((even.unwrap().to_scalar::<f32>().unwrap() - 2.0 * 4f32.ln()).abs() < 1e-6);
+        let none_such = Tensor::new(&[30u32; 7], &Device::Cpu).unwrap();
+        assert!(cross_entropy(&logits, &none_such).is_err());
+    }
+}
