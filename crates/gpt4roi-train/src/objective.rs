@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-pub use crate::patches::{Patches, PatchesConfig};
 use crate::error::Result;
+pub use crate::patches::{Patches, PatchesConfig};
 
 /// Turns the picture of a given index into a loss.
 pub trait Objective: Send + Sync {

@@ -211,6 +211,12 @@ impl<'m> Chat<'m> {
         &self.regions
     }
 
+    /// Forgets regions and rounds, and begins anew with the same picture, which stays encoded.
+    pub fn clear(&mut self) {
+        self.regions.clear();
+        self.turns.clear();
+    }
+
     /// Takes the latest thing back: a region added since the last round, or else that round.
     pub fn undo(&mut self) -> Option<Undone> {
         let answered =
