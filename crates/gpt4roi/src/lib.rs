@@ -31,6 +31,7 @@ pub mod sampling;
 
 pub mod chat;
 pub mod point;
+pub mod trace;
 
 pub mod convert;
 pub mod weights;

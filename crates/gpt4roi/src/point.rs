@@ -13,14 +13,35 @@
 //!    threshold.
 //!
 //! The state is the last but one of the pyramid's: the tower's last states mix in what lies around.
+//!
+//! A model that was trained on small boxes around points needs no growing; [`PointBox::Around`] gives
+//! it what it knows.
 
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
-    bbox::{BBox, Point},
+    bbox::{BBox, BoxError, Point},
     error::Result,
     model::ImageFeatures,
 };
+
+/// How a point becomes a box.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PointBox {
+    /// A box grows over what looks alike.
+    Grown(Growth),
+    /// A small box with the point in its middle, as far as the picture reaches.
+    Around {
+        /// From the point to each side, as a fraction of width and height; above 0.
+        reach: f64,
+    },
+}
+
+impl Default for PointBox {
+    fn default() -> Self {
+        Self::Grown(Growth::default())
+    }
+}
 
 /// How far a box grows around a point.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,13 +65,21 @@ impl Default for Growth {
 /// The box of what lies at a point of an encoded picture.
 ///
 /// # Errors
-/// If the engine fails. A point outside the picture is moved to its edge.
-pub fn box_at(features: &ImageFeatures, point: Point, growth: &Growth) -> Result<BBox> {
+/// If the engine fails, or if `reach` is no size of a box.
+pub fn box_at(features: &ImageFeatures, point: Point, point_box: &PointBox) -> Result<BBox> {
+    let growth = match point_box {
+        PointBox::Grown(growth) => growth,
+        PointBox::Around { reach } => return Ok(around(point, *reach)?),
+    };
     let state = &features.states[features.states.len().saturating_sub(2)];
     let patches = state.dim(1)? - 1;
     let grid = patches.isqrt();
     let similarity = similarity(&state.narrow(1, 1, patches)?.squeeze(0)?, patch_at(point, grid))?;
     Ok(BBox::from_normalized(grow(&similarity, grid, point, growth))?)
+}
+
+fn around(Point { x, y }: Point, reach: f64) -> std::result::Result<BBox, BoxError> {
+    BBox::from_normalized_clipped([x - reach, y - reach, x + reach, y + reach])
 }
 
 /// The patch under a point, row by row from the upper left.
@@ -244,6 +273,15 @@ mod tests {
                 assert!(0.0 <= x1 && x1 <= x && x <= x2 && x2 <= 1.0 && x1 < x2, "{x1} {x} {x2}");
                 assert!(0.0 <= y1 && y1 <= y && y <= y2 && y2 <= 1.0 && y1 < y2, "{y1} {y} {y2}");
             }
+        }
+    }
+
+    #[test]
+    fn a_box_around_a_point_ends_with_the_picture() {
+        let got = around(Point { x: 0.25, y: 1.0 }, 0.125).unwrap();
+        assert_eq!(got.normalized(), [0.125, 0.875, 0.375, 1.0]);
+        for reach in [0.0, -1.0, f64::NAN] {
+            assert!(around(Point { x: 0.5, y: 0.5 }, reach).is_err(), "{reach}");
         }
     }
 

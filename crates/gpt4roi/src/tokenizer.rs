@@ -309,15 +309,12 @@ impl TextStream<'_> {
     /// Takes whole characters out of the waiting bytes, and bytes that no continuation can save.
     fn take_characters(&mut self, raw: &mut String) {
         let bytes = std::mem::take(&mut self.bytes);
-        let incomplete = match std::str::from_utf8(&bytes) {
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            _ => bytes.len(),
-        };
-        push_lossy(&bytes[..incomplete], raw);
-        if incomplete > 0 {
+        let (certain, waiting) = bytes.split_at(certain_bytes(&bytes));
+        push_lossy(certain, raw);
+        if !certain.is_empty() {
             self.place = Place::InRun;
         }
-        self.bytes = bytes[incomplete..].to_vec();
+        self.bytes = waiting.to_vec();
     }
 
     fn flush_bytes(&mut self, raw: &mut String) {
@@ -330,6 +327,19 @@ impl TextStream<'_> {
     fn clean_up(&mut self, raw: String) -> String {
         self.replacements.iter_mut().fold(raw, |text, replacement| replacement.push(&text))
     }
+}
+
+/// How many bytes no later byte can change: all but an incomplete character at the end.
+fn certain_bytes(bytes: &[u8]) -> usize {
+    let mut start = 0;
+    while let Err(error) = std::str::from_utf8(&bytes[start..]) {
+        start += error.valid_up_to();
+        match error.error_len() {
+            Some(length) => start += length,
+            None => return start,
+        }
+    }
+    bytes.len()
 }
 
 /// One U+FFFD for each byte that belongs to no character, as SentencePiece has it.
@@ -379,5 +389,168 @@ impl Replacement {
         done += certain;
         self.held = held.into();
         done
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+
+    const MODEL: &[u8] = include_bytes!("../tests/data/tokenizer.model");
+    const ADDED: &str = include_str!("../tests/data/added_tokens.json");
+
+    /// The small tokenizer that `reference/make_tokenizer_goldens.py` made.
+    pub(crate) fn small() -> Tokenizer {
+        Tokenizer::from_bytes(MODEL, ADDED).unwrap()
+    }
+
+    /// What `reference/make_tokenizer_goldens.py` computed with SentencePiece.
+    #[derive(Deserialize)]
+    struct Goldens {
+        text: Vec<(String, Vec<u32>)>,
+        with_added_tokens: Vec<(String, Vec<u32>)>,
+        decoded: Vec<(Vec<u32>, String)>,
+    }
+
+    fn goldens() -> Goldens {
+        serde_json::from_str(include_str!("../tests/data/tokenizer.json")).unwrap()
+    }
+
+    #[test]
+    fn ids_are_those_of_sentencepiece() {
+        let tokenizer = small();
+        for (text, ids) in goldens().text {
+            assert_eq!(tokenizer.encode_text(&text), ids, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn added_tokens_split_the_text_and_strip_it() {
+        let tokenizer = small();
+        for (text, ids) in goldens().with_added_tokens {
+            assert_eq!(tokenizer.encode_with_added_tokens(&text), ids, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn decoding_is_that_of_sentencepiece_and_transformers() {
+        let tokenizer = small();
+        for (ids, text) in goldens().decoded {
+            assert_eq!(tokenizer.decode(&ids), text, "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn special_ids_come_from_the_files() {
+        let special = small().special();
+        assert_eq!((special.bos, special.eos), (1, 2));
+        assert_eq!([special.pad, special.im_patch, special.bbox], [800, 801, 802]);
+        assert_eq!([special.im_start, special.im_end], [804, 805]);
+        assert_eq!(small().vocab_size(), 806);
+        assert_eq!(small().piece(802), "<bbox>");
+        assert_eq!(small().piece(806), "\u{FFFD}");
+    }
+
+    #[test]
+    fn damaged_files_are_refused() {
+        struct Case {
+            added: String,
+            message: &'static str,
+        }
+        let replace = |from: &str, to: &str| ADDED.replace(from, to);
+        let cases = [
+            Case { added: "[".into(), message: "expected an object" },
+            Case { added: replace("<bbox>", "<box>"), message: "expected an id for \"<bbox>\"" },
+            Case { added: replace("801", "802"), message: "got 802, which is \"<bbox>\"" },
+            Case { added: replace("801", "7"), message: "got 7, which is \"<0x04>\"" },
+            Case { added: replace("803", "4000000000"), message: "got 4000000000 for \"<point>\"" },
+            Case { added: replace("803", "-1"), message: "expected an object" },
+        ];
+        for Case { added, message } in cases {
+            let error = Tokenizer::from_bytes(MODEL, &added).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        let repeated = ADDED.replacen('{', "{\"<s>\": 1,", 1);
+        assert_eq!(Tokenizer::from_bytes(MODEL, &repeated).unwrap().vocab_size(), 806, "a piece by its own name");
+    }
+
+    #[test]
+    fn a_model_cut_short_is_refused_or_smaller_but_never_a_panic() {
+        for end in (0..MODEL.len()).step_by(7) {
+            if let Ok(tokenizer) = Tokenizer::from_bytes(&MODEL[..end], ADDED) {
+                panic!("{end} bytes gave {} tokens", tokenizer.vocab_size());
+            }
+        }
+    }
+
+    #[test]
+    fn barriers_change_ids_but_not_the_text() {
+        let tokenizer = small();
+        let (whole, split) = (tokenizer.encode_text("a###b"), tokenizer.encode_spans("a###b", &[2, 3]));
+        let split_ids: Vec<u32> = split.iter().map(|(id, _)| *id).collect();
+        assert_ne!(split_ids, whole);
+        assert_eq!(tokenizer.decode(&split_ids), "a###b");
+        let spans: Vec<_> = split.into_iter().map(|(_, span)| span).collect();
+        assert_eq!(spans, [0..1, 1..2, 2..3, 3..4, 4..5]);
+    }
+
+    #[test]
+    fn a_character_shows_once_it_is_complete() {
+        let tokenizer = small();
+        let mut stream = tokenizer.stream();
+        let shown: Vec<String> = "🐕".bytes().map(|byte| stream.push(u32::from(byte) + 3)).collect();
+        assert_eq!(shown, ["", "", "", "🐕"]);
+        assert_eq!(stream.finish(), "");
+        let mut stream = tokenizer.stream();
+        assert_eq!(stream.push(0xF0 + 3), "");
+        assert_eq!(stream.finish(), "\u{FFFD}");
+    }
+
+    proptest! {
+        #[test]
+        fn text_survives_the_round_trip(text in "[a-zA-Z0-9#äé赤🐕\n\t<>()-]{0,40}") {
+            let tokenizer = small();
+            prop_assert_eq!(tokenizer.decode(&tokenizer.encode_text(&text)), text);
+        }
+
+        #[test]
+        fn spans_tile_the_text(text in "\\PC{0,40}") {
+            let mut end = 0;
+            for (_, span) in small().encode_spans(&text, &[]) {
+                prop_assert!(span.start == end || span.end == end, "{:?} after {}", span, end);
+                end = span.end;
+            }
+            prop_assert_eq!(end, text.len());
+        }
+
+        #[test]
+        fn no_text_becomes_a_special_token(text in "(<bbox>|<im_patch>|</s>|<s>|\\[PAD\\]|<unk>|<0x0A>|[a ])*") {
+            let special = ["</s>", "<s>", "<unk>"].map(|piece| small().sentencepiece.id(piece).unwrap());
+            for id in small().encode_text(&text) {
+                prop_assert!(id < 800 && !special.contains(&id));
+            }
+        }
+
+        #[test]
+        fn replacing_in_pieces_is_replacing(pieces in proptest::collection::vec("[ '.nmstv]{0,4}", 0..12)) {
+            for (from, to) in CLEAN_UP {
+                let mut replacement = Replacement { from, to, held: String::new() };
+                let mut text: String = pieces.iter().map(|piece| replacement.push(piece)).collect();
+                text += &replacement.held;
+                prop_assert_eq!(text, pieces.concat().replace(from, to));
+            }
+        }
+
+        #[test]
+        fn damage_is_never_a_panic(at in 0..MODEL.len(), byte in any::<u8>()) {
+            let mut model = MODEL.to_vec();
+            model[at] = byte;
+            if let Ok(tokenizer) = Tokenizer::from_bytes(&model, ADDED) {
+                tokenizer.decode(&tokenizer.encode_text("What is region1 doing? 🐕"));
+            }
+        }
     }
 }
