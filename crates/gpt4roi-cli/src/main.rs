@@ -1,1 +1,121 @@
-fn main() {}
+//! The `gpt4roi` command: ask about regions of a picture, train, evaluate and look inside.
+//!
+//! Each subcommand is a file with its `Args` and its `run`. Data goes to standard output, everything
+//! else to standard error.
+
+mod annotate;
+mod ask;
+mod chat;
+mod completions;
+mod describe;
+mod eval;
+mod failure;
+mod inspect;
+mod options;
+mod scenes;
+mod session;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Point at anything in a picture and talk about it.
+///
+/// GPT4RoI answers questions about a picture and about regions of it. Regions are boxes given with
+/// --region and mentioned as <region1>, <region2>, …, or coordinates inside the question itself.
+#[derive(Debug, Parser)]
+#[command(name = "gpt4roi", version, arg_required_else_help = true, after_help = EXIT_CODES, after_long_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Ask(ask::Args),
+    Describe(describe::Args),
+    Chat(chat::Args),
+    Train(train::Args),
+    Eval(eval::Args),
+    Scenes(scenes::Args),
+    Inspect(inspect::Args),
+    Completions(completions::Args),
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  it worked
+  1  it failed: a file, a model or a number was not what it should be
+  2  the command was not understood: an unknown flag, an impossible value, a missing mention
+
+Every flag can also be set in the environment: --max-new-tokens is GPT4ROI_MAX_NEW_TOKENS.";
+
+const EXAMPLES: &str = "\
+Examples:
+  What is in a box (pixels: left, top, right, bottom)?
+    gpt4roi ask scene.png 'What is <region1>?' --region 62,41,240,180
+
+  Two regions, and a picture with both drawn in:
+    gpt4roi ask scene.png 'How does <region1> relate to <region2>?' \\
+      --region 62,41,240,180 --region 300,50,420,200 --annotate marked.png
+
+  No flag at all: coordinates in the question, a box or a point, as fractions of the picture:
+    gpt4roi ask scene.png 'What is at (0.5, 0.6)?'
+
+  Talk about a picture:
+    gpt4roi chat scene.png
+
+Exit codes:
+  0  it worked
+  1  it failed: a file, a model or a number was not what it should be
+  2  the command was not understood: an unknown flag, an impossible value, a missing mention
+
+Every flag can also be set in the environment: --max-new-tokens is GPT4ROI_MAX_NEW_TOKENS.";
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Ask(args) => ask::run(args),
+        Command::Describe(args) => describe::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Scenes(args) => scenes::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Completions(args) => completions::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_its_variable_and_its_help() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments().filter(|argument| argument.get_long().is_some()) {
+                let name = argument.get_long().unwrap_or_default();
+                if ["help", "version"].contains(&name) {
+                    continue;
+                }
+                let expected = format!("GPT4ROI_{}", name.replace('-', "_").to_uppercase());
+                let variable = argument.get_env().and_then(|variable| variable.to_str());
+                assert_eq!(variable, Some(expected.as_str()), "{} --{name}", command.get_name());
+                assert!(argument.get_help().is_some(), "{} --{name} has no help", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

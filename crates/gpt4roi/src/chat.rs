@@ -1,9 +1,856 @@
 //! A conversation about one picture.
 
-use std::marker::PhantomData;
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    bbox::{BBox, BoxPrecision, ImageSize, RegionId},
+    error::Result,
+    generate::{FinishReason, Generation, Halt, Limits, LlamaDecoder, generate},
+    image::Image,
+    kv_cache::KvCache,
+    mention::{self, Part},
+    model::{Gpt4Roi, ImageFeatures},
+    point::{self, PointBox},
+    prompt::{self, Encoded, Piece, Round, TURN, TextMode},
+    sampling::{Sampler, Sampling},
+    tokenizer::{TextStream, Tokenizer},
+};
+
+/// A question that a conversation can't take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChatError {
+    /// A region is mentioned that does not exist.
+    #[error("{id} does not exist, expected one of {declared} regions")]
+    UnknownRegion {
+        /// The region.
+        id: RegionId,
+        /// How many there are.
+        declared: usize,
+    },
+}
+
+/// Where a region came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// It was added by hand.
+    Given,
+    /// Its box stood in a question.
+    Coordinates,
+    /// A point stood in a question, and a box was grown around it.
+    Point,
+}
+
+/// A region of the conversation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Region {
+    /// Its number.
+    pub id: RegionId,
+    /// Its box.
+    pub bbox: BBox,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// A region as it is reported and saved.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedRegion {
+    /// Its number, from 1.
+    pub id: u32,
+    /// Its box, xyxy in pixels of the picture.
+    #[serde(rename = "box")]
+    pub pixels: [f64; 4],
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// How a question is to be answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskOptions {
+    /// Tokens at most; the context may end an answer earlier.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// How words are read that look like structure.
+    pub text_mode: TextMode,
+    /// In which precision boxes reach the model.
+    pub box_precision: BoxPrecision,
+    /// How a point becomes a box.
+    pub point_box: PointBox,
+}
+
+impl Default for AskOptions {
+    /// Greedy, at most 512 tokens, boxes in full precision.
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 512,
+            sampling: Sampling::Greedy,
+            text_mode: TextMode::Literal,
+            box_precision: BoxPrecision::F32,
+            point_box: PointBox::default(),
+        }
+    }
+}
+
+/// An answer, and what it is an answer to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    /// What the model said, without role name and stop signal.
+    pub text: String,
+    /// The question with every mention and coordinate written as `<regionN>`.
+    pub question: String,
+    /// The regions that the question mentions, in the order of their first mention.
+    pub regions: Vec<ResolvedRegion>,
+    /// Tokens of the whole prompt, the picture's included.
+    pub prompt_tokens: usize,
+    /// How many of them had been read before, and were not read again.
+    pub reused_tokens: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// Why the answer ended.
+    pub finish: FinishReason,
+    /// The mean logarithm of the tokens' probabilities; none without tokens.
+    pub mean_log_probability: Option<f64>,
+}
+
+/// A conversation, ready to be saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transcript {
+    /// Width and height of the picture, in pixels.
+    pub image_size: [u32; 2],
+    /// All regions.
+    pub regions: Vec<ResolvedRegion>,
+    /// Questions and answers.
+    pub rounds: Vec<TranscriptRound>,
+}
+
+/// One round of a [`Transcript`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TranscriptRound {
+    /// The question, with regions as `<regionN>`.
+    pub question: String,
+    /// The answer.
+    pub answer: String,
+}
+
+/// What [`Chat::undo`] took back.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Undone {
+    /// A region that no round has mentioned yet.
+    Region(Region),
+    /// A round, with the regions that its coordinates had made.
+    Round(TranscriptRound),
+}
 
 /// Questions and answers about one picture, which is encoded once.
+///
+/// Rounds are kept as they were said, and the prompt is rendered from them anew for every question;
+/// what of it was read before is not read again. Whatever fails leaves the conversation as it was.
+///
+/// ```no_run
+/// # fn main() -> gpt4roi::Result<()> {
+/// use gpt4roi::{BBox, Chat, Gpt4Roi, Image};
+///
+/// let model = Gpt4Roi::open("models/gpt4roi-7b", &candle_core::Device::Cpu)?;
+/// let image = Image::open("street.jpg", 100_000_000)?;
+/// let mut chat = Chat::new(&model, &image)?;
+/// let rider = chat.add_region(BBox::from_pixels([40., 60., 210., 300.], image.size())?);
+/// let answer = chat.ask(&format!("What is {rider} doing?"))?;
+/// # let _ = answer; Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Chat<'m> {
-    model: PhantomData<&'m ()>,
+    model: &'m Gpt4Roi,
+    size: ImageSize,
+    features: ImageFeatures,
+    /// The pyramid, once a region needs it: at the original's size it costs twelve times the tower.
+    maps: Option<Vec<Tensor>>,
+    regions: Vec<Region>,
+    turns: Vec<Turn>,
+    memory: Memory,
+}
+
+/// A round that was answered.
+#[derive(Clone, Debug)]
+struct Turn {
+    round: Round,
+    /// Regions that existed before it was asked.
+    regions_before: usize,
+}
+
+impl<'m> Chat<'m> {
+    /// Encodes the picture.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub fn new(model: &'m Gpt4Roi, image: &Image) -> Result<Self> {
+        let pixels = image.pixel_values(&model.config.vision, &model.device)?;
+        Ok(Self {
+            model,
+            size: image.size(),
+            features: model.network.encode_image(&pixels)?,
+            maps: None,
+            regions: Vec::new(),
+            turns: Vec::new(),
+            memory: Memory::new(model),
+        })
+    }
+
+    /// Declares a region; its id displays as the mention that questions use.
+    pub fn add_region(&mut self, bbox: BBox) -> RegionId {
+        push_region(&mut self.regions, bbox, Origin::Given)
+    }
+
+    /// All regions, by id.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Forgets regions and rounds, and begins anew with the same picture, which stays encoded.
+    pub fn clear(&mut self) {
+        self.regions.clear();
+        self.turns.clear();
+    }
+
+    /// Takes the latest thing back: a region added since the last round, or else that round.
+    pub fn undo(&mut self) -> Option<Undone> {
+        let answered =
+            self.turns.last().map_or(0, |turn| turn.regions_before + made_by(&turn.round, turn.regions_before));
+        if self.regions.len() > answered {
+            return self.regions.pop().map(Undone::Region);
+        }
+        let turn = self.turns.pop()?;
+        self.regions.truncate(turn.regions_before);
+        Some(Undone::Round(saved(&turn.round)))
+    }
+
+    /// Answers greedily; see [`Self::ask_streaming`].
+    ///
+    /// # Errors
+    /// As [`Self::ask_streaming`].
+    pub fn ask(&mut self, question: &str) -> Result<Answer> {
+        self.ask_with(question, &AskOptions::default())
+    }
+
+    /// Answers all at once; see [`Self::ask_streaming`].
+    ///
+    /// # Errors
+    /// As [`Self::ask_streaming`].
+    pub fn ask_with(&mut self, question: &str, options: &AskOptions) -> Result<Answer> {
+        self.ask_streaming(question, options, |_| ControlFlow::Continue(()))
+    }
+
+    /// Answers a question. Regions are mentioned as `<region1>`; coordinates become new regions, and
+    /// a box is grown around a point.
+    ///
+    /// `on_text` is called after every token with what it adds to the answer, which may be nothing.
+    /// If it breaks, the answer ends there as [`FinishReason::Cancelled`], and the conversation goes
+    /// on as if the question had never been asked.
+    ///
+    /// # Errors
+    /// If the question is empty, mentions a region that does not exist, holds an impossible box, or
+    /// leaves no room for an answer; if sampling settings are out of range or the model's numbers
+    /// are none. The conversation is then as it was before.
+    pub fn ask_streaming(
+        &mut self,
+        question: &str,
+        options: &AskOptions,
+        on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer> {
+        let mut regions = self.regions.clone();
+        let asked = Round { question: self.resolve(question, &mut regions, &options.point_box)?, answer: None };
+        let mut rounds: Vec<Round> = self.turns.iter().map(|turn| turn.round.clone()).collect();
+        rounds.push(asked.clone());
+        let answer = self.respond(&rounds, &regions, options, on_text)?;
+        if answer.finish != FinishReason::Cancelled {
+            let round = Round { answer: Some(answer.text.clone()), ..asked };
+            self.turns.push(Turn { round, regions_before: self.regions.len() });
+            self.regions = regions;
+        }
+        Ok(answer)
+    }
+
+    /// Asks the same question about each box, as if each were the first of a conversation. In the
+    /// question the box is `<region1>`. The conversation itself is not touched; the picture and the
+    /// words before the first mention are read once for all.
+    ///
+    /// # Errors
+    /// As [`Self::ask_streaming`], for the first box that fails.
+    pub fn describe_regions(&mut self, boxes: &[BBox], question: &str, options: &AskOptions) -> Result<Vec<Answer>> {
+        let describe = |bbox: &BBox| {
+            let mut regions = Vec::new();
+            push_region(&mut regions, *bbox, Origin::Given);
+            let question = self.resolve(question, &mut regions, &options.point_box)?;
+            let rounds = [Round { question, answer: None }];
+            self.respond(&rounds, &regions, options, |_| ControlFlow::Continue(()))
+        };
+        boxes.iter().map(describe).collect()
+    }
+
+    /// The conversation so far.
+    pub fn transcript(&self) -> Transcript {
+        Transcript {
+            image_size: [self.size.width, self.size.height],
+            regions: self.regions.iter().map(|region| region.resolved(self.size)).collect(),
+            rounds: self.turns.iter().map(|turn| saved(&turn.round)).collect(),
+        }
+    }
+
+    /// A question's pieces; what stands there as coordinates joins the regions.
+    fn resolve(&self, question: &str, regions: &mut Vec<Region>, point_box: &PointBox) -> Result<Vec<Piece>> {
+        let declared: Vec<_> = regions.iter().map(|region| region.id).collect();
+        let mut pieces = Vec::new();
+        for part in mention::parse(question.trim(), &declared, self.size)? {
+            pieces.push(match part {
+                Part::Text(text) => Piece::Text(text),
+                Part::Mention(id) => Piece::Region(id),
+                Part::Box(bbox) => Piece::Region(push_region(regions, bbox, Origin::Coordinates)),
+                Part::Point(point) => {
+                    let bbox = point::box_at(&self.features, point, point_box)?;
+                    Piece::Region(push_region(regions, bbox, Origin::Point))
+                }
+            });
+        }
+        Ok(pieces)
+    }
+
+    /// Renders, reads and generates. Of the conversation only the memory of what was read changes,
+    /// and that never changes an answer.
+    fn respond(
+        &mut self,
+        rounds: &[Round],
+        regions: &[Region],
+        options: &AskOptions,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer> {
+        let mut sampler = Sampler::new(&options.sampling)?;
+        let tokenizer = &self.model.tokenizer;
+        let encoded = prompt::encode(rounds, tokenizer, self.model.config.vision.patches(), options.text_mode)?;
+        let prompt = slots(&encoded, regions, options.box_precision)?;
+        let context = self.model.config.llama.max_position_embeddings;
+        encoded.check_length(context, 1)?;
+        let max_new_tokens = options.max_new_tokens.min(context - prompt.len());
+
+        let reused = self.memory.recall(&prompt)?;
+        let embeds = self.embed(&encoded, &prompt, options.box_precision, reused)?;
+        let mut stream = AnswerStream::new(tokenizer);
+        let limits = Limits { eos: tokenizer.special().eos, max_new_tokens };
+        let mut decoder =
+            LlamaDecoder { llama: &self.model.network.llama, cache: &mut self.memory.cache, embeds: &embeds };
+        let generated = generate(&mut decoder, &mut sampler, limits, |token| {
+            let complete = stream.push(token);
+            match (on_text(stream.fresh()), complete) {
+                (ControlFlow::Break(()), _) => ControlFlow::Break(Halt::Cancel),
+                (_, true) => ControlFlow::Break(Halt::Stop),
+                (_, false) => ControlFlow::Continue(()),
+            }
+        });
+        let generation = match generated {
+            Ok(generation) => generation,
+            Err(error) => {
+                self.memory = Memory::new(self.model);
+                return Err(error.into());
+            }
+        };
+        self.memory.remember(prompt, &generation.ids);
+        let (text, rest) = stream.finish();
+        if generation.finish != FinishReason::Cancelled {
+            // What was held back is shown now; there is nothing left that could be cancelled.
+            let _ = on_text(&rest);
+        }
+        Ok(report(rounds, regions, self.size, &encoded, reused, &generation, text))
+    }
+
+    /// The embeddings of a prompt from token `from` on.
+    ///
+    /// # Shapes
+    /// → `[1, T − from, H]`
+    fn embed(&mut self, encoded: &Encoded, prompt: &[Slot], precision: BoxPrecision, from: usize) -> Result<Tensor> {
+        let device = &self.model.device;
+        let ids = Tensor::from_slice(&encoded.ids[from..], encoded.ids.len() - from, device)?;
+        // Patches may have been read in part, when the words before them changed in their midst.
+        let first = from.max(encoded.patches.start).min(encoded.patches.end);
+        let patches =
+            self.features.image_tokens.narrow(0, first - encoded.patches.start, encoded.patches.end - first)?;
+        let patch_places: Vec<u32> = (first..encoded.patches.end).map(|place| (place - from) as u32).collect();
+        let (mut boxes, mut region_places) = (Vec::new(), Vec::new());
+        for (place, slot) in prompt.iter().enumerate().skip(from) {
+            if let Slot::Region(bbox, _) = slot {
+                boxes.push(*bbox);
+                region_places.push((place - from) as u32);
+            }
+        }
+        let regions = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes, precision)?) };
+        let mut parts: Vec<(&Tensor, &[u32])> = Vec::new();
+        if !patch_places.is_empty() {
+            parts.push((&patches, &patch_places));
+        }
+        if let Some(regions) = &regions {
+            parts.push((regions, &region_places));
+        }
+        Ok(self.model.network.splice(&ids, &parts)?)
+    }
+
+    /// # Shapes
+    /// N boxes → `[N, H]`
+    fn encode_boxes(&mut self, boxes: &[BBox], precision: BoxPrecision) -> Result<Tensor> {
+        let network = &self.model.network;
+        let maps = match &self.maps {
+            Some(maps) => maps,
+            None => self.maps.insert(network.pyramid(&self.features)?),
+        };
+        Ok(network.encode_regions(maps, &BBox::tensor(boxes, precision, &self.model.device)?)?)
+    }
+}
+
+impl Region {
+    fn resolved(&self, size: ImageSize) -> ResolvedRegion {
+        ResolvedRegion { id: self.id.0, pixels: self.bbox.pixels(size), origin: self.origin }
+    }
+}
+
+fn push_region(regions: &mut Vec<Region>, bbox: BBox, origin: Origin) -> RegionId {
+    let id = RegionId(regions.len() as u32 + 1);
+    regions.push(Region { id, bbox, origin });
+    id
+}
+
+fn find_region(regions: &[Region], id: RegionId) -> Result<&Region> {
+    let found = regions.iter().find(|region| region.id == id);
+    found.ok_or_else(|| ChatError::UnknownRegion { id, declared: regions.len() }.into())
+}
+
+/// How many regions a round's coordinates made: those it mentions beyond the ones that existed.
+fn made_by(round: &Round, regions_before: usize) -> usize {
+    let highest = round.question.iter().filter_map(|piece| match piece {
+        Piece::Region(id) => Some(id.0 as usize),
+        Piece::Text(_) => None,
+    });
+    highest.max().unwrap_or(0).saturating_sub(regions_before)
+}
+
+fn question_text(pieces: &[Piece]) -> String {
+    let text = |piece: &Piece| match piece {
+        Piece::Text(text) => text.clone(),
+        Piece::Region(id) => id.to_string(),
+    };
+    pieces.iter().map(text).collect()
+}
+
+fn saved(round: &Round) -> TranscriptRound {
+    TranscriptRound { question: question_text(&round.question), answer: round.answer.clone().unwrap_or_default() }
+}
+
+fn report(
+    rounds: &[Round],
+    regions: &[Region],
+    size: ImageSize,
+    encoded: &Encoded,
+    reused_tokens: usize,
+    generation: &Generation,
+    text: String,
+) -> Answer {
+    let question = rounds.last().map_or(&[][..], |round| &round.question);
+    let mut mentioned: Vec<ResolvedRegion> = Vec::new();
+    for piece in question {
+        if let Piece::Region(id) = piece
+            && mentioned.iter().all(|region| region.id != id.0)
+            && let Some(region) = regions.iter().find(|region| region.id == *id)
+        {
+            mentioned.push(region.resolved(size));
+        }
+    }
+    let generated_tokens = generation.ids.len();
+    let sum: f64 = generation.log_probabilities.iter().sum();
+    Answer {
+        text,
+        question: question_text(question),
+        regions: mentioned,
+        prompt_tokens: encoded.ids.len(),
+        reused_tokens,
+        generated_tokens,
+        finish: generation.finish,
+        mean_log_probability: (generated_tokens > 0).then(|| sum / generated_tokens as f64),
+    }
+}
+
+/// What stands at one place of a prompt. All patches belong to the one picture, so their id says all.
+/// Regions share an id; their vectors depend on the box and its precision, and on nothing else.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Slot {
+    Token(u32),
+    Region(BBox, BoxPrecision),
+}
+
+fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Result<Vec<Slot>> {
+    let mut slots: Vec<Slot> = encoded.ids.iter().copied().map(Slot::Token).collect();
+    for &(place, id) in &encoded.regions {
+        let region = find_region(regions, id)?;
+        if let Some(slot) = slots.get_mut(place as usize) {
+            *slot = Slot::Region(region.bbox, precision);
+        }
+    }
+    Ok(slots)
+}
+
+/// The key/value cache and what it was read from.
+#[derive(Debug)]
+struct Memory {
+    cache: KvCache,
+    read: Vec<Slot>,
+}
+
+impl Memory {
+    fn new(model: &Gpt4Roi) -> Self {
+        Self { cache: model.network.llama.new_cache(), read: Vec::new() }
+    }
+
+    /// Keeps the longest beginning that the prompt shares with what was read, and returns its length.
+    /// The prompt's last token is always left to be read: its logits are the answer's beginning.
+    fn recall(&mut self, prompt: &[Slot]) -> Result<usize> {
+        let most = prompt.len().saturating_sub(1);
+        let common = self.read.iter().zip(prompt).take(most).take_while(|(read, wanted)| read == wanted).count();
+        self.read.truncate(common);
+        self.cache.truncate(common)?;
+        Ok(common)
+    }
+
+    /// Notes what the cache holds after an answer. The last token of an answer is never read.
+    fn remember(&mut self, prompt: Vec<Slot>, answer: &[u32]) {
+        self.read = prompt;
+        self.read.extend(answer.iter().map(|&token| Slot::Token(token)));
+        self.read.truncate(self.cache.len());
+    }
+}
+
+/// The model writes who speaks; prompts leave the role's name to it.
+const ROLE: &str = "Assistant:";
+
+/// What the model wrote, without stop signal and role name.
+pub fn tidy(output: &str) -> String {
+    let answer = output.split(TURN).next().unwrap_or_default().trim();
+    answer.replace(&format!("{ROLE} "), "").replace(ROLE, "")
+}
+
+/// Turns tokens into text that can be shown at once: what a later token might take away is held back.
+#[derive(Debug)]
+struct AnswerStream<'t> {
+    tokens: TextStream<'t>,
+    decoded: String,
+    shown: String,
+}
+
+impl<'t> AnswerStream<'t> {
+    fn new(tokenizer: &'t Tokenizer) -> Self {
+        Self { tokens: tokenizer.stream(), decoded: String::new(), shown: String::new() }
+    }
+
+    /// Takes one token; true if the answer is complete.
+    fn push(&mut self, token: u32) -> bool {
+        self.decoded += &self.tokens.push(token);
+        self.decoded.contains(TURN)
+    }
+
+    /// What can be shown since the last call.
+    fn fresh(&mut self) -> &str {
+        let before = self.shown.len();
+        let visible = tidy(settled(&self.decoded));
+        if visible.starts_with(&self.shown) {
+            self.shown = visible;
+        }
+        &self.shown[before..]
+    }
+
+    /// The whole answer, and the part of it that was not shown yet.
+    fn finish(mut self) -> (String, String) {
+        self.decoded += &self.tokens.finish();
+        let text = tidy(&self.decoded);
+        let rest = text.strip_prefix(&self.shown).unwrap_or_default().to_owned();
+        (text, rest)
+    }
+}
+
+/// The beginning of a text that no further token can take away: without what may become a stop signal
+/// or a role's name.
+fn settled(decoded: &str) -> &str {
+    let text = decoded.trim_end_matches('#');
+    let role = (1..=ROLE.len()).rev().find(|&letters| text.ends_with(&ROLE[..letters]));
+    &text[..text.len() - role.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use candle_core::Device;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        error::Error,
+        model::Network,
+        weights::{TensorSource, Weights, WeightsResult},
+    };
+
+    /// Random weights that depend on nothing but the tensor's name.
+    struct Noise;
+
+    impl TensorSource for Noise {
+        fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+            let seed = name.bytes().fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-0.5..0.5)).collect();
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+        }
+    }
+
+    /// The architecture in miniature: what it says means nothing, and depends on everything.
+    fn tiny() -> Gpt4Roi {
+        let (model, added) =
+            (include_bytes!("../tests/data/tokenizer.model"), include_str!("../tests/data/added_tokens.json"));
+        let tokenizer = Tokenizer::from_bytes(model, added).unwrap();
+        let mut config = Config::nano(tokenizer.vocab_size());
+        (config.llama.hidden_size, config.llama.intermediate_size, config.llama.num_hidden_layers) = (32, 48, 2);
+        (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (16, 32, 56);
+        (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (8, 2, 1);
+        (config.region.roi_size, config.region.pos_hidden) = (4, 8);
+        let weights = Weights::new(Arc::new(Noise));
+        let network = Network::load(&config, &weights, &weights).unwrap();
+        Gpt4Roi { network, tokenizer, config, device: Device::Cpu }
+    }
+
+    fn picture() -> Image {
+        let color = |x, y| image::Rgb([(3 * x) as u8, (5 * y) as u8, (x * y) as u8]);
+        Image::from_rgb(image::RgbImage::from_fn(80, 60, color))
+    }
+
+    fn bbox(xyxy: [f64; 4]) -> BBox {
+        BBox::from_normalized(xyxy).unwrap()
+    }
+
+    fn short() -> AskOptions {
+        AskOptions { max_new_tokens: 6, ..AskOptions::default() }
+    }
+
+    /// Answers agree, whatever was reused; sums in another order differ by rounding.
+    #[track_caller]
+    fn assert_same(a: &Answer, b: &Answer) {
+        assert_eq!((&a.text, &a.question, &a.regions), (&b.text, &b.question, &b.regions));
+        assert_eq!(a.prompt_tokens, b.prompt_tokens);
+        let (a, b) = (a.mean_log_probability.unwrap(), b.mean_log_probability.unwrap());
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+
+    #[test]
+    fn later_rounds_read_only_what_is_new_and_answer_the_same() {
+        let (model, picture) = (tiny(), picture());
+        let (mut chat, mut forgetful) = (Chat::new(&model, &picture).unwrap(), Chat::new(&model, &picture).unwrap());
+        let mut reused = Vec::new();
+        for chat in [&mut chat, &mut forgetful] {
+            chat.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
+            chat.add_region(bbox([0.4, 0.1, 0.9, 0.6]));
+        }
+        for question in ["What is <region2>?", "Is <region1> left of region 2?", "What is <region1> for?"] {
+            forgetful.memory = Memory::new(&model);
+            let (answer, anew) =
+                (chat.ask_with(question, &short()).unwrap(), forgetful.ask_with(question, &short()).unwrap());
+            assert_same(&answer, &anew);
+            assert_eq!(anew.reused_tokens, 0);
+            reused.push((answer.reused_tokens, answer.prompt_tokens));
+        }
+        assert_eq!(reused[0].0, 0);
+        // The first round's prompt but for its open end is read once.
+        assert!(reused[1].0 >= reused[0].1 - 2 && reused[2].0 >= reused[1].1 - 2, "{reused:?}");
+        assert_eq!(chat.transcript(), forgetful.transcript());
+    }
+
+    #[test]
+    fn another_box_in_the_same_place_is_read_again() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let ask = |chat: &mut Chat<'_>, xyxy| {
+            chat.add_region(bbox(xyxy));
+            chat.ask_with("What is <region1>?", &short()).unwrap()
+        };
+        let first = ask(&mut chat, [0.1, 0.1, 0.3, 0.4]);
+        assert!(matches!(chat.undo(), Some(Undone::Round(_))));
+        assert!(matches!(chat.undo(), Some(Undone::Region(_))));
+        assert_eq!(chat.undo(), None);
+        let second = ask(&mut chat, [0.5, 0.2, 0.9, 0.9]);
+        let fresh = ask(&mut Chat::new(&model, &picture).unwrap(), [0.5, 0.2, 0.9, 0.9]);
+        assert_same(&second, &fresh);
+        assert_ne!(first.mean_log_probability, second.mean_log_probability);
+        assert!(second.reused_tokens > 0);
+    }
+
+    #[test]
+    fn coordinates_become_regions_and_undo_takes_them_along() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        chat.add_region(bbox([0.0, 0.0, 1.0, 1.0]));
+        let answer = chat.ask_with("Is [8, 6, 40, 30] in <region1>, or at (0.5, 0.75)?", &short()).unwrap();
+        assert_eq!(answer.question, "Is <region2> in <region1>, or at <region3>?");
+        let origins: Vec<_> = answer.regions.iter().map(|region| (region.id, region.origin)).collect();
+        assert_eq!(origins, [(2, Origin::Coordinates), (1, Origin::Given), (3, Origin::Point)]);
+        assert_eq!(answer.regions[0].pixels, [8.0, 6.0, 40.0, 30.0]);
+        let [x1, y1, x2, y2] = answer.regions[2].pixels;
+        assert!(x1 < 40.0 && 40.0 < x2 && y1 < 45.0 && 45.0 < y2, "the point lies in its box");
+
+        chat.ask_with("What is region 3?", &short()).unwrap();
+        chat.add_region(bbox([0.2, 0.2, 0.3, 0.3]));
+        assert_eq!(chat.regions().len(), 4);
+        assert!(matches!(chat.undo(), Some(Undone::Region(Region { id: RegionId(4), .. }))));
+        assert!(matches!(chat.undo(), Some(Undone::Round(round)) if round.question == "What is <region3>?"));
+        assert_eq!(chat.regions().len(), 3);
+        assert!(matches!(chat.undo(), Some(Undone::Round(_))));
+        assert_eq!(chat.regions().len(), 1);
+    }
+
+    #[test]
+    fn what_fails_changes_nothing() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        chat.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
+        chat.ask_with("What is <region1>?", &short()).unwrap();
+        let before = chat.transcript();
+        let random = |temperature| Sampling::Random { temperature, top_k: 0, top_p: 1.0, seed: 0 };
+        let broken = AskOptions { sampling: random(f64::NAN), ..short() };
+        let long = "what ".repeat(4000);
+        for (question, options) in [
+            ("", short()),
+            ("   ", short()),
+            ("What is <region2>?", short()),
+            ("What is [1, 2, 8000, 4]?", short()),
+            ("What is [1, 2, 30, 40]?", broken),
+            (&long, short()),
+        ] {
+            chat.ask_with(question, &options).unwrap_err();
+            assert_eq!(chat.transcript(), before, "{question:.20}");
+        }
+        let again = chat.ask_with("What is region 1 for?", &short()).unwrap();
+        let mut fresh = Chat::new(&model, &picture).unwrap();
+        fresh.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
+        fresh.ask_with("What is <region1>?", &short()).unwrap();
+        assert_same(&again, &fresh.ask_with("What is region 1 for?", &short()).unwrap());
+    }
+
+    #[test]
+    fn broken_weights_end_the_answer_with_an_error() {
+        struct Broken;
+        impl TensorSource for Broken {
+            fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+                let tensor = Noise.tensor(name, shape)?;
+                Ok(if name == "lm_head.weight" { tensor.affine(f64::NAN, 0.0).unwrap() } else { tensor })
+            }
+        }
+        let mut model = tiny();
+        let weights = Weights::new(Arc::new(Broken));
+        model.network = Network::load(&model.config, &weights, &weights).unwrap();
+        let mut chat = Chat::new(&model, &picture()).unwrap();
+        let error = chat.ask("What is [0.1, 0.1, 0.5, 0.5]?").unwrap_err();
+        assert!(matches!(error, Error::Generate(_)), "{error}");
+        assert!(chat.regions().is_empty() && chat.transcript().rounds.is_empty());
+    }
+
+    #[test]
+    fn text_streams_and_a_break_cancels_without_a_trace() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let options = AskOptions { max_new_tokens: 40, ..AskOptions::default() };
+        let (mut streamed, mut calls) = (String::new(), 0);
+        let answer = chat.ask_streaming("What do you see?", &options, |text| {
+            calls += 1;
+            streamed += text;
+            ControlFlow::Continue(())
+        });
+        let answer = answer.unwrap();
+        assert_eq!(streamed, answer.text);
+        assert_eq!(calls, answer.generated_tokens + 1, "once per token, and once for what was held back");
+
+        let before = chat.transcript();
+        let mut calls = 0;
+        let cancelled = chat.ask_streaming("And what is [0.1, 0.1, 0.5, 0.5]?", &options, |_| {
+            calls += 1;
+            if calls == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let cancelled = cancelled.unwrap();
+        assert_eq!((cancelled.finish, cancelled.generated_tokens, calls), (FinishReason::Cancelled, 3, 3));
+        assert_eq!(chat.transcript(), before);
+        assert!(chat.regions().is_empty());
+    }
+
+    #[test]
+    fn describing_in_bulk_is_asking_one_by_one() {
+        let (model, picture) = (tiny(), picture());
+        let boxes = [bbox([0.1, 0.2, 0.5, 0.9]), bbox([0.4, 0.1, 0.9, 0.6]), bbox([0.0, 0.0, 1.0, 1.0])];
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let all = chat.describe_regions(&boxes, "What is <region1>?", &short()).unwrap();
+        assert!(chat.regions().is_empty() && chat.transcript().rounds.is_empty());
+        for (bbox, answer) in boxes.into_iter().zip(&all) {
+            let mut one = Chat::new(&model, &picture).unwrap();
+            one.add_region(bbox);
+            assert_same(answer, &one.ask_with("What is <region1>?", &short()).unwrap());
+        }
+        assert!(all[1].reused_tokens > model.config.vision.patches());
+    }
+
+    #[test]
+    fn a_seed_repeats_an_answer() {
+        let (model, picture) = (tiny(), picture());
+        let ask = |seed| {
+            let sampling = Sampling::Random { temperature: 5.0, top_k: 0, top_p: 1.0, seed };
+            let options = AskOptions { sampling, ..short() };
+            Chat::new(&model, &picture).unwrap().ask_with("What do you see?", &options).unwrap()
+        };
+        assert_eq!(ask(1), ask(1));
+        assert_ne!(ask(1).mean_log_probability, ask(2).mean_log_probability);
+    }
+
+    #[test]
+    fn a_transcript_survives_json() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        chat.ask_with("What is [8, 6, 40, 30]?", &short()).unwrap();
+        let transcript = chat.transcript();
+        let json = serde_json::to_string(&transcript).unwrap();
+        assert_eq!(serde_json::from_str::<Transcript>(&json).unwrap(), transcript);
+        assert!(json.contains(r#""image_size":[80,60]"#) && json.contains(r#""origin":"coordinates""#), "{json}");
+    }
+
+    #[test]
+    fn answers_lose_role_and_stop_signal() {
+        for (output, answer) in [
+            ("Assistant: a red car\n###", "a red car"),
+            (" Assistant:a red car", "a red car"),
+            ("a red car ### Human: and", "a red car"),
+            ("Assistant: one. Assistant: two", "one. two"),
+            ("###", ""),
+            ("", ""),
+        ] {
+            assert_eq!(tidy(output), answer, "{output:?}");
+        }
+    }
+
+    #[test]
+    fn only_settled_text_is_shown() {
+        for (decoded, shown) in [
+            ("A", ""),
+            ("Assis", ""),
+            ("Assistant:", ""),
+            ("Assistant: a c", "Assistant: a c"),
+            ("a car\n##", "a car\n"),
+            ("a car\n###", "a car\n"),
+            ("a can", "a can"),
+            ("a big As", "a big "),
+        ] {
+            assert_eq!(settled(decoded), shown, "{decoded:?}");
+        }
+    }
 }

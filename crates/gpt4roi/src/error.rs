@@ -1,8 +1,8 @@
 //! What can go wrong, by concern. Each message says what, where, what was expected and what was got.
 
 use crate::{
-    bbox::BoxError, generate::GenerateError, image::ImageError, mention::MentionError, prompt::PromptError,
-    tokenizer::TokenizerError, weights::WeightsError,
+    bbox::BoxError, chat::ChatError, generate::GenerateError, image::ImageError, mention::MentionError,
+    prompt::PromptError, sampling::SamplingError, tokenizer::TokenizerError, weights::WeightsError,
 };
 
 /// The library's result.
@@ -40,7 +40,13 @@ pub enum Error {
     /// A checkpoint is missing, damaged, or lacks, has too many or wrongly shaped tensors.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// Generation met a number that is none, or was cancelled.
+    /// A conversation can't take a question.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// Settings of the sampler are out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// Generation met a number that is none.
     #[error(transparent)]
     Generate(#[from] GenerateError),
     /// The tensor engine refused an operation.

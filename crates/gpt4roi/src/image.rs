@@ -1,40 +1,100 @@
 //! Pictures: decoding, orientation, and the model's own resizing.
+//!
+//! The model was trained and is asked with pictures that Pillow read and resized, so both are
+//! repeated here: colours as `convert("RGB")` gives them, and the bicubic filter bit for bit.
+
+use std::{
+    io::{BufRead, Cursor, Seek},
+    path::PathBuf,
+};
 
 use candle_core::{Device, Tensor};
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage, metadata::Orientation};
+use rayon::prelude::*;
 
 use crate::{bbox::ImageSize, config::VisionConfig};
+
+/// The largest picture that is read unless the caller says otherwise: 50 megapixels.
+pub const DEFAULT_MAX_PIXELS: u64 = 50_000_000;
 
 /// A picture that can't be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ImageError {}
+pub enum ImageError {
+    /// The file can't be opened.
+    #[error("{path}: {source}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file can be opened, but what stands in it can't be used.
+    #[error("{path}: {source}")]
+    InFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
+    /// Neither PNG nor JPEG nor WebP, or a rare kind of these.
+    #[error("expected a PNG, JPEG or WebP picture: {0}")]
+    Unsupported(String),
+    /// Damaged or cut short.
+    #[error("expected a whole picture: {0}")]
+    Corrupt(String),
+    /// More pixels than allowed, as the header says; nothing was decoded.
+    #[error("expected a picture of at most {max_pixels} pixels, got {width}×{height}")]
+    TooLarge {
+        /// Pixels across.
+        width: u32,
+        /// Pixels down.
+        height: u32,
+        /// The limit.
+        max_pixels: u64,
+    },
+    /// No pixels.
+    #[error("expected a picture of at least 1×1 pixels, got {width}×{height}")]
+    Empty {
+        /// Pixels across.
+        width: u32,
+        /// Pixels down.
+        height: u32,
+    },
+}
 
 /// A picture, upright, in RGB.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Image {
-    rgb: image::RgbImage,
+    rgb: RgbImage,
 }
 
 impl Image {
-    /// Opens a PNG, JPEG or WebP file of at most `max_pixels`.
+    /// Opens a PNG, JPEG or WebP file of at most `max_pixels`; see [`Image::decode`].
     pub fn open(path: impl AsRef<std::path::Path>, max_pixels: u64) -> Result<Self, ImageError> {
-        let _ = (path.as_ref(), max_pixels);
-        todo!()
+        let path = path.as_ref();
+        let file = std::fs::File::open(path).map_err(|source| ImageError::File { path: path.to_path_buf(), source })?;
+        read(std::io::BufReader::new(file), max_pixels)
+            .map_err(|source| ImageError::InFile { path: path.to_path_buf(), source: Box::new(source) })
     }
 
-    /// Decodes a PNG, JPEG or WebP file of at most `max_pixels`.
+    /// Decodes a PNG, JPEG or WebP file of at most `max_pixels`, of which the first frame counts.
+    ///
+    /// The EXIF orientation is applied. Colours become 8-bit RGB as Pillow's `convert("RGB")` makes
+    /// them: transparency is dropped and not blended with a background, grey is repeated, of 16 bits
+    /// the upper 8 count, and CMYK is converted without a colour profile. One difference is meant:
+    /// Pillow turns nearly all of a 16-bit grey picture white.
     pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<Self, ImageError> {
-        let _ = (bytes, max_pixels);
-        todo!()
+        read(Cursor::new(bytes), max_pixels)
     }
 
     /// Takes decoded pixels.
-    pub fn from_rgb(rgb: image::RgbImage) -> Self {
+    pub fn from_rgb(rgb: RgbImage) -> Self {
         Self { rgb }
     }
 
     /// The pixels.
-    pub fn rgb(&self) -> &image::RgbImage {
+    pub fn rgb(&self) -> &RgbImage {
         &self.rgb
     }
 
@@ -43,12 +103,417 @@ impl Image {
         ImageSize { width: self.rgb.width(), height: self.rgb.height() }
     }
 
-    /// What the tower sees: bicubic as Pillow does it, then squashed to a square by plain bilinear.
+    /// What the tower sees: bicubic as Pillow does it brings the shorter edge to S, then the
+    /// normalised picture is squashed to a square by plain bilinear sampling. Nothing is cropped,
+    /// and the aspect ratio is lost; a square picture is only resized once, an S×S one not at all.
+    ///
+    /// The squash looks at no more than 2·S rows and columns, and only these are computed. So the
+    /// memory is bounded even for a picture of 1×10000 pixels, which the bicubic would make
+    /// S×(10000·S), and the result is the same.
+    ///
+    /// Source: `CLIPImageProcessor` and `app.py` of the original.
     ///
     /// # Shapes
     /// → `[1, 3, S, S]`, f32, normalised
+    ///
+    /// # Errors
+    /// A picture without pixels, which only [`Image::from_rgb`] can hold.
     pub fn pixel_values(&self, config: &VisionConfig, device: &Device) -> candle_core::Result<Tensor> {
-        let _ = (config, device);
-        todo!()
+        let (side, ImageSize { width, height }) = (config.image_size, self.size());
+        if width == 0 || height == 0 || side == 0 {
+            candle_core::bail!("expected a picture of at least 1×1 pixels, got {width}×{height}");
+        }
+        let across = Squash::new(resized_edge(width, height, side), side);
+        let down = Squash::new(resized_edge(height, width, side), side);
+        let seen = if (width as usize, height as usize) == (side, side) {
+            Bytes { width: side, pixels: self.rgb.as_raw().clone() }
+        } else {
+            bicubic(&self.rgb, &across, &down)
+        };
+        let values = squash(&seen, &across, &down, &colour_tables(config));
+        Tensor::from_vec(values, (1, 3, side, side), device)
+    }
+}
+
+fn read<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<Image, ImageError> {
+    let mut reader = ImageReader::new(reader).with_guessed_format().map_err(|e| ImageError::Corrupt(e.to_string()))?;
+    // The decoders' own scratch space counts too, hence not only the bytes of the pixels.
+    let mut limits = image::Limits::no_limits();
+    limits.max_alloc = Some(max_pixels.saturating_mul(LARGEST_PIXEL).saturating_add(SCRATCH));
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(decoding_error)?;
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        return Err(ImageError::Empty { width, height });
+    }
+    if u64::from(width) * u64::from(height) > max_pixels {
+        return Err(ImageError::TooLarge { width, height, max_pixels });
+    }
+    // Orientation is a courtesy of the camera: where it can't be read, the picture lies as it is.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut picture = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(decoding_error)?));
+    picture.apply_orientation(orientation);
+    Ok(Image { rgb: picture.into_rgb8() })
+}
+
+/// Bytes of the largest pixel that a decoder hands out, RGBA of 16 bits.
+const LARGEST_PIXEL: u64 = 8;
+/// Bytes that a decoder may use beside the pixels.
+const SCRATCH: u64 = 64 << 20;
+
+fn decoding_error(error: image::ImageError) -> ImageError {
+    match error {
+        image::ImageError::Unsupported(error) => ImageError::Unsupported(error.to_string()),
+        other => ImageError::Corrupt(other.to_string()),
+    }
+}
+
+/// The colours as Pillow converts them. The `image` crate would round 16 bits where Pillow cuts.
+fn to_rgb(picture: DynamicImage) -> RgbImage {
+    let (width, height) = (picture.width(), picture.height());
+    let upper = |value: u16| (value >> 8) as u8;
+    let bytes: Vec<u8> = match &picture {
+        DynamicImage::ImageLuma16(grey) => grey.pixels().flat_map(|pixel| [upper(pixel.0[0]); 3]).collect(),
+        DynamicImage::ImageLumaA16(grey) => grey.pixels().flat_map(|pixel| [upper(pixel.0[0]); 3]).collect(),
+        DynamicImage::ImageRgb16(colour) => colour.pixels().flat_map(|pixel| pixel.0.map(upper)).collect(),
+        DynamicImage::ImageRgba16(colour) => {
+            colour.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]].map(upper)).collect()
+        }
+        _ => return picture.into_rgb8(),
+    };
+    RgbImage::from_fn(width, height, |x, y| {
+        let at = 3 * (y as usize * width as usize + x as usize);
+        image::Rgb([bytes[at], bytes[at + 1], bytes[at + 2]])
+    })
+}
+
+/// What the bicubic makes of an edge when the shorter one becomes `side`. The division and the
+/// truncation are Python's.
+fn resized_edge(edge: u32, other: u32, side: usize) -> usize {
+    if edge <= other { side } else { (side as f64 * f64::from(edge) / f64::from(other)) as usize }
+}
+
+/// Bilinear sampling of one axis, without antialiasing, half-pixel centres: for each of the square's
+/// rows (or columns), which two of the resized picture it lies between.
+///
+/// Source: `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, which computes
+/// places in single precision.
+struct Squash {
+    /// Length of the axis before.
+    input: usize,
+    /// The places that are looked at, ascending.
+    seen: Vec<usize>,
+    /// Per output, two indices into `seen` and the share of the second.
+    between: Vec<(usize, usize, f32)>,
+}
+
+impl Squash {
+    fn new(input: usize, output: usize) -> Self {
+        let scale = input as f32 / output as f32;
+        let places = (0..output).map(|index| {
+            let place = (scale * (index as f32 + 0.5) - 0.5).max(0.0);
+            let low = (place as usize).min(input - 1);
+            (low, (low + 1).min(input - 1), (place - low as f32).clamp(0.0, 1.0))
+        });
+        let places: Vec<_> = places.collect();
+        let mut seen: Vec<usize> = places.iter().flat_map(|&(low, high, _)| [low, high]).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        let find = |place: usize| seen.partition_point(|&other| other < place);
+        let between = places.iter().map(|&(low, high, share)| (find(low), find(high), share)).collect();
+        Self { input, seen, between }
+    }
+}
+
+/// RGB bytes, row by row.
+struct Bytes {
+    width: usize,
+    pixels: Vec<u8>,
+}
+
+/// Normalises and squashes.
+///
+/// # Shapes
+/// rows and columns as the two axes see them → `[3, S, S]`
+fn squash(picture: &Bytes, across: &Squash, down: &Squash, colours: &[[f32; 256]; 3]) -> Vec<f32> {
+    let mut values = Vec::with_capacity(3 * down.between.len() * across.between.len());
+    for (channel, colours) in colours.iter().enumerate() {
+        let at = |row: usize, column: usize| {
+            colours[usize::from(picture.pixels[3 * (row * picture.width + column) + channel])]
+        };
+        for &(above, below, down_share) in &down.between {
+            for &(left, right, across_share) in &across.between {
+                let row = |row| (1.0 - across_share) * at(row, left) + across_share * at(row, right);
+                values.push((1.0 - down_share) * row(above) + down_share * row(below));
+            }
+        }
+    }
+    values
+}
+
+/// The normalised value of each byte, per channel: bytes to 0..1 in double precision, rounded to
+/// single, then mean and deviation in single, as numpy does it in the original.
+fn colour_tables(config: &VisionConfig) -> [[f32; 256]; 3] {
+    std::array::from_fn(|channel| {
+        let (mean, deviation) = (config.image_mean[channel], config.image_std[channel]);
+        std::array::from_fn(|byte| ((byte as f64 * (1.0 / 255.0)) as f32 - mean) / deviation)
+    })
+}
+
+/// Pillow's bicubic filter on bytes, for those rows and columns of the result that are looked at.
+///
+/// Columns first, then rows, with bytes in between; only the source rows that some result row needs
+/// pass through the first step.
+///
+/// Source: `src/libImaging/Resample.c` of Pillow.
+fn bicubic(picture: &RgbImage, across: &Squash, down: &Squash) -> Bytes {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let (across, down) = (taps(width, across), taps(height, down));
+    let mut rows: Vec<usize> = down.iter().flat_map(|tap| tap.start..tap.start + tap.weights.len()).collect();
+    rows.sort_unstable();
+    rows.dedup();
+
+    let source = picture.as_raw();
+    let stride = 3 * across.len();
+    let mut narrowed = vec![0; rows.len() * stride];
+    narrowed.par_chunks_mut(stride).zip(&rows).for_each(|(target, &row)| {
+        let source = &source[3 * width * row..3 * width * (row + 1)];
+        for (target, tap) in target.chunks_exact_mut(3).zip(&across) {
+            tap.weigh(source[3 * tap.start..].chunks_exact(3), target);
+        }
+    });
+
+    let mut pixels = vec![0; down.len() * stride];
+    pixels.par_chunks_mut(stride).zip(&down).for_each(|(target, tap)| {
+        // The rows of one window follow each other in the source, and so they do among `rows`.
+        let first = rows.partition_point(|&row| row < tap.start);
+        for (column, target) in target.chunks_exact_mut(3).enumerate() {
+            let below = narrowed[first * stride..].chunks_exact(stride).map(|row| &row[3 * column..3 * column + 3]);
+            tap.weigh(below, target);
+        }
+    });
+    Bytes { width: across.len(), pixels }
+}
+
+/// The source pixels that make one result pixel, and their weights in fixed point.
+struct Tap {
+    start: usize,
+    weights: Vec<i32>,
+}
+
+impl Tap {
+    /// The weighted sum of as many RGB pixels as there are weights, clipped to bytes.
+    fn weigh<'a>(&self, pixels: impl Iterator<Item = &'a [u8]>, target: &mut [u8]) {
+        let mut sum = [1 << (WEIGHT_BITS - 1); 3];
+        for (&weight, pixel) in self.weights.iter().zip(pixels) {
+            for (sum, &byte) in sum.iter_mut().zip(pixel) {
+                *sum += weight * i32::from(byte);
+            }
+        }
+        for (target, sum) in target.iter_mut().zip(sum) {
+            *target = (sum >> WEIGHT_BITS).clamp(0, 255) as u8;
+        }
+    }
+}
+
+/// Bits behind the point of a weight: 32 less 8 for the byte and 2 for weights beyond ±1.
+const WEIGHT_BITS: u32 = 22;
+
+/// How an axis of `input` pixels becomes one of `target.input`, at the places that are looked at.
+fn taps(input: usize, target: &Squash) -> Vec<Tap> {
+    if input == target.input {
+        // Pillow skips the pass. A weight of one leaves a byte as it is.
+        return target.seen.iter().map(|&start| Tap { start, weights: vec![1 << WEIGHT_BITS] }).collect();
+    }
+    let scale = input as f64 / target.input as f64;
+    target.seen.iter().map(|&place| tap(place, scale, input)).collect()
+}
+
+fn tap(place: usize, scale: f64, input: usize) -> Tap {
+    let stretch = scale.max(1.0); // when shrinking, the filter grows: that is the antialiasing
+    let (support, shrink) = (2.0 * stretch, 1.0 / stretch);
+    let center = (place as f64 + 0.5) * scale;
+    let start = (center - support + 0.5).max(0.0) as usize;
+    let end = ((center + support + 0.5) as usize).min(input);
+    let weights: Vec<f64> = (start..end).map(|pixel| keys_cubic((pixel as f64 - center + 0.5) * shrink)).collect();
+    let sum: f64 = weights.iter().sum();
+    let fixed = |weight: f64| {
+        let scaled = weight / sum * f64::from(1 << WEIGHT_BITS);
+        (scaled + 0.5_f64.copysign(scaled)) as i32 // half away from zero
+    };
+    Tap { start, weights: weights.into_iter().map(fixed).collect() }
+}
+
+/// Keys' cubic with a = −0.5.
+fn keys_cubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
+    use candle_core::DType;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// What `reference/make_image_goldens.py` computed with Pillow and PyTorch.
+    fn goldens() -> HashMap<String, Tensor> {
+        let file = include_bytes!("../tests/data/image.safetensors");
+        candle_core::safetensors::load_buffer(file, &Device::Cpu).unwrap()
+    }
+
+    /// A tower of the goldens' side.
+    fn tower() -> VisionConfig {
+        VisionConfig { image_size: 16, patch_size: 4, ..Config::gpt4roi_7b().vision }
+    }
+
+    fn rgb(tensor: &Tensor) -> RgbImage {
+        let (height, width, _) = tensor.dims3().unwrap();
+        let bytes = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
+    }
+
+    fn file(name: &str) -> Vec<u8> {
+        std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures").join(name)).unwrap()
+    }
+
+    /// An axis of which every place is looked at.
+    fn whole(length: usize) -> Squash {
+        Squash { input: length, seen: (0..length).collect(), between: Vec::new() }
+    }
+
+    #[test]
+    fn bicubic_is_bit_exact_to_pillow() {
+        let goldens = goldens();
+        let mut cases = 0;
+        for (name, expected) in goldens.iter().filter_map(|(key, tensor)| Some((key.strip_suffix(".bicubic")?, tensor)))
+        {
+            let (picture, expected) = (rgb(&goldens[&format!("{name}.picture")]), rgb(expected));
+            let (width, height) = picture.dimensions();
+            let (across, down) = (resized_edge(width, height, 16), resized_edge(height, width, 16));
+            assert_eq!((across as u32, down as u32), expected.dimensions(), "{name}");
+            let resized = bicubic(&picture, &whole(across), &whole(down));
+            assert_eq!(&resized.pixels, expected.as_raw(), "{name}");
+            cases += 1;
+        }
+        assert_eq!(cases, 14);
+    }
+
+    #[test]
+    fn the_tower_sees_what_pillow_and_pytorch_make() {
+        let goldens = goldens();
+        let mut cases = 0;
+        for (name, expected) in
+            goldens.iter().filter_map(|(key, tensor)| Some((key.strip_suffix(".pixel_values")?, tensor)))
+        {
+            let picture = Image::from_rgb(rgb(&goldens[&format!("{name}.picture")]));
+            let values = picture.pixel_values(&tower(), &Device::Cpu).unwrap();
+            assert_eq!((values.dims(), values.dtype()), (&[1, 3, 16, 16][..], DType::F32));
+            let worst = (values - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(worst < 1e-5, "{name}: {worst}");
+            cases += 1;
+        }
+        assert_eq!(cases, 15);
+    }
+
+    #[test]
+    fn files_of_every_kind_have_the_colours_that_pillow_reads() {
+        let goldens = goldens();
+        let files: BTreeMap<&String, &Tensor> = goldens.iter().filter(|(name, _)| !name.contains('x')).collect();
+        assert_eq!(files.len(), 26);
+        for (name, expected) in files {
+            // Decoders of lossy files may round differently.
+            let allowed = if name.ends_with("jpeg") || name.starts_with("lossy") { 3 } else { 0 };
+            let (read, expected) = (Image::decode(&file(name), 1000).unwrap(), rgb(expected));
+            assert_eq!(read.rgb().dimensions(), expected.dimensions(), "{name}");
+            let pairs = read.rgb().as_raw().iter().zip(expected.as_raw());
+            let worst = pairs.map(|(&got, &expected)| got.abs_diff(expected)).max().unwrap();
+            assert!(worst <= allowed, "{name}: off by {worst}");
+        }
+    }
+
+    #[test]
+    fn size_is_that_of_the_upright_picture() {
+        let upright = Image::decode(&file("turned-6.png"), 35).unwrap();
+        assert_eq!(upright.size(), ImageSize { width: 5, height: 7 });
+    }
+
+    #[test]
+    fn too_many_pixels_are_refused_by_the_header_alone() {
+        for name in ["rgb.png", "rgb.jpeg", "lossless.webp"] {
+            let (whole, limit) = (file(name), 34);
+            let error = Image::decode(&whole, limit).unwrap_err();
+            assert!(matches!(error, ImageError::TooLarge { max_pixels: 34, .. }), "{name}: {error}");
+        }
+        // 65535×65535 pixels are announced, and none follows.
+        let mut huge = file("rgb.png");
+        huge[16..24].copy_from_slice(&[0, 0, 0xFF, 0xFF, 0, 0, 0xFF, 0xFF]);
+        let crc = crc32(&huge[12..29]).to_be_bytes();
+        huge[29..33].copy_from_slice(&crc);
+        let error = Image::decode(&huge, DEFAULT_MAX_PIXELS).unwrap_err().to_string();
+        assert_eq!(error, "expected a picture of at most 50000000 pixels, got 65535×65535");
+    }
+
+    /// PNG's checksum, bit by bit.
+    fn crc32(bytes: &[u8]) -> u32 {
+        let step = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 };
+        !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), |crc, _| step(crc)))
+    }
+
+    #[test]
+    fn what_is_no_picture_is_refused() {
+        assert!(matches!(Image::decode(b"", 9).unwrap_err(), ImageError::Unsupported(_)));
+        assert!(matches!(Image::decode(b"GIF89a\x01\0\x01\0", 9).unwrap_err(), ImageError::Unsupported(_)));
+        assert!(matches!(Image::decode(&file("rgb.png")[..60], 99).unwrap_err(), ImageError::Corrupt(_)));
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing.png");
+        let error = Image::open(&missing, 9).unwrap_err();
+        assert!(matches!(&error, ImageError::File { .. }) && error.to_string().contains("missing.png"), "{error}");
+        std::fs::write(&missing, "no picture").unwrap();
+        let error = Image::open(&missing, 9).unwrap_err();
+        assert!(matches!(&error, ImageError::InFile { .. }) && error.to_string().contains("missing.png"), "{error}");
+        assert!(Image::open(folder.path(), 9).is_err(), "a folder");
+    }
+
+    #[test]
+    fn a_picture_without_pixels_has_no_values() {
+        let nothing = Image::from_rgb(RgbImage::new(0, 3));
+        assert!(nothing.pixel_values(&tower(), &Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn memory_is_bounded_for_any_shape() {
+        for (width, height) in [(1, 2_000_000), (2_000_000, 1)] {
+            let line = Image::from_rgb(RgbImage::from_pixel(width, height, image::Rgb([128, 0, 255])));
+            let values = line.pixel_values(&tower(), &Device::Cpu).unwrap();
+            let first = values.flatten_from(2).unwrap().get(0).unwrap().to_vec2::<f32>().unwrap();
+            assert!(first.iter().all(|channel| channel.iter().all(|value| (value - channel[0]).abs() < 1e-6)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damage_is_never_a_panic(which in 0..26_usize, at in 0..800_usize, byte in any::<u8>(), cut in any::<bool>()) {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures");
+            let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+            files.sort();
+            let mut bytes = std::fs::read(&files[which]).unwrap();
+            let at = at % bytes.len();
+            if cut { bytes.truncate(at) } else { bytes[at] = byte }
+            if let Ok(picture) = Image::decode(&bytes, 10_000) {
+                picture.pixel_values(&tower(), &Device::Cpu).unwrap();
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod mention;
 pub mod image;
 
 pub mod prompt;
+mod sentencepiece;
 pub mod tokenizer;
 
 pub mod clip;
@@ -30,6 +31,7 @@ pub mod sampling;
 
 pub mod chat;
 pub mod point;
+pub mod trace;
 
 pub mod convert;
 pub mod weights;

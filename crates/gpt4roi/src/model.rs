@@ -1,10 +1,21 @@
 //! The whole model: tower, projector, region module and language model, put together.
 
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
 use candle_core::{Device, Result as TensorResult, Tensor};
 
 use crate::{
-    clip::ClipVision, config::Config, error::Result, layers::Linear, llama::Llama, region::RegionModule,
-    tokenizer::Tokenizer, weights::Weights,
+    clip::ClipVision,
+    config::Config,
+    error::{Error, Result},
+    layers::Linear,
+    llama::Llama,
+    region::RegionModule,
+    tokenizer::Tokenizer,
+    weights::{Census, Checkpoint, LoadReport, Weights, is_leftover_of_model, is_leftover_of_tower},
 };
 
 /// The network: tensors in, tensors out. It knows nothing of text or files.
@@ -123,8 +134,164 @@ pub struct Gpt4Roi {
 
 impl Gpt4Roi {
     /// Opens a model directory in the published layout.
-    pub fn open(directory: impl AsRef<std::path::Path>, device: &Device) -> Result<Self> {
-        let _ = (directory.as_ref(), device);
-        todo!()
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or if tensors, tokenizer and configuration do not fit
+    /// together.
+    pub fn open(directory: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        Self::from_files(&ModelFiles::Directory(directory.as_ref().to_owned()), device)
     }
+
+    /// Puts a model together from its files.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_files(files: &ModelFiles, device: &Device) -> Result<Self> {
+        let config = files.config()?;
+        let tokenizer = files.tokenizer()?;
+        check_vocabulary(&config, &tokenizer)?;
+        let (model, tower) = files.checkpoints(device)?;
+        report(&config, &model, &tower)?.strict()?;
+        let network = Network::load(&config, &Weights::new(Arc::new(tower)), &Weights::new(Arc::new(model)))?;
+        Ok(Self { network, tokenizer, config, device: device.clone() })
+    }
+}
+
+/// The files that make up a model, in the published layout.
+#[derive(Clone, Debug)]
+pub enum ModelFiles {
+    /// On disk: `config.json`, weights, `tokenizer.model`, `added_tokens.json` and the directory of
+    /// the vision tower.
+    Directory(PathBuf),
+    /// In memory.
+    Embedded(EmbeddedModel),
+}
+
+/// The contents of a model's files.
+#[derive(Clone, Copy)]
+pub struct EmbeddedModel {
+    /// `config.json`.
+    pub config: &'static str,
+    /// `model.safetensors`: language model, projector and region module.
+    pub model: &'static [u8],
+    /// `tokenizer.model`.
+    pub tokenizer: &'static [u8],
+    /// `added_tokens.json`.
+    pub added_tokens: &'static str,
+    /// `vision_tower/config.json`.
+    pub tower_config: &'static str,
+    /// `vision_tower/preprocessor_config.json`; CLIP's colour statistics if there is none.
+    pub preprocessor_config: Option<&'static str>,
+    /// `vision_tower/model.safetensors`.
+    pub tower: &'static [u8],
+}
+
+impl std::fmt::Debug for EmbeddedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EmbeddedModel").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl ModelFiles {
+    /// All dimensions.
+    ///
+    /// # Errors
+    /// If a configuration is missing, damaged or impossible.
+    pub fn config(&self) -> Result<Config> {
+        match self {
+            Self::Directory(directory) => {
+                let tower = tower_directory(directory)?;
+                let preprocessor = tower.join("preprocessor_config.json");
+                let preprocessor = preprocessor.is_file().then(|| read_text(&preprocessor)).transpose()?;
+                let (model, tower) = (directory.join("config.json"), tower.join("config.json"));
+                Config::from_json(&read_text(&model)?, &read_text(&tower)?, preprocessor.as_deref())
+            }
+            Self::Embedded(files) => Config::from_json(files.config, files.tower_config, files.preprocessor_config),
+        }
+    }
+
+    /// The tokenizer with the model's added tokens.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Ok(match self {
+            Self::Directory(directory) => {
+                let path = directory.join("tokenizer.model");
+                let model = std::fs::read(&path).map_err(|source| Error::file(path, source))?;
+                Tokenizer::from_bytes(&model, &read_text(&directory.join("added_tokens.json"))?)?
+            }
+            Self::Embedded(files) => Tokenizer::from_bytes(files.tokenizer, files.added_tokens)?,
+        })
+    }
+
+    /// What loading would find: which tensors are used, left aside, unknown, missing or of another
+    /// shape. Reads headers only.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged; not if the tensors do not fit.
+    pub fn report(&self) -> Result<LoadReport> {
+        let (model, tower) = self.checkpoints(&Device::Cpu)?;
+        report(&self.config()?, &model, &tower)
+    }
+
+    /// The weights: all but the tower's, and the tower's.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn checkpoints(&self, device: &Device) -> Result<(Checkpoint, Checkpoint)> {
+        Ok(match self {
+            Self::Directory(directory) => {
+                (Checkpoint::open(directory, device)?, Checkpoint::open(tower_directory(directory)?, device)?)
+            }
+            Self::Embedded(files) => (
+                Checkpoint::from_bytes("model.safetensors", files.model, device)?,
+                Checkpoint::from_bytes("vision_tower/model.safetensors", files.tower, device)?,
+            ),
+        })
+    }
+}
+
+/// Where the tower lies that `config.json` names: a directory, or for a name on a model hub, which
+/// nothing here downloads, `vision_tower` beside `config.json`.
+fn tower_directory(directory: &Path) -> Result<PathBuf> {
+    let path = directory.join("config.json");
+    let config: serde_json::Value = serde_json::from_str(&read_text(&path)?)
+        .map_err(|error| Error::config(path.display().to_string(), "JSON".into(), error.to_string()))?;
+    let named = config.get("mm_vision_tower").and_then(|name| name.as_str()).unwrap_or("vision_tower");
+    let places = [directory.join(named), directory.join("vision_tower")];
+    places.into_iter().find(|place| place.join("config.json").is_file()).ok_or_else(|| {
+        Error::config(
+            format!("{}, \"mm_vision_tower\"", path.display()),
+            format!("a directory, or its files in {}", directory.join("vision_tower").display()),
+            format!("{named:?}, which is not there (download the vision tower's config.json and weights)"),
+        )
+    })
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|source| Error::file(path, source))
+}
+
+/// Every id needs a row of the embedding. A few rows more are customary padding.
+fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
+    const PADDING: usize = 64;
+    let (rows, ids) = (config.llama.vocab_size, tokenizer.vocab_size());
+    if (ids..ids + PADDING).contains(&rows) {
+        return Ok(());
+    }
+    Err(Error::config(
+        "config.json, \"vocab_size\"",
+        format!("{ids}, the tokens of tokenizer.model and added_tokens.json"),
+        rows.to_string(),
+    ))
+}
+
+/// Loads the network once from nothing, to learn what it asks for, and looks for that.
+fn report(config: &Config, model: &Checkpoint, tower: &Checkpoint) -> Result<LoadReport> {
+    let depth = config.level_states()?.last().copied().unwrap_or(0);
+    let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
+    Network::load(config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
+    let tower = tower.report(&of_tower.asked(), |name| is_leftover_of_tower(name, depth));
+    Ok(model.report(&of_model.asked(), is_leftover_of_model).and(tower))
 }

@@ -197,9 +197,24 @@ impl RegionHead {
     /// # Shapes
     /// per level `[N, C, R, R]` → `[N, C]`
     pub fn features(&self, rois: &[Tensor]) -> Result<Tensor> {
+        self.flatten(&self.fuse(rois)?)
+    }
+
+    /// Each level through its own convolution, then their sum through ReLU.
+    ///
+    /// # Shapes
+    /// per level `[N, C, R, R]` → `[N, C, R, R]`
+    pub fn fuse(&self, rois: &[Tensor]) -> Result<Tensor> {
         let mut levels = self.pconvs.iter().zip(rois).map(|(conv, roi)| conv.forward(roi));
         let first = levels.next().unwrap_or_else(|| candle_core::bail!("a pyramid without levels"))?;
-        let fused = relu(&levels.try_fold(first, |sum, level| sum + level?)?)?;
+        relu(&levels.try_fold(first, |sum, level| sum + level?)?)
+    }
+
+    /// The grid of each box as one vector.
+    ///
+    /// # Shapes
+    /// `[N, C, R, R]` → `[N, C]`
+    pub fn flatten(&self, fused: &Tensor) -> Result<Tensor> {
         self.flatten_linear.forward(&fused.flatten_from(1)?)
     }
 

@@ -1,11 +1,25 @@
 //! Tensors by the names of the published checkpoint.
 //!
 //! The model asks for each tensor by name and shape. Where it comes from (files, an initialiser, a
-//! trainer's variables) is the business of a [`TensorSource`].
+//! trainer's variables) is the business of a [`TensorSource`]. [`Checkpoint`] is the one that reads
+//! files: safetensors itself, torch pickles with the help of [`crate::convert`].
 
-use std::sync::Arc;
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use safetensors::Dtype;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+
+use crate::convert;
 
 /// The result of taking tensors out of a checkpoint.
 pub type WeightsResult<T> = Result<T, WeightsError>;
@@ -32,6 +46,16 @@ pub enum WeightsError {
         /// The shape in the file.
         got: Vec<usize>,
     },
+    /// A tensor holds numbers of a kind that weights don't come in.
+    #[error("tensor `{name}` in {} holds {got:?}, expected F16, BF16 or F32", file.display())]
+    DType {
+        /// Its full name.
+        name: String,
+        /// Where it is stored.
+        file: PathBuf,
+        /// What it holds.
+        got: Dtype,
+    },
     /// The engine failed while a tensor was made or converted.
     #[error("tensor `{name}`: {source}")]
     Tensor {
@@ -39,6 +63,31 @@ pub enum WeightsError {
         name: String,
         /// Why.
         source: candle_core::Error,
+    },
+    /// The tensors of a checkpoint are not those of the model.
+    #[error("the checkpoint does not fit its configuration: {0}")]
+    Unfit(Box<LoadReport>),
+    /// A directory holds no weights in a known format.
+    #[error("{}: no weights; expected one of {}", directory.display(), WEIGHT_FILES.join(", "))]
+    NoWeights {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// A file of weights can't be read.
+    #[error("{}: {source}", file.display())]
+    File {
+        /// Which file.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file of weights contradicts its own format.
+    #[error("{}: {what}", file.display())]
+    Corrupt {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong, where.
+        what: String,
     },
 }
 
@@ -65,7 +114,7 @@ impl Weights {
     }
 
     /// The subtree `name`, e.g. `weights.at("model").at("layers.0")`.
-    pub fn at(&self, name: impl std::fmt::Display) -> Self {
+    pub fn at(&self, name: impl fmt::Display) -> Self {
         Self { source: self.source.clone(), prefix: format!("{}{name}.", self.prefix) }
     }
 
@@ -78,8 +127,471 @@ impl Weights {
     }
 }
 
-impl std::fmt::Debug for Weights {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Weights").field("prefix", &self.prefix).finish_non_exhaustive()
     }
+}
+
+/// A source that only writes down what it is asked for, and hands out zeros that take no memory.
+///
+/// A network loaded from it yields the names and shapes of all its parameters.
+#[derive(Debug, Default)]
+pub struct Census {
+    asked: Mutex<BTreeMap<String, Vec<usize>>>,
+}
+
+impl Census {
+    /// The shapes asked for so far, by name.
+    pub fn asked(&self) -> BTreeMap<String, Vec<usize>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl TensorSource for Census {
+    fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), shape.to_vec());
+        Tensor::zeros((), DType::F32, &Device::Cpu)
+            .and_then(|zero| zero.broadcast_as(shape))
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+}
+
+/// The files that weights may lie in, in the order in which they are looked for.
+const WEIGHT_FILES: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// The tensors of one directory or of one file in memory.
+///
+/// Opening reads headers only. A tensor is read when it is asked for, and goes from the file to f32
+/// piece by piece, so that no checkpoint is ever held twice.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<WeightFile>,
+    tensors: BTreeMap<String, (usize, TensorEntry)>,
+    device: Device,
+}
+
+/// How one tensor is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// What kind of numbers.
+    pub dtype: Dtype,
+    /// Extent of each dimension.
+    pub shape: Vec<usize>,
+    /// Elements from one index of each dimension to the next; `None` where they lie row by row.
+    pub(crate) strides: Option<Vec<usize>>,
+    /// Byte of the file at which the first element lies.
+    pub(crate) offset: u64,
+}
+
+impl Checkpoint {
+    /// Opens the weights of a directory: `model.safetensors`, or `pytorch_model.bin`, or the shards
+    /// that the index of either names.
+    ///
+    /// # Errors
+    /// If there are none, a shard is missing or a file is damaged.
+    pub fn open(directory: impl AsRef<Path>, device: &Device) -> WeightsResult<Self> {
+        let directory = directory.as_ref();
+        let file = WEIGHT_FILES.map(|name| directory.join(name)).into_iter().find(|file| file.is_file());
+        let file = file.ok_or_else(|| WeightsError::NoWeights { directory: directory.to_owned() })?;
+        if file.extension().is_some_and(|extension| extension == "json") {
+            Self::open_shards(directory, &file, device)
+        } else {
+            Self::from_files(vec![WeightFile::open(file)?], device)
+        }
+    }
+
+    /// Takes a whole safetensors file that is in memory already.
+    ///
+    /// # Errors
+    /// If it is damaged; `name` stands for it in the message.
+    pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>, device: &Device) -> WeightsResult<Self> {
+        Self::from_files(vec![WeightFile { path: name.into(), content: Content::Bytes(bytes.into()) }], device)
+    }
+
+    /// The stored tensors by name, each with its file.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorEntry, &Path)> {
+        self.tensors.iter().map(|(name, (file, entry))| (name.as_str(), entry, self.files[*file].path.as_path()))
+    }
+
+    /// Compares what is stored with what a network asks for, reading no tensor.
+    ///
+    /// `is_leftover` knows the names that published files carry and the network does not need.
+    pub fn report(&self, asked: &BTreeMap<String, Vec<usize>>, is_leftover: impl Fn(&str) -> bool) -> LoadReport {
+        let mut report = LoadReport::default();
+        for (name, expected) in asked {
+            match self.tensors.get(name) {
+                None => report.missing.push((name.clone(), expected.clone())),
+                Some((_, entry)) if entry.shape != *expected => {
+                    report.wrong_shape.push((name.clone(), expected.clone(), entry.shape.clone()));
+                }
+                Some(_) => report.loaded.push(name.clone()),
+            }
+        }
+        for name in self.tensors.keys().filter(|name| !asked.contains_key(*name)) {
+            let kind = if is_leftover(name) { &mut report.ignored } else { &mut report.unused };
+            kind.push(name.clone());
+        }
+        report
+    }
+
+    fn open_shards(directory: &Path, index: &Path, device: &Device) -> WeightsResult<Self> {
+        let text = std::fs::read_to_string(index).map_err(unreadable(index))?;
+        let shards = parse_index(&text).map_err(corrupt(index))?;
+        let files = shards.values().collect::<BTreeSet<_>>();
+        let files = files.iter().map(|shard| WeightFile::open(directory.join(shard)));
+        let checkpoint = Self::from_files(files.collect::<WeightsResult<_>>()?, device)?;
+        for (name, shard) in &shards {
+            let found = checkpoint.tensors.get(name).map(|(file, _)| checkpoint.files[*file].path.as_path());
+            if found != Some(&directory.join(shard)) {
+                return Err(corrupt(index)(format!("tensor `{name}` is not in {shard}, where the index says it is")));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn from_files(files: Vec<WeightFile>, device: &Device) -> WeightsResult<Self> {
+        let mut tensors: BTreeMap<String, (usize, TensorEntry)> = BTreeMap::new();
+        for (index, file) in files.iter().enumerate() {
+            for (name, entry) in file.entries()? {
+                if let Some((other, _)) = tensors.get(&name) {
+                    let what = format!("tensor `{name}` stands in {} as well", files[*other].path.display());
+                    return Err(corrupt(&file.path)(what));
+                }
+                tensors.insert(name, (index, entry));
+            }
+        }
+        Ok(Self { files, tensors, device: device.clone() })
+    }
+}
+
+impl TensorSource for Checkpoint {
+    fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+        let Some((file, entry)) = self.tensors.get(name) else {
+            return Err(WeightsError::Missing { name: name.to_owned(), expected: shape.to_vec() });
+        };
+        if entry.shape != shape {
+            let (expected, got) = (shape.to_vec(), entry.shape.clone());
+            return Err(WeightsError::Shape { name: name.to_owned(), expected, got });
+        }
+        let file = &self.files[*file];
+        if !matches!(entry.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32) {
+            return Err(WeightsError::DType { name: name.to_owned(), file: file.path.clone(), got: entry.dtype });
+        }
+        let values = file.values(entry).map_err(unreadable(&file.path))?;
+        Tensor::from_vec(values, shape, &self.device)
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+}
+
+/// What became of every tensor of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Asked for and there.
+    pub loaded: Vec<String>,
+    /// Left aside: published files carry them, and the model does not need them.
+    pub ignored: Vec<String>,
+    /// There, and nobody knows what for.
+    pub unused: Vec<String>,
+    /// Asked for and not there, with the shape expected.
+    pub missing: Vec<(String, Vec<usize>)>,
+    /// There in another shape: name, shape expected, shape got.
+    pub wrong_shape: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+impl LoadReport {
+    /// This report and another one, e.g. of the vision tower's own files.
+    pub fn and(mut self, other: Self) -> Self {
+        self.loaded.extend(other.loaded);
+        self.ignored.extend(other.ignored);
+        self.unused.extend(other.unused);
+        self.missing.extend(other.missing);
+        self.wrong_shape.extend(other.wrong_shape);
+        self
+    }
+
+    /// The report of a checkpoint that fits: nothing unused, missing or of a wrong shape.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn strict(self) -> WeightsResult<Self> {
+        if self.unused.is_empty() && self.missing.is_empty() && self.wrong_shape.is_empty() {
+            Ok(self)
+        } else {
+            Err(WeightsError::Unfit(Box::new(self)))
+        }
+    }
+}
+
+/// Names the first few tensors of each kind of trouble, and counts them all.
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let missing = self.missing.iter().map(|(name, shape)| format!("`{name}` {shape:?}"));
+        let wrong = self.wrong_shape.iter();
+        let wrong = wrong.map(|(name, expected, got)| format!("`{name}` expected {expected:?}, got {got:?}"));
+        let unused = self.unused.iter().map(|name| format!("`{name}`"));
+        write!(f, "{} tensors loaded, {} left aside", self.loaded.len(), self.ignored.len())?;
+        write_some(f, "missing", missing)?;
+        write_some(f, "of another shape", wrong)?;
+        write_some(f, "unknown", unused)
+    }
+}
+
+fn write_some(f: &mut fmt::Formatter<'_>, what: &str, items: impl ExactSizeIterator<Item = String>) -> fmt::Result {
+    const SHOWN: usize = 5;
+    let count = items.len();
+    if count == 0 {
+        return Ok(());
+    }
+    write!(f, "; {count} {what}: {}", items.take(SHOWN).collect::<Vec<_>>().join(", "))?;
+    if count > SHOWN { write!(f, " and {} more", count - SHOWN) } else { Ok(()) }
+}
+
+/// Whether published language-model files carry this tensor although nobody needs it: a table of
+/// rotary frequencies, rounded to float16, that is computed afresh.
+pub fn is_leftover_of_model(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// Whether a published vision tower carries this tensor although a network of `depth` tower layers
+/// does not need it: later layers, the norm behind them, position numbers, and the other parts of a
+/// whole CLIP.
+pub fn is_leftover_of_tower(name: &str, depth: usize) -> bool {
+    let layer = name.strip_prefix("vision_model.encoder.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
+    layer.is_some_and(|layer: usize| layer >= depth)
+        || name.starts_with("text_model.")
+        || name.starts_with("vision_model.post_layernorm.")
+        || matches!(
+            name,
+            "vision_model.embeddings.position_ids"
+                | "visual_projection.weight"
+                | "text_projection.weight"
+                | "logit_scale"
+        )
+}
+
+/// A file of weights, open.
+#[derive(Debug)]
+struct WeightFile {
+    path: PathBuf,
+    content: Content,
+}
+
+impl WeightFile {
+    fn open(path: PathBuf) -> WeightsResult<Self> {
+        let file = File::open(&path).map_err(unreadable(&path))?;
+        Ok(Self { path, content: Content::File(Mutex::new(file)) })
+    }
+
+    /// Reads the table of contents; the extension tells which kind.
+    fn entries(&self) -> WeightsResult<Vec<(String, TensorEntry)>> {
+        let mut reader = self.content.reader();
+        if self.path.extension().is_some_and(|extension| extension == "bin") {
+            return convert::torch_tensors(&mut reader).map_err(corrupt(&self.path));
+        }
+        let length = reader.seek(SeekFrom::End(0)).and_then(|length| reader.rewind().map(|()| length));
+        let length = length.map_err(unreadable(&self.path))?;
+        safetensors_entries(&mut reader, length).map_err(corrupt(&self.path))
+    }
+
+    /// The elements of a tensor in f32, row by row.
+    fn values(&self, entry: &TensorEntry) -> io::Result<Vec<f32>> {
+        let count = entry.shape.iter().product();
+        let Some(strides) = &entry.strides else {
+            return self.read(entry.dtype, entry.offset, count);
+        };
+        let last = entry.shape.iter().zip(strides).map(|(extent, stride)| (extent - 1) * stride).sum::<usize>();
+        let span = self.read(entry.dtype, entry.offset, last + 1)?;
+        Ok(gather(&span, &entry.shape, strides, count))
+    }
+
+    /// `count` numbers from byte `offset` on, in f32.
+    fn read(&self, dtype: Dtype, offset: u64, count: usize) -> io::Result<Vec<f32>> {
+        const PIECE: usize = 1 << 16; // numbers converted at a time
+        let mut reader = self.content.reader();
+        reader.seek(SeekFrom::Start(offset))?;
+        let mut values = vec![0f32; count];
+        let mut bytes = vec![0u8; count.min(PIECE) * dtype.bitsize() / 8];
+        for piece in values.chunks_mut(PIECE) {
+            let bytes = &mut bytes[..piece.len() * dtype.bitsize() / 8];
+            reader.read_exact(bytes)?;
+            widen(dtype, bytes, piece);
+        }
+        Ok(values)
+    }
+}
+
+/// Little-endian numbers to f32; both slices hold equally many.
+fn widen(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
+    let pairs = bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    match dtype {
+        Dtype::F16 => pairs.map(f16::from_le_bytes).collect::<Vec<_>>().convert_to_f32_slice(values),
+        Dtype::BF16 => pairs.map(bf16::from_le_bytes).collect::<Vec<_>>().convert_to_f32_slice(values),
+        _ => {
+            for (value, four) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                *value = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+            }
+        }
+    }
+}
+
+/// Lays a strided tensor out row by row.
+fn gather(span: &[f32], shape: &[usize], strides: &[usize], count: usize) -> Vec<f32> {
+    let mut index = vec![0; shape.len()];
+    let mut values = Vec::with_capacity(count);
+    for _ in 0..count {
+        values.push(span[index.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>()]);
+        for (i, extent) in index.iter_mut().zip(shape).rev() {
+            *i += 1;
+            if *i < *extent {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    values
+}
+
+/// Where the bytes of a file are.
+enum Content {
+    File(Mutex<File>),
+    Bytes(Cow<'static, [u8]>),
+}
+
+impl Content {
+    /// A reader of its own place; one file has one reader at a time.
+    fn reader(&self) -> Box<dyn ReadSeek + '_> {
+        match self {
+            Self::File(file) => Box::new(Locked(file.lock().unwrap_or_else(PoisonError::into_inner))),
+            Self::Bytes(bytes) => Box::new(io::Cursor::new(bytes.as_ref())),
+        }
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(_) => f.write_str("File"),
+            Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+        }
+    }
+}
+
+/// What a file and bytes in memory have in common.
+pub(crate) trait ReadSeek: Read + Seek {}
+impl<T: Read + Seek> ReadSeek for T {}
+
+/// A file for as long as nobody else may move its place.
+struct Locked<'a>(std::sync::MutexGuard<'a, File>);
+
+impl Read for Locked<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Seek for Locked<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+
+/// Where the index of a sharded checkpoint says that each tensor is.
+fn parse_index(text: &str) -> Result<BTreeMap<String, String>, String> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    match index.weight_map.values().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref())) {
+        Some(shard) => Err(format!("shard {shard:?} is not a file name")),
+        None => Ok(index.weight_map),
+    }
+}
+
+/// Longest safetensors header; the format's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Reads and checks the header of a safetensors file of `length` bytes: 8 bytes of length, JSON, data.
+fn safetensors_entries(reader: &mut impl Read, length: u64) -> Result<Vec<(String, TensorEntry)>, String> {
+    let mut size = [0; 8];
+    reader.read_exact(&mut size).map_err(|_| format!("{length} bytes are too short for a safetensors file"))?;
+    let size = u64::from_le_bytes(size);
+    if size > MAX_HEADER || size > length - 8 {
+        return Err(format!("a header of {size} bytes in a file of {length} (at most {MAX_HEADER} are allowed)"));
+    }
+    let mut header = vec![0; size as usize];
+    reader.read_exact(&mut header).map_err(|error| format!("header: {error}"))?;
+    let Header(mut entries) = serde_json::from_slice(&header).map_err(|error| format!("header: {error}"))?;
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    let data = 8 + size;
+    let mut end = 0; // of the data of the entries so far
+    let mut tensors = Vec::with_capacity(entries.len());
+    for (name, HeaderEntry { dtype, shape, data_offsets: (from, to) }) in entries {
+        if from != end || to < from || to > length - data {
+            return Err(format!(
+                "tensor `{name}` claims bytes {from}..{to}, expected them to begin at {end} and to end within {}",
+                length - data
+            ));
+        }
+        let count = shape.iter().try_fold(1u64, |count, extent| count.checked_mul(*extent as u64));
+        let bits = count.and_then(|count| count.checked_mul(dtype.bitsize() as u64));
+        if bits != (to - from).checked_mul(8) {
+            return Err(format!("tensor `{name}` of {dtype:?} {shape:?} claims {} bytes", to - from));
+        }
+        end = to;
+        tensors.push((name, TensorEntry { dtype, shape, strides: None, offset: data + from }));
+    }
+    if end != length - data {
+        return Err(format!("{} bytes behind the last tensor", length - data - end));
+    }
+    Ok(tensors)
+}
+
+/// The JSON of a safetensors file. A map would silently keep the last of equal names.
+struct Header(Vec<(String, HeaderEntry)>);
+
+#[derive(serde::Deserialize)]
+struct HeaderEntry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (u64, u64),
+}
+
+impl<'de> serde::Deserialize<'de> for Header {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("tensors by name")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Header, M::Error> {
+                let (mut entries, mut names) = (Vec::new(), BTreeSet::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format!("`{name}` stands there twice")));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        entries.push((name, map.next_value()?));
+                    }
+                }
+                Ok(Header(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+fn unreadable(file: &Path) -> impl FnOnce(io::Error) -> WeightsError {
+    move |source| WeightsError::File { file: file.to_owned(), source }
+}
+
+fn corrupt(file: &Path) -> impl Fn(String) -> WeightsError {
+    move |what| WeightsError::Corrupt { file: file.to_owned(), what }
 }

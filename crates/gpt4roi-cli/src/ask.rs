@@ -1,0 +1,180 @@
+//! `gpt4roi ask`: one question about a picture.
+
+use std::ops::ControlFlow;
+
+use gpt4roi::{
+    Chat, RegionId,
+    chat::{Answer, AskOptions, ResolvedRegion},
+    generate::FinishReason,
+    mention::{self, Part},
+};
+use serde::Serialize;
+
+use crate::{
+    failure::{Refusal, tell},
+    options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions, RegionOptions},
+    session::{Session, Timings, print, print_json, write_annotated},
+};
+
+/// Ask one question about a picture and its regions
+///
+/// Regions are boxes given with --region, mentioned in the question as <region1>, <region2>, …
+/// Coordinates in the question work, too: (x, y) for a point, [x1, y1, x2, y2] for a box. Numbers
+/// there are fractions of the picture if all of them have a decimal point and lie in 0..1, else pixels.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    picture: PictureOptions,
+
+    /// The question, in quotes, since a shell reads < and > as its own
+    question: String,
+
+    #[command(flatten)]
+    regions: RegionOptions,
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
+    #[command(flatten)]
+    output: OutputOptions,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  gpt4roi ask scene.png 'What is <region1>?' --region 62,41,240,180
+  gpt4roi ask scene.png 'Is <region2> left of <region1>?' --region 62,41,240,180 --region 300,50,420,200
+  gpt4roi ask scene.png 'What is at (0.5, 0.6)?'
+  gpt4roi ask scene.png 'What is <region1>?' --region 0.1,0.2,0.4,0.5 --coords norm --json";
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    answer: &'a str,
+    question: &'a str,
+    regions: &'a [ResolvedRegion],
+    finish: FinishReason,
+    mean_log_probability: Option<f64>,
+    tokens: Tokens,
+    timings: Timings,
+    image: ImageReport,
+    model: String,
+}
+
+/// Token counts.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Tokens {
+    prompt: usize,
+    reused: usize,
+    generated: usize,
+}
+
+impl From<&Answer> for Tokens {
+    fn from(answer: &Answer) -> Self {
+        Self { prompt: answer.prompt_tokens, reused: answer.reused_tokens, generated: answer.generated_tokens }
+    }
+}
+
+/// The picture that was asked about.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ImageReport {
+    path: String,
+    width: u32,
+    height: u32,
+}
+
+impl ImageReport {
+    pub(crate) fn new(picture: &PictureOptions, size: gpt4roi::bbox::ImageSize) -> Self {
+        Self { path: picture.image.display().to_string(), width: size.width, height: size.height }
+    }
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let options = args.generation.resolve()?;
+    let session = Session::open(&args.model, &args.picture, &args.output)?;
+    let size = session.image.size();
+    let boxes = args.regions.boxes(size)?;
+    let given: Vec<_> = (1..=boxes.len() as u32).map(RegionId).collect();
+    require_mentions(&mention::parse(&args.question, &given, size).map_err(gpt4roi::Error::from)?, &given)?;
+
+    let mut timings = session.timings();
+    let mut chat = session.encode(&mut timings)?;
+    boxes.into_iter().for_each(|bbox| _ = chat.add_region(bbox));
+    let answer = session.time(&mut timings, || {
+        if args.output.json {
+            Ok(chat.ask_with(&args.question, &options)?)
+        } else {
+            ask_aloud(&mut chat, &args.question, &options)
+        }
+    })?;
+    if let Some(path) = &args.output.annotate {
+        write_annotated(&session.image, &chat.transcript().regions, path)?;
+    }
+    if args.output.json {
+        return print_json(&Report {
+            answer: &answer.text,
+            question: &answer.question,
+            regions: &answer.regions,
+            finish: answer.finish,
+            mean_log_probability: answer.mean_log_probability,
+            tokens: Tokens::from(&answer),
+            timings,
+            image: ImageReport::new(&args.picture, size),
+            model: args.model.name(),
+        });
+    }
+    if !args.output.quiet {
+        notes(&answer);
+    }
+    Ok(())
+}
+
+/// Prints the answer as it comes, with a line break behind it.
+pub(crate) fn ask_aloud(chat: &mut Chat<'_>, question: &str, options: &AskOptions) -> anyhow::Result<Answer> {
+    let mut printing = Ok(());
+    let answer = chat.ask_streaming(question, options, |text| match print(text) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            printing = Err(error);
+            ControlFlow::Break(())
+        }
+    })?;
+    printing?;
+    print("\n")?;
+    Ok(answer)
+}
+
+/// What a reader of the answer alone would not know: regions made of coordinates, and an early end.
+pub(crate) fn notes(answer: &Answer) {
+    for region in answer.regions.iter().filter(|region| region.origin != gpt4roi::chat::Origin::Given) {
+        let [x1, y1, x2, y2] = region.pixels.map(|edge| edge.round());
+        tell(&format!("note: region{} is the box {x1},{y1},{x2},{y2} (pixels)", region.id));
+    }
+    if answer.finish == FinishReason::Length {
+        let tokens = answer.generated_tokens;
+        tell(&format!("note: the answer was cut off after {tokens} tokens; --max-new-tokens allows more"));
+    }
+}
+
+/// A region that the question does not mention would silently play no part.
+fn require_mentions(question: &[Part], given: &[RegionId]) -> Result<(), Refusal> {
+    match given.iter().find(|id| !question.contains(&Part::Mention(**id))) {
+        None => Ok(()),
+        Some(id) => Err(Refusal::usage(format!("the question does not mention {id}, which --region declares"))
+            .hint(format!("write for example 'What is {id}?', or leave the --region away"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_region_given_has_to_be_mentioned() {
+        let question = [Part::Mention(RegionId(2)), Part::Text(" or ".into()), Part::Mention(RegionId(1))];
+        assert!(require_mentions(&question, &[RegionId(1), RegionId(2)]).is_ok());
+        assert!(require_mentions(&[Part::Text("What?".into())], &[]).is_ok());
+        let error = require_mentions(&question, &[RegionId(1), RegionId(2), RegionId(3)]).unwrap_err();
+        assert!(error.to_string().contains("<region3>"), "{error}");
+    }
+}

@@ -1,0 +1,257 @@
+//! `gpt4roi chat`: a conversation about a picture.
+
+use std::{
+    io::{self, BufRead, IsTerminal},
+    path::Path,
+};
+
+use gpt4roi::{
+    Chat,
+    bbox::ImageSize,
+    chat::{AskOptions, Region, Undone},
+};
+use rustyline::{Config, DefaultEditor, config::BellStyle, error::ReadlineError};
+
+use crate::{
+    ask,
+    failure::{self, Refusal, tell},
+    options::{CoordinateOptions, GenerationOptions, ModelOptions, OutputOptions, PictureOptions, RegionOptions},
+    session::{Session, write_annotated},
+};
+
+/// Talk about a picture, round after round
+///
+/// Every line is a question or one of the commands below. Answers go to standard output, all else
+/// to standard error. Lines can be piped in as well; the exit code then says whether all went well.
+#[derive(Debug, clap::Args)]
+#[command(after_help = COMMANDS, after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    picture: PictureOptions,
+    #[command(flatten)]
+    regions: RegionOptions,
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
+
+    /// Print no notes
+    #[arg(long, short, env = "GPT4ROI_QUIET", value_parser = clap::builder::FalseyValueParser::new())]
+    quiet: bool,
+}
+
+const COMMANDS: &str = "\
+Commands in a chat:
+  /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1
+  /regions             list the regions
+  /undo                take back the last region or the last round
+  /save FILE           write the conversation (.json), or the picture with its regions (.png, .jpg, .webp)
+  /help                this list
+  /quit                leave (so does the end of the input)";
+
+const EXAMPLES: &str = "\
+Commands in a chat:
+  /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1
+  /regions             list the regions
+  /undo                take back the last region or the last round
+  /save FILE           write the conversation (.json), or the picture with its regions (.png, .jpg, .webp)
+  /help                this list
+  /quit                leave (so does the end of the input)
+
+Examples:
+  gpt4roi chat scene.png
+  printf '/region 62,41,240,180\\nWhat is <region1>?\\nWhat can region 1 do?\\n' | gpt4roi chat scene.png";
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let options = args.generation.resolve()?;
+    let output = OutputOptions { json: false, quiet: args.quiet, annotate: None };
+    let session = Session::open(&args.model, &args.picture, &output)?;
+    let boxes = args.regions.boxes(session.image.size())?;
+    let mut chat = session.encode(&mut session.timings())?;
+    boxes.into_iter().for_each(|bbox| _ = chat.add_region(bbox));
+    let coordinates = args.regions.coordinates;
+    let mut talk = Talk { chat, session: &session, options, coordinates, quiet: args.quiet };
+    if io::stdin().is_terminal() { talk.interactive() } else { talk.piped() }
+}
+
+/// A conversation and how it is led.
+struct Talk<'m> {
+    chat: Chat<'m>,
+    session: &'m Session,
+    options: AskOptions,
+    coordinates: CoordinateOptions,
+    quiet: bool,
+}
+
+/// What a line asks for.
+#[derive(Debug, PartialEq)]
+enum Line<'a> {
+    Question(&'a str),
+    Region(&'a str),
+    Regions,
+    Undo,
+    Save(&'a str),
+    Help,
+    Quit,
+    Nothing,
+}
+
+/// Whether the conversation goes on.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Line,
+    End,
+}
+
+impl Talk<'_> {
+    /// At a terminal: with line editing and a memory of what was typed.
+    fn interactive(&mut self) -> anyhow::Result<()> {
+        let config = Config::builder().auto_add_history(true).bell_style(BellStyle::None).build();
+        let mut editor = DefaultEditor::with_config(config)?;
+        if !self.quiet {
+            let ImageSize { width, height } = self.session.image.size();
+            tell(&format!("A picture of {width}×{height} pixels. Ask about it; /help lists the commands."));
+        }
+        loop {
+            match editor.readline("> ") {
+                Ok(line) => match self.take(&line) {
+                    Ok(Next::Line) => {}
+                    Ok(Next::End) => return Ok(()),
+                    Err(error) if failure::is_broken_pipe(&error) => return Err(error),
+                    Err(error) => failure::print(&error),
+                },
+                // Ctrl-C leaves the line, Ctrl-D the conversation.
+                Err(ReadlineError::Interrupted) => {}
+                Err(ReadlineError::Eof) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// From a pipe or a file: every line is tried, and the end tells whether all were understood.
+    fn piped(&mut self) -> anyhow::Result<()> {
+        let mut failed = 0;
+        for (line, number) in io::stdin().lock().lines().zip(1..) {
+            match self.take(&line?) {
+                Ok(Next::Line) => {}
+                Ok(Next::End) => break,
+                Err(error) if failure::is_broken_pipe(&error) => return Err(error),
+                Err(error) => {
+                    failed += 1;
+                    failure::print(&error.context(format!("line {number}")));
+                }
+            }
+        }
+        match failed {
+            0 => Ok(()),
+            1 => Err(Refusal::failure("one line failed").into()),
+            _ => Err(Refusal::failure(format!("{failed} lines failed")).into()),
+        }
+    }
+
+    fn take(&mut self, line: &str) -> anyhow::Result<Next> {
+        match parse(line)? {
+            Line::Question(question) => {
+                let answer = ask::ask_aloud(&mut self.chat, question, &self.options)?;
+                if !self.quiet {
+                    ask::notes(&answer);
+                }
+            }
+            Line::Region(text) => {
+                let id = self.chat.add_region(self.coordinates.parse(text, self.session.image.size())?);
+                tell(&format!("{id} declared"));
+            }
+            Line::Regions if self.chat.regions().is_empty() => tell("no regions yet"),
+            Line::Regions => self.chat.regions().iter().for_each(|region| tell(&self.line_about(region))),
+            Line::Undo => match self.chat.undo() {
+                Some(Undone::Region(region)) => tell(&format!("{} taken back", region.id)),
+                Some(Undone::Round(round)) => tell(&format!("taken back: {}", round.question)),
+                None => tell("nothing to take back"),
+            },
+            Line::Save(file) => {
+                self.save(Path::new(file))?;
+                tell(&format!("saved {file}"));
+            }
+            Line::Help => tell(COMMANDS),
+            Line::Quit => return Ok(Next::End),
+            Line::Nothing => {}
+        }
+        Ok(Next::Line)
+    }
+
+    fn line_about(&self, region: &Region) -> String {
+        let [x1, y1, x2, y2] = region.bbox.pixels(self.session.image.size()).map(|edge| edge.round());
+        let origin = match region.origin {
+            gpt4roi::chat::Origin::Given => "",
+            gpt4roi::chat::Origin::Coordinates => ", from a question",
+            gpt4roi::chat::Origin::Point => ", grown around a point",
+        };
+        format!("{} {x1},{y1},{x2},{y2} (pixels){origin}", region.id)
+    }
+
+    fn save(&self, file: &Path) -> anyhow::Result<()> {
+        let transcript = self.chat.transcript();
+        if file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
+            let text = serde_json::to_string_pretty(&transcript)? + "\n";
+            return std::fs::write(file, text)
+                .map_err(|error| Refusal::failure(format!("{}: {error}", file.display())).into());
+        }
+        crate::annotate::parse_path(&file.to_string_lossy()).map_err(|_| {
+            Refusal::usage(format!("{}: expected a name that ends in .json, .png, .jpg or .webp", file.display()))
+        })?;
+        write_annotated(&self.session.image, &transcript.regions, file)
+    }
+}
+
+fn parse(line: &str) -> Result<Line<'_>, Refusal> {
+    let line = line.trim();
+    if line.is_empty() {
+        return Ok(Line::Nothing);
+    }
+    if !line.starts_with('/') {
+        return Ok(Line::Question(line));
+    }
+    let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let rest = rest.trim();
+    match (command, rest.is_empty()) {
+        ("/region", false) => Ok(Line::Region(rest)),
+        ("/region", true) => Err(Refusal::usage("/region needs a box").hint("/region x1,y1,x2,y2")),
+        ("/save", false) => Ok(Line::Save(rest)),
+        ("/save", true) => Err(Refusal::usage("/save needs a file").hint("/save chat.json, or /save marked.png")),
+        ("/regions", true) => Ok(Line::Regions),
+        ("/undo", true) => Ok(Line::Undo),
+        ("/help", true) => Ok(Line::Help),
+        ("/quit" | "/exit", true) => Ok(Line::Quit),
+        ("/regions" | "/undo" | "/help" | "/quit" | "/exit", false) => {
+            Err(Refusal::usage(format!("{command} takes nothing behind it, got {rest}")))
+        }
+        _ => Err(Refusal::usage(format!("there is no command {command}")).hint("/help lists the commands")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_questions_or_commands() {
+        for (line, expected) in [
+            ("What is <region1>?", Line::Question("What is <region1>?")),
+            ("  region 1?  ", Line::Question("region 1?")),
+            ("/region 1,2,3,4", Line::Region("1,2,3,4")),
+            ("/region  1, 2, 3, 4 ", Line::Region("1, 2, 3, 4")),
+            ("/regions", Line::Regions),
+            ("/undo ", Line::Undo),
+            ("/save my chat.json", Line::Save("my chat.json")),
+            ("/help", Line::Help),
+            ("/quit", Line::Quit),
+            ("", Line::Nothing),
+            (" \t", Line::Nothing),
+        ] {
+            assert_eq!(parse(line).unwrap(), expected, "{line:?}");
+        }
+        for bad in ["/region", "/save", "/undo 3", "/frobnicate", "/Region 1,2,3,4", "/"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

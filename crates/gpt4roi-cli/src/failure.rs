@@ -1,0 +1,125 @@
+//! Errors as a user reads them: what went wrong, and what to do about it.
+
+use std::{fmt, io, process::ExitCode};
+
+use gpt4roi::{Error, image::ImageError, prompt::PromptError};
+
+/// A refusal of this program's own, with advice.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    message: String,
+    hint: Option<String>,
+    code: u8,
+}
+
+impl Refusal {
+    /// The command asks for what can't be: exit code 2.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code: 2 }
+    }
+
+    /// Something is not as it should be: exit code 1.
+    pub(crate) fn failure(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code: 1 }
+    }
+
+    /// What to do instead.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Prints an error with its hint, and says with which code to exit.
+///
+/// A reader that went away, as `head` does, is no failure: there is nobody left to tell.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    print(error);
+    ExitCode::from(error.downcast_ref::<Refusal>().map_or(1, |refusal| refusal.code))
+}
+
+/// Prints an error with its hint, for a program that goes on.
+pub(crate) fn print(error: &anyhow::Error) {
+    tell(&format!("error: {}", message(error)));
+    if let Some(hint) = hint(error) {
+        tell(&format!("hint: {hint}"));
+    }
+}
+
+/// A line on standard error. If nobody reads it, nothing is lost.
+pub(crate) fn tell(line: &str) {
+    let _ = io::Write::write_all(&mut io::stderr().lock(), format!("{line}\n").as_bytes());
+}
+
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(broken)
+}
+
+/// The error with its causes. Most of the library's messages quote their cause already.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
+}
+
+fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(refusal) = error.downcast_ref::<Refusal>() {
+        return refusal.hint.clone();
+    }
+    let hint = match error.downcast_ref::<Error>()? {
+        Error::Image(image) => hint_about_image(image)?,
+        Error::Mention(_) => {
+            "regions are declared with --region (in a chat: /region x1,y1,x2,y2) and numbered from 1 in that order"
+        }
+        Error::Prompt(PromptError::TooLong { .. }) => "shorten the question, or begin a new conversation",
+        Error::Generate(_) => "the model's weights may be damaged; `gpt4roi inspect --model DIR` looks at them",
+        Error::Weights(_) => "`gpt4roi inspect --model DIR` compares the files with what the model needs",
+        _ => return None,
+    };
+    Some(hint.into())
+}
+
+fn hint_about_image(error: &ImageError) -> Option<&'static str> {
+    match error {
+        ImageError::InFile { source, .. } => hint_about_image(source),
+        ImageError::TooLarge { .. } => Some("allow more with --max-pixels"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || io::Error::other("no such thing");
+        let quoted = anyhow::Error::new(Error::file("a.png", cause()));
+        assert_eq!(message(&quoted), "a.png: no such thing");
+        let added = anyhow::Error::new(cause()).context("reading a.png");
+        assert_eq!(message(&added), "reading a.png: no such thing");
+    }
+
+    #[test]
+    fn a_broken_pipe_is_found_below_its_context() {
+        let broken = anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("writing the answer");
+        assert!(is_broken_pipe(&broken));
+        assert!(!is_broken_pipe(&anyhow::anyhow!("another")));
+    }
+}

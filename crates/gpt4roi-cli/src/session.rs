@@ -1,0 +1,101 @@
+//! What `ask`, `describe` and `chat` have in common: a model, a picture, a conversation.
+
+use std::{io, path::Path, time::Instant};
+
+use gpt4roi::{Chat, Gpt4Roi, Image, chat::ResolvedRegion, model::ModelFiles};
+use serde::Serialize;
+
+use crate::{
+    annotate::annotated,
+    failure::{Refusal, tell},
+    options::{ModelOptions, OutputOptions, PictureOptions},
+};
+
+/// The files of the model inside this program.
+pub(crate) fn embedded() -> anyhow::Result<ModelFiles> {
+    Err(Refusal::failure("this build carries no model").hint("name a model directory with --model").into())
+}
+
+/// A model and a picture, both in memory.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// The model.
+    pub(crate) model: Gpt4Roi,
+    /// The picture.
+    pub(crate) image: Image,
+    load_seconds: f64,
+    begin: Instant,
+}
+
+/// Wall-clock seconds, as `--json` reports them.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Timings {
+    /// Reading the model.
+    pub(crate) load_seconds: f64,
+    /// Encoding the picture.
+    pub(crate) encode_seconds: f64,
+    /// From the question to the last token.
+    pub(crate) answer_seconds: f64,
+    /// Everything, from the program's start.
+    pub(crate) total_seconds: f64,
+}
+
+impl Session {
+    /// Opens the picture first, since it fails faster.
+    pub(crate) fn open(model: &ModelOptions, picture: &PictureOptions, output: &OutputOptions) -> anyhow::Result<Self> {
+        let begin = Instant::now();
+        let image = picture.open()?;
+        let loading = Instant::now();
+        let loaded = model.open()?;
+        let load_seconds = loading.elapsed().as_secs_f64();
+        if model.is_embedded() && !output.quiet && !output.json {
+            tell(
+                "note: the embedded model knows drawn objects only, no photographs; --model DIR asks another (--quiet hides this)",
+            );
+        }
+        Ok(Self { model: loaded, image, load_seconds, begin })
+    }
+
+    /// Encodes the picture.
+    pub(crate) fn encode(&self, timings: &mut Timings) -> anyhow::Result<Chat<'_>> {
+        let encoding = Instant::now();
+        let chat = Chat::new(&self.model, &self.image)?;
+        timings.encode_seconds = encoding.elapsed().as_secs_f64();
+        Ok(chat)
+    }
+
+    /// Timings so far; the rest is filled in as it happens.
+    pub(crate) fn timings(&self) -> Timings {
+        Timings { load_seconds: self.load_seconds, ..Timings::default() }
+    }
+
+    /// Times the answering, and with it everything.
+    pub(crate) fn time<T>(&self, timings: &mut Timings, answer: impl FnOnce() -> T) -> T {
+        let asked = Instant::now();
+        let answered = answer();
+        timings.answer_seconds = asked.elapsed().as_secs_f64();
+        timings.total_seconds = self.begin.elapsed().as_secs_f64();
+        answered
+    }
+}
+
+/// Writes the picture with the regions drawn in.
+pub(crate) fn write_annotated(image: &Image, regions: &[ResolvedRegion], path: &Path) -> anyhow::Result<()> {
+    let boxes: Vec<_> = regions.iter().map(|region| (region.id, region.pixels)).collect();
+    annotated(image.rgb(), &boxes)
+        .save(path)
+        .map_err(|error| Refusal::failure(format!("{}: {error}", path.display())).into())
+}
+
+/// Prints one JSON object on standard output.
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// Prints on standard output, at once.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    io::Write::write_all(&mut out, text.as_bytes())?;
+    io::Write::flush(&mut out)?;
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! `gpt4roi trace`: runs a recorded case and writes down its tensors.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use anyhow::Context;
+use candle_core::Device;
+use gpt4roi::{
+    Gpt4Roi, Image,
+    image::DEFAULT_MAX_PIXELS,
+    trace::{Case, trace},
+};
+
+/// Run a case and write its intermediate tensors, to compare with another implementation
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Model directory
+    #[arg(long, env = "GPT4ROI_MODEL", value_name = "DIR")]
+    model: PathBuf,
+    /// The conversation to play; its picture lies beside it
+    #[arg(long, env = "GPT4ROI_CASE", value_name = "CASE.json")]
+    case: PathBuf,
+    /// The safetensors file to write
+    #[arg(long, env = "GPT4ROI_OUT", value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let case = fs::read_to_string(&args.case).with_context(|| args.case.display().to_string())?;
+    let case: Case = serde_json::from_str(&case).with_context(|| args.case.display().to_string())?;
+    let image = Image::open(args.case.with_file_name(&case.image), DEFAULT_MAX_PIXELS)?;
+    let model = Gpt4Roi::open(&args.model, &Device::Cpu)?;
+    let trace = trace(&model, &case, &image)?;
+    let tensors: HashMap<_, _> = trace.tensors.into_iter().collect();
+    candle_core::safetensors::save(&tensors, &args.out).with_context(|| args.out.display().to_string())?;
+    let mut notes = io::stderr().lock();
+    for (index, round) in trace.rounds.iter().enumerate() {
+        writeln!(
+            notes,
+            "round {}: {} tokens, ended by {:?}: {}",
+            index + 1,
+            round.prompt_tokens,
+            round.finish,
+            round.answer
+        )?;
+    }
+    Ok(())
+}

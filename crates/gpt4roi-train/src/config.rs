@@ -1,0 +1,205 @@
+//! Stages as data: everything that one run of the trainer needs, read from TOML.
+
+use std::path::{Path, PathBuf};
+
+use gpt4roi::Config;
+use gpt4roi_data::SceneConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Result, TrainError},
+    init::InitChoices,
+    objective::ObjectiveConfig,
+    optimizer::OptimizerConfig,
+    schedule::Schedule,
+};
+
+/// One stage of training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageConfig {
+    /// What the stage is called in logs and messages.
+    pub name: String,
+    /// The model's dimensions.
+    pub model: ModelConfig,
+    /// Beginnings of the names of all parameters that learn.
+    pub trainable: Vec<String>,
+    /// Where the other parameters, and the first values of these, come from.
+    #[serde(default)]
+    pub init: InitConfig,
+    /// Updates of the parameters.
+    pub steps: u64,
+    /// Pictures per update.
+    pub batch: usize,
+    /// Decides every random choice of the stage.
+    pub seed: u64,
+    /// Worker threads; 0 means one per core. The result does not depend on it.
+    #[serde(default)]
+    pub threads: usize,
+    /// How gradients become updates.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over the steps.
+    pub schedule: Schedule,
+    /// Longer gradients are scaled down to this norm.
+    pub clip_norm: f64,
+    /// So many steps in a row may be skipped for a gradient that is not finite.
+    #[serde(default = "bad_steps")]
+    pub max_bad_steps: u32,
+    /// When to write checkpoints.
+    pub checkpoint: CheckpointConfig,
+    /// A line in the log every so many steps.
+    #[serde(default = "log_every")]
+    pub log_every: u64,
+    /// The pictures.
+    pub scenes: SceneConfig,
+    /// What is learned from them.
+    pub objective: ObjectiveConfig,
+}
+
+/// Whose dimensions the model has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A built-in set of dimensions.
+    pub preset: Preset,
+    /// A directory with `tokenizer.model` and `added_tokens.json`, relative to the working directory.
+    /// Only a stage that trains nothing but the tower can do without.
+    #[serde(default)]
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// A built-in set of dimensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// The embedded model; its vocabulary is the tokenizer's.
+    Nano,
+    /// The published model.
+    #[serde(rename = "gpt4roi-7b")]
+    Gpt4roi7b,
+    /// The published language model behind a ViT-H/14 tower.
+    #[serde(rename = "gpt4roi-7b-vit-h14")]
+    Gpt4roi7bVitH14,
+}
+
+impl Preset {
+    /// The dimensions, for a vocabulary of so many tokens where the preset leaves it open.
+    pub fn config(self, vocab_size: usize) -> Config {
+        match self {
+            Self::Nano => Config::nano(vocab_size),
+            Self::Gpt4roi7b => Config::gpt4roi_7b(),
+            Self::Gpt4roi7bVitH14 => Config::gpt4roi_7b_vit_h14(),
+        }
+    }
+}
+
+/// First values of the parameters.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitConfig {
+    /// Checkpoints to take tensors from; a later one replaces what an earlier one had.
+    #[serde(default)]
+    pub from: Vec<Source>,
+    /// Beginnings of names that are drawn afresh even if a checkpoint has them. Frozen parameters
+    /// must come from a checkpoint or be named here.
+    #[serde(default)]
+    pub fresh: Vec<String>,
+    /// Scenes over which the tower's hidden states are measured before the first step. Its scale is
+    /// then made 1, and mean and deviation of each channel are folded into the fresh layers that read
+    /// them. 0: nothing of the kind.
+    #[serde(default)]
+    pub standardize_over: u64,
+    /// Choices that the original does not make.
+    #[serde(default)]
+    pub choices: InitChoices,
+}
+
+/// A checkpoint and what is taken from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// The output directory of a stage, whose last checkpoint counts, or a model directory.
+    pub path: PathBuf,
+    /// Beginnings of the names taken; empty means all.
+    #[serde(default)]
+    pub take: Vec<String>,
+}
+
+/// When checkpoints are written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// After every so many steps.
+    pub every_steps: u64,
+    /// And when the last is so many seconds old; 0 means never.
+    #[serde(default)]
+    pub every_seconds: u64,
+    /// How many are kept.
+    #[serde(default = "keep")]
+    pub keep: usize,
+}
+
+fn bad_steps() -> u32 {
+    10
+}
+
+fn log_every() -> u64 {
+    1
+}
+
+fn keep() -> usize {
+    2
+}
+
+impl StageConfig {
+    /// Reads a stage file.
+    ///
+    /// # Errors
+    /// If it can't be read, has unknown or missing fields, or values that can't be.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|source| TrainError::file(path, source))?;
+        let stage: Self = toml::from_str(&text)
+            .map_err(|error| TrainError::Stage { path: path.into(), message: error.to_string() })?;
+        stage.check()?;
+        Ok(stage)
+    }
+
+    /// Refuses values that would only fail later, or never.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |field: &str, expected: &str, got: String| {
+            Err(TrainError::Value { stage: self.name.clone(), field: field.into(), expected: expected.into(), got })
+        };
+        if self.steps == 0 {
+            return refuse("steps", "at least 1", "0".into());
+        }
+        if self.batch == 0 {
+            return refuse("batch", "at least 1", "0".into());
+        }
+        if self.trainable.is_empty() {
+            return refuse("trainable", "at least one beginning of a name", "none".into());
+        }
+        if !(self.clip_norm > 0.0) {
+            return refuse("clip_norm", "more than 0", self.clip_norm.to_string());
+        }
+        if self.checkpoint.every_steps == 0 || self.checkpoint.keep == 0 {
+            return refuse("checkpoint", "every_steps and keep of at least 1", format!("{:?}", self.checkpoint));
+        }
+        if self.log_every == 0 {
+            return refuse("log_every", "at least 1", "0".into());
+        }
+        Ok(())
+    }
+
+    /// What decides the result: all fields but those that only say where, how often and on how many
+    /// threads. A checkpoint can be continued by a stage for which this is the same.
+    pub fn identity(&self) -> serde_json::Value {
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        if let Some(fields) = json.as_object_mut() {
+            for field in ["threads", "checkpoint", "log_every", "max_bad_steps", "model", "init"] {
+                fields.remove(field);
+            }
+        }
+        json
+    }
+}

@@ -1,0 +1,173 @@
+//! What a parameter is before anything was learned.
+//!
+//! The region module's and the language model's rules are the original's (its code re-initialises
+//! missing linear layers with LLaMA's rule); the tower's follow CLIP in spirit: fan-in scaled, with
+//! the layers that write to the residual stream scaled down by depth.
+
+use candle_core::{Device, Result, Tensor};
+use gpt4roi::Config;
+use rand::Rng;
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use crate::language::KINDS;
+
+/// The width of LLaMA's normal distribution.
+const LLAMA_STD: f64 = 0.02;
+
+/// A distribution that a tensor is drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Distribution {
+    /// The same value everywhere.
+    Constant(f32),
+    /// Mean 0, this standard deviation, nothing beyond two of them.
+    Normal(f64),
+    /// Evenly between −x and x.
+    Uniform(f64),
+    /// `lead` in the first `count` places, `rest` behind them.
+    Split {
+        /// The first value.
+        lead: f32,
+        /// How many places have it.
+        count: usize,
+        /// The other value.
+        rest: f32,
+    },
+}
+
+/// Choices of an initialisation that the original does not make.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitChoices {
+    /// The last so many channels of the region vector start out for the box, the others for what it
+    /// shows. In a narrow vector the box is drowned otherwise, and relations are not learned.
+    #[serde(default)]
+    pub place_channels: usize,
+}
+
+/// Draws every parameter from a generator of its own, so that neither order nor presence of others
+/// changes it.
+#[derive(Clone, Debug)]
+pub struct Initializer {
+    seed: u64,
+    choices: InitChoices,
+    tower_layers: usize,
+    llama_layers: usize,
+    /// What each input convolution reads: the tower's channels and two coordinates.
+    input_width: usize,
+}
+
+impl Initializer {
+    /// For a model of these dimensions.
+    pub fn new(seed: u64, config: &Config, choices: InitChoices) -> Self {
+        Self {
+            seed,
+            choices,
+            tower_layers: config.vision.num_hidden_layers,
+            llama_layers: config.llama.num_hidden_layers,
+            input_width: config.vision.hidden_size + 2,
+        }
+    }
+
+    /// The first value of the parameter `name`.
+    pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let mut rng = ChaCha8Rng::seed_from_u64(mix(self.seed, hash(name)));
+        let count = shape.iter().product();
+        let mut values = draw(self.distribution(name, shape), count, &mut rng);
+        if name == KINDS {
+            self.clear_place_channels(&mut values, shape);
+        }
+        Tensor::from_vec(values, shape, device)
+    }
+
+    /// The rule for the parameter `name`.
+    pub fn distribution(&self, name: &str, shape: &[usize]) -> Distribution {
+        let vector = shape.len() == 1;
+        let fan_in = shape.iter().skip(1).product::<usize>().max(1) as f64;
+        let ends = |suffix: &str| name.ends_with(suffix);
+        if ends("pos_embedd.5.weight") && self.choices.place_channels > 0 {
+            let count = shape.iter().product::<usize>().saturating_sub(self.choices.place_channels);
+            return Distribution::Split { lead: 0.1, count, rest: 2.5 };
+        }
+        if vector && ends("weight") {
+            return Distribution::Constant(1.0); // every one-dimensional weight is a norm's
+        }
+        if name.contains("input_conv") {
+            return Distribution::Uniform(1.0 / (self.input_width as f64).sqrt()); // PyTorch's convolution
+        }
+        if ends("bias") {
+            return Distribution::Constant(0.0);
+        }
+        if name.starts_with("vision_model.") {
+            return Distribution::Normal(self.tower_std(name, fan_in));
+        }
+        if name == KINDS {
+            return Distribution::Normal(1.0); // stands in for region features, whose scale is 1
+        }
+        if name.contains("fuse_convs") {
+            // Kaiming, fan out, ReLU.
+            let fan_out = shape[0] * shape.iter().skip(2).product::<usize>();
+            return Distribution::Normal((2.0 / fan_out as f64).sqrt());
+        }
+        if name.contains("pconvs") {
+            return Distribution::Normal(0.01);
+        }
+        if ends("o_proj.weight") || ends("down_proj.weight") {
+            return Distribution::Normal(LLAMA_STD / (2.0 * self.llama_layers as f64).sqrt());
+        }
+        Distribution::Normal(LLAMA_STD)
+    }
+
+    /// What is looked up for a kind stands in the channels for content.
+    fn clear_place_channels(&self, values: &mut [f32], shape: &[usize]) {
+        let width = shape.last().copied().unwrap_or(1);
+        let content = width.saturating_sub(self.choices.place_channels);
+        values.chunks_exact_mut(width).for_each(|row| row[content..].fill(0.0));
+    }
+
+    fn tower_std(&self, name: &str, fan_in: f64) -> f64 {
+        if name.contains("position_embedding") || name.contains("class_embedding") {
+            return 0.1;
+        }
+        let std = 1.0 / fan_in.sqrt();
+        if name.ends_with("out_proj.weight") || name.ends_with("fc2.weight") {
+            return std / (2.0 * self.tower_layers as f64).sqrt();
+        }
+        std
+    }
+}
+
+fn draw(distribution: Distribution, count: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    match distribution {
+        Distribution::Constant(value) => vec![value; count],
+        Distribution::Normal(std) => (0..count).map(|_| (truncated_normal(rng) * std) as f32).collect(),
+        Distribution::Uniform(bound) => (0..count).map(|_| rng.random_range(-bound..=bound) as f32).collect(),
+        Distribution::Split { lead, count: leading, rest } => {
+            (0..count).map(|place| if place < leading { lead } else { rest }).collect()
+        }
+    }
+}
+
+/// Box and Muller's transform; what lies beyond two standard deviations is drawn again.
+pub(crate) fn truncated_normal(rng: &mut ChaCha8Rng) -> f64 {
+    loop {
+        let (radius, angle): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
+        let value = (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos();
+        if value.abs() <= 2.0 {
+            return value;
+        }
+    }
+}
+
+/// FNV-1a.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// One well-spread number out of two (SplitMix64's finaliser).
+pub(crate) fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b;
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

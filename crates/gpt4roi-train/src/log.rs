@@ -1,0 +1,87 @@
+//! The log of a stage: one JSON object per line.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::replace,
+    error::{Result, TrainError},
+};
+
+/// What one step, or several between two lines of the log, came to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Steps done.
+    pub step: u64,
+    /// The mean loss over the pictures since the last line.
+    pub loss: f64,
+    /// The full rate times this was used in the last step.
+    pub lr_factor: f64,
+    /// The norm of the last gradient, before clipping.
+    pub grad_norm: f64,
+    /// Means over the pictures since the last line.
+    pub metrics: BTreeMap<String, f64>,
+    /// Pictures per second since the last line.
+    pub pictures_per_second: f64,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Steps skipped so far for a gradient that was not finite.
+    pub skipped: u64,
+}
+
+/// A log file being written.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    records: Vec<Record>,
+}
+
+impl Log {
+    /// Continues the log at `path` behind `step`: what a later, lost part of an earlier run wrote is
+    /// dropped. Step 0 begins anew.
+    pub fn open(path: impl Into<PathBuf>, step: u64) -> Result<Self> {
+        let path = path.into();
+        let records: Vec<Record> = read(&path)?.into_iter().filter(|record| record.step <= step).collect();
+        let lines: Vec<String> = records.iter().map(line).collect();
+        replace(&path, lines.concat().as_bytes())?;
+        Ok(Self { path, records })
+    }
+
+    /// Appends a line.
+    pub fn append(&mut self, record: Record) -> Result<()> {
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&self.path)
+            .and_then(|mut file| file.write_all(line(&record).as_bytes()))
+            .map_err(|source| TrainError::file(&self.path, source))?;
+        self.records.push(record);
+        Ok(())
+    }
+
+    /// All lines.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+}
+
+/// Reads a log; a last line that was cut off is left out, a missing file is empty.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(TrainError::file(path, source)),
+    }
+}
+
+fn line(record: &Record) -> String {
+    let mut line = serde_json::to_string(record).unwrap_or_default();
+    line.push('\n');
+    line
+}

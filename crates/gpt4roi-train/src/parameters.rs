@@ -1,0 +1,128 @@
+//! The tensors of a stage: taken from checkpoints or drawn afresh, trainable or frozen.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use candle_core::{Device, Tensor, Var};
+use gpt4roi::weights::{TensorSource, WeightsError, WeightsResult};
+
+use crate::{
+    error::{Result, TrainError},
+    init::Initializer,
+};
+
+/// A parameter that the network asked for.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Its value; the network holds the same storage.
+    pub tensor: Tensor,
+    /// The handle that changes it; absent when frozen.
+    pub var: Option<Var>,
+    /// Whether it was drawn, not taken from a checkpoint.
+    pub fresh: bool,
+}
+
+/// Hands the network its tensors and remembers which it asked for.
+///
+/// The network is built once. A trainable tensor is a variable, changed in place.
+#[derive(Debug)]
+pub struct Parameters {
+    trainable: Vec<String>,
+    taken: BTreeMap<String, Tensor>,
+    initializer: Initializer,
+    device: Device,
+    asked: Mutex<BTreeMap<String, Parameter>>,
+}
+
+impl Parameters {
+    /// Parameters whose name begins with one of `trainable` become variables. Values come from
+    /// `taken` where it has the name, else from the initializer.
+    pub fn new(
+        trainable: Vec<String>,
+        taken: BTreeMap<String, Tensor>,
+        initializer: Initializer,
+        device: &Device,
+    ) -> Arc<Self> {
+        let asked = Mutex::new(BTreeMap::new());
+        Arc::new(Self { trainable, taken, initializer, device: device.clone(), asked })
+    }
+
+    /// The trainable parameters, by name.
+    pub fn trainable(&self) -> Vec<(String, Var)> {
+        self.asked().iter().filter_map(|(name, p)| Some((name.clone(), p.var.clone()?))).collect()
+    }
+
+    /// Everything that was asked for, by name.
+    pub fn all(&self) -> BTreeMap<String, Parameter> {
+        self.asked().clone()
+    }
+
+    /// Refuses frozen parameters with random values, unless `allowed` names their beginnings, and
+    /// prefixes of `trainable` that no parameter has.
+    pub fn check(&self, stage: &str, allowed: &[String]) -> Result<()> {
+        let asked = self.asked();
+        for prefix in &self.trainable {
+            if !asked.keys().any(|name| name.starts_with(prefix)) {
+                return Err(TrainError::Value {
+                    stage: stage.into(),
+                    field: "trainable".into(),
+                    expected: "beginnings of parameter names".into(),
+                    got: prefix.clone(),
+                });
+            }
+        }
+        let random: Vec<_> = asked
+            .iter()
+            .filter(|(name, p)| p.fresh && p.var.is_none() && !begins(name, allowed))
+            .map(|(name, _)| name)
+            .collect();
+        match random.first() {
+            Some(first) => Err(TrainError::FrozenFresh { count: random.len(), first: first.to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<String, Parameter>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make(&self, name: &str, shape: &[usize]) -> WeightsResult<Parameter> {
+        let failed = |source| WeightsError::Tensor { name: name.into(), source };
+        let (tensor, fresh) = match self.taken.get(name) {
+            Some(tensor) if tensor.dims() == shape => (tensor.to_device(&self.device).map_err(failed)?, false),
+            Some(tensor) => {
+                return Err(WeightsError::Shape {
+                    name: name.into(),
+                    expected: shape.into(),
+                    got: tensor.dims().into(),
+                });
+            }
+            None => (self.initializer.tensor(name, shape, &self.device).map_err(failed)?, true),
+        };
+        if !begins(name, &self.trainable) {
+            return Ok(Parameter { tensor, var: None, fresh });
+        }
+        // A copy, so that a variable never shares its storage with a tensor held elsewhere.
+        let var = Var::from_tensor(&tensor.copy().map_err(failed)?).map_err(failed)?;
+        Ok(Parameter { tensor: var.as_tensor().clone(), var: Some(var), fresh })
+    }
+}
+
+impl TensorSource for Parameters {
+    fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+        if let Some(parameter) = self.asked().get(name) {
+            return Ok(parameter.tensor.clone());
+        }
+        let parameter = self.make(name, shape)?;
+        let tensor = parameter.tensor.clone();
+        self.asked().insert(name.into(), parameter);
+        Ok(tensor)
+    }
+}
+
+/// Whether `name` begins with one of `prefixes`.
+pub(crate) fn begins(name: &str, prefixes: &[String]) -> bool {
+    prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
+}

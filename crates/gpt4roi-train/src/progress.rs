@@ -1,0 +1,67 @@
+//! Who watches a run.
+
+use std::{ops::ControlFlow, path::Path};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::log::Record;
+
+/// Is told what happens. The trainer itself prints nothing.
+pub trait Progress {
+    /// A run begins at `step` of `steps`.
+    fn started(&mut self, stage: &str, step: u64, steps: u64) {
+        let _ = (stage, step, steps);
+    }
+
+    /// A line went to the log. To break is to stop: a checkpoint is written and the run ends.
+    fn record(&mut self, record: &Record) -> ControlFlow<()> {
+        let _ = record;
+        ControlFlow::Continue(())
+    }
+
+    /// A checkpoint is on the disk.
+    fn checkpoint(&mut self, path: &Path) {
+        let _ = path;
+    }
+
+    /// The run ended.
+    fn finished(&mut self) {}
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {}
+
+/// A bar with loss, rate and time left, drawn on standard error if that is a terminal.
+#[derive(Debug, Default)]
+pub struct Bar {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress for Bar {
+    fn started(&mut self, stage: &str, step: u64, steps: u64) {
+        let template = "{prefix} {bar:30} {pos}/{len} [{elapsed} < {eta}] {msg}";
+        let bar = ProgressBar::new(steps).with_prefix(stage.to_string()).with_position(step);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.reset_eta();
+        self.bar = Some(bar);
+    }
+
+    fn record(&mut self, record: &Record) -> ControlFlow<()> {
+        if let Some(bar) = &self.bar {
+            bar.set_position(record.step);
+            bar.set_message(format!("loss {:.4}, {:.1} pictures/s", record.loss, record.pictures_per_second));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn finished(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The loop: gradients of pictures on all cores, summed in order, clipped, applied, written down.
+
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use candle_core::Tensor;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::{
+    checkpoint::{Checkpoint, Counters, ModelFiles, complete, create},
+    config::StageConfig,
+    curve,
+    error::{Result, TrainError},
+    init::mix,
+    log::{Log, Record},
+    objective::{Metrics, Objective},
+    optimizer::Optimizer,
+    parameters::Parameters,
+    progress::Progress,
+};
+
+/// The time since some moment that stays the same while a trainer runs.
+pub type Clock<'a> = &'a dyn Fn() -> Duration;
+
+/// A stage in progress.
+pub struct Trainer {
+    stage: StageConfig,
+    parameters: Arc<Parameters>,
+    objective: Box<dyn Objective>,
+    optimizer: Optimizer,
+    files: ModelFiles,
+    out: PathBuf,
+    counters: Counters,
+    /// One pool of one thread per worker: whatever a kernel would do in parallel stays in its worker.
+    workers: Vec<ThreadPool>,
+    /// All threads together, for the update.
+    everyone: ThreadPool,
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trainer").field("stage", &self.stage).field("counters", &self.counters).finish_non_exhaustive()
+    }
+}
+
+/// The gradient of one picture, times the picture's weight.
+struct Share {
+    weight: f64,
+    loss: f64,
+    metrics: Metrics,
+    /// In the optimizer's order; none where the graph does not reach.
+    gradients: Vec<Option<Vec<f32>>>,
+}
+
+/// The gradient of one batch, and what was observed on the way.
+struct Batch {
+    weight: f64,
+    loss: f64,
+    pictures: usize,
+    metrics: Metrics,
+    gradients: Vec<Option<Vec<f32>>>,
+}
+
+/// What was observed since the last line of the log.
+#[derive(Default)]
+struct Window {
+    weight: f64,
+    loss: f64,
+    pictures: usize,
+    metrics: Metrics,
+    since: f64,
+}
+
+impl Trainer {
+    /// Prepares a stage. `parameters` is what the objective's network was built from; checkpoints, log
+    /// and curve go below `out`.
+    ///
+    /// # Errors
+    /// If the stage can't be, or if threads can't be started.
+    pub fn new(
+        stage: StageConfig,
+        parameters: Arc<Parameters>,
+        objective: Box<dyn Objective>,
+        files: ModelFiles,
+        out: impl Into<PathBuf>,
+    ) -> Result<Self> {
+        stage.check()?;
+        parameters.check(&stage.name, &stage.init.fresh)?;
+        let threads = match stage.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let pool = |threads| ThreadPoolBuilder::new().num_threads(threads).build();
+        let optimizer = Optimizer::new(&stage.optimizer, parameters.trainable());
+        let counters = Counters { stage: stage.identity(), ..Counters::default() };
+        Ok(Self {
+            parameters,
+            objective,
+            optimizer,
+            files,
+            out: out.into(),
+            counters,
+            workers: (0..threads).map(|_| pool(1)).collect::<std::result::Result<_, _>>()?,
+            everyone: pool(threads)?,
+            stage,
+        })
+    }
+
+    /// Where the trainer stands.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The optimizer, to look at its rules.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// Goes on from the last complete checkpoint below `out`, if there is one; says which.
+    ///
+    /// # Errors
+    /// If it is damaged or belongs to another stage.
+    pub fn resume(&mut self) -> Result<Option<PathBuf>> {
+        let Some(path) = complete(&self.checkpoints())?.pop() else { return Ok(None) };
+        let checkpoint = Checkpoint::read(&path)?;
+        if checkpoint.counters.stage != self.counters.stage {
+            let field = first_difference(&checkpoint.counters.stage, &self.counters.stage);
+            return Err(TrainError::checkpoint(path, format!("it belongs to another stage: `{field}` differs")));
+        }
+        for (name, parameter) in self.parameters.all() {
+            let Some(tensor) = checkpoint.parameters.get(&name) else {
+                return Err(TrainError::checkpoint(path, format!("parameter `{name}` is missing")));
+            };
+            match parameter.var {
+                Some(var) => var.set(tensor)?,
+                None if bits(&parameter.tensor)? != bits(tensor)? => {
+                    let message = format!("frozen parameter `{name}` is not the one the stage starts from");
+                    return Err(TrainError::checkpoint(path, message));
+                }
+                None => {}
+            }
+        }
+        self.optimizer.restore(&checkpoint.moments, checkpoint.counters.updates)?;
+        self.counters = checkpoint.counters;
+        Ok(Some(path))
+    }
+
+    /// Runs to the last step, or until `progress` breaks.
+    ///
+    /// # Errors
+    /// Whatever stops it; the last checkpoint stays.
+    pub fn run(&mut self, clock: Clock<'_>, progress: &mut dyn Progress) -> Result<()> {
+        create(&self.checkpoints())?;
+        let earlier = self.counters.seconds - clock().as_secs_f64();
+        let mut log = Log::open(self.out.join("log.jsonl"), self.counters.step)?;
+        let mut window = Window { since: self.counters.seconds, ..Window::default() };
+        let mut written = self.counters.seconds;
+        progress.started(&self.stage.name, self.counters.step, self.stage.steps);
+        while self.counters.step < self.stage.steps {
+            let grad_norm = self.step(&mut window)?;
+            self.counters.seconds = earlier + clock().as_secs_f64();
+            let last = self.counters.step == self.stage.steps;
+            let mut flow = ControlFlow::Continue(());
+            if last || self.counters.step.is_multiple_of(self.stage.log_every) {
+                let record = self.record(&mut window, grad_norm);
+                flow = progress.record(&record);
+                log.append(record)?;
+            }
+            if last || flow.is_break() || self.is_due(written) {
+                let path = self.write_checkpoint()?;
+                curve::draw(&self.out.join("loss.svg"), &self.stage.name, log.records())?;
+                progress.checkpoint(&path);
+                written = self.counters.seconds;
+            }
+            if flow.is_break() {
+                break;
+            }
+        }
+        progress.finished();
+        Ok(())
+    }
+
+    /// One step: the norm of its gradient.
+    fn step(&mut self, window: &mut Window) -> Result<f64> {
+        let step = self.counters.step;
+        let batch = self.batch(step)?;
+        self.counters.step += 1;
+        if batch.weight == 0.0 {
+            return Err(TrainError::NothingToLearn { step });
+        }
+        if self.counters.updates == 0 {
+            self.refuse_cut_gradients(&batch)?;
+        }
+        window.add(&batch);
+        let sizes: Vec<usize> = self.optimizer.parameters().map(|(_, var)| var.elem_count()).collect();
+        let gradients = batch.gradients.into_iter().zip(sizes);
+        let mut gradients: Vec<Vec<f32>> =
+            gradients.map(|(gradient, size)| gradient.unwrap_or_else(|| vec![0.0; size])).collect();
+        let norm = norm(&gradients) / batch.weight;
+        if !norm.is_finite() {
+            self.counters.skipped += 1;
+            self.counters.skipped_in_a_row += 1;
+            let in_a_row = self.counters.skipped_in_a_row;
+            if in_a_row > self.stage.max_bad_steps {
+                return Err(TrainError::NotFinite { step, in_a_row });
+            }
+            return Ok(norm);
+        }
+        self.counters.skipped_in_a_row = 0;
+        let scale = ((self.stage.clip_norm / norm).min(1.0) / batch.weight) as f32;
+        gradients.iter_mut().flatten().for_each(|g| *g *= scale);
+        let factor = self.stage.schedule.factor(step, self.stage.steps);
+        let Self { everyone, optimizer, counters, .. } = self;
+        everyone.install(|| optimizer.step(&gradients, factor))?;
+        counters.updates = optimizer.updates();
+        Ok(norm)
+    }
+
+    /// Deals the pictures of one step to the workers. Their gradients arrive in any order and are
+    /// added in the order of the pictures, so that the sum is the same for any number of workers.
+    fn batch(&self, step: u64) -> Result<Batch> {
+        let first = self.first_picture(step);
+        let next = AtomicUsize::new(0);
+        let (sender, receiver) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for worker in &self.workers {
+                let (sender, next) = (sender.clone(), &next);
+                scope.spawn(move || {
+                    worker.install(|| {
+                        loop {
+                            let slot = next.fetch_add(1, Ordering::Relaxed);
+                            if slot >= self.stage.batch {
+                                return;
+                            }
+                            let share = self.share(first.wrapping_add(slot as u64));
+                            if sender.send((slot, share)).is_err() {
+                                return; // another picture failed, and nobody listens any more
+                            }
+                        }
+                    });
+                });
+            }
+            drop(sender);
+            let mut early = BTreeMap::new();
+            let mut batch = Batch::new(self.optimizer.parameters().len());
+            let mut wanted = 0;
+            for (slot, share) in receiver {
+                early.insert(slot, share);
+                while let Some(share) = early.remove(&wanted) {
+                    batch.add(share?);
+                    wanted += 1;
+                }
+            }
+            Ok(batch)
+        })
+    }
+
+    /// Pictures are numbered through a stage, from a place that its seed decides.
+    fn first_picture(&self, step: u64) -> u64 {
+        // The upper bits stay clear, so that no sum overflows.
+        (mix(self.stage.seed, 0) >> 16).wrapping_add(step.wrapping_mul(self.stage.batch as u64))
+    }
+
+    /// The gradient of one picture.
+    fn share(&self, index: u64) -> Result<Option<Share>> {
+        let Some(outcome) = self.objective.outcome(index)? else { return Ok(None) };
+        let loss = f64::from(outcome.loss.to_scalar::<f32>()?) * outcome.weight;
+        let store = (outcome.loss * outcome.weight)?.backward()?;
+        let gradient = |var: &candle_core::Var| {
+            store.get(var.as_tensor()).map(|gradient| gradient.flatten_all()?.to_vec1::<f32>()).transpose()
+        };
+        let gradients =
+            self.optimizer.parameters().map(|(_, var)| gradient(var)).collect::<candle_core::Result<_>>()?;
+        Ok(Some(Share { weight: outcome.weight, loss, metrics: outcome.metrics, gradients }))
+    }
+
+    /// An operation without a backward cuts the graph in silence; better to stop at once.
+    fn refuse_cut_gradients(&self, batch: &Batch) -> Result<()> {
+        let mut parameters = self.optimizer.parameters().zip(&batch.gradients);
+        match parameters.find(|(_, gradient)| gradient.is_none()) {
+            Some(((name, _), _)) => Err(TrainError::NoGradient { name: name.into() }),
+            None => Ok(()),
+        }
+    }
+
+    fn record(&self, window: &mut Window, grad_norm: f64) -> Record {
+        let seen = std::mem::replace(window, Window { since: self.counters.seconds, ..Window::default() });
+        Record {
+            step: self.counters.step,
+            loss: seen.loss / seen.weight,
+            lr_factor: self.stage.schedule.factor(self.counters.step - 1, self.stage.steps),
+            grad_norm,
+            metrics: seen.metrics.means(),
+            pictures_per_second: seen.pictures as f64 / (self.counters.seconds - seen.since).max(1e-9),
+            seconds: self.counters.seconds,
+            skipped: self.counters.skipped,
+        }
+    }
+
+    fn is_due(&self, written: f64) -> bool {
+        let CheckpointTimes { steps, seconds } = self.checkpoint_times();
+        self.counters.step.is_multiple_of(steps) || seconds.is_some_and(|age| self.counters.seconds - written >= age)
+    }
+
+    fn checkpoint_times(&self) -> CheckpointTimes {
+        let config = &self.stage.checkpoint;
+        CheckpointTimes {
+            steps: config.every_steps,
+            seconds: (config.every_seconds > 0).then_some(config.every_seconds as f64),
+        }
+    }
+
+    /// Writes a checkpoint now.
+    pub fn write_checkpoint(&self) -> Result<PathBuf> {
+        let parameters = self.parameters.all().into_iter().map(|(name, parameter)| (name, parameter.tensor)).collect();
+        let checkpoint = Checkpoint { parameters, moments: self.optimizer.state()?, counters: self.counters.clone() };
+        checkpoint.write(&self.checkpoints(), &self.files, self.stage.checkpoint.keep)
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        checkpoints_below(&self.out)
+    }
+}
+
+struct CheckpointTimes {
+    steps: u64,
+    seconds: Option<f64>,
+}
+
+/// Where a stage with the output directory `out` keeps its checkpoints.
+fn checkpoints_below(out: &Path) -> PathBuf {
+    out.join("checkpoints")
+}
+
+impl Batch {
+    fn new(parameters: usize) -> Self {
+        Self { weight: 0.0, loss: 0.0, pictures: 0, metrics: Metrics::default(), gradients: vec![None; parameters] }
+    }
+
+    fn add(&mut self, share: Option<Share>) {
+        self.pictures += 1;
+        let Some(share) = share else { return };
+        self.weight += share.weight;
+        self.loss += share.loss;
+        self.metrics.merge(&share.metrics);
+        for (sum, gradient) in self.gradients.iter_mut().zip(share.gradients) {
+            match (sum, gradient) {
+                (Some(sum), Some(gradient)) => sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
+                (sum @ None, gradient) => *sum = gradient,
+                (Some(_), None) => {}
+            }
+        }
+    }
+}
+
+impl Window {
+    fn add(&mut self, batch: &Batch) {
+        self.weight += batch.weight;
+        self.loss += batch.loss;
+        self.pictures += batch.pictures;
+        self.metrics.merge(&batch.metrics);
+    }
+}
+
+/// The Euclidean norm of all gradients together.
+fn norm(gradients: &[Vec<f32>]) -> f64 {
+    gradients.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
+}
+
+fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
+    Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+}
+
+/// The first field in which two stages differ.
+fn first_difference(a: &serde_json::Value, b: &serde_json::Value) -> String {
+    let names = |value: &serde_json::Value| {
+        value.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
+    };
+    let differs = |name: &String| a.get(name) != b.get(name);
+    names(a).into_iter().chain(names(b)).find(differs).unwrap_or_default()
+}
