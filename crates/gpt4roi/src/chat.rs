@@ -211,6 +211,12 @@ impl<'m> Chat<'m> {
         &self.regions
     }
 
+    /// Forgets regions and rounds, and begins anew with the same picture, which stays encoded.
+    pub fn clear(&mut self) {
+        self.regions.clear();
+        self.turns.clear();
+    }
+
     /// Takes the latest thing back: a region added since the last round, or else that round.
     pub fn undo(&mut self) -> Option<Undone> {
         let answered =
@@ -579,7 +585,244 @@ fn settled(decoded: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use candle_core::Device;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
+    use crate::{
+        config::Config,
+        error::Error,
+        model::Network,
+        weights::{TensorSource, Weights, WeightsResult},
+    };
+
+    /// Random weights that depend on nothing but the tensor's name.
+    struct Noise;
+
+    impl TensorSource for Noise {
+        fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+            let seed = name.bytes().fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-0.5..0.5)).collect();
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+        }
+    }
+
+    /// The architecture in miniature: what it says means nothing, and depends on everything.
+    fn tiny() -> Gpt4Roi {
+        let (model, added) =
+            (include_bytes!("../tests/data/tokenizer.model"), include_str!("../tests/data/added_tokens.json"));
+        let tokenizer = Tokenizer::from_bytes(model, added).unwrap();
+        let mut config = Config::nano(tokenizer.vocab_size());
+        (config.llama.hidden_size, config.llama.intermediate_size, config.llama.num_hidden_layers) = (32, 48, 2);
+        (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (16, 32, 56);
+        (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (8, 2, 1);
+        (config.region.roi_size, config.region.pos_hidden) = (4, 8);
+        let weights = Weights::new(Arc::new(Noise));
+        let network = Network::load(&config, &weights, &weights).unwrap();
+        Gpt4Roi { network, tokenizer, config, device: Device::Cpu }
+    }
+
+    fn picture() -> Image {
+        let color = |x, y| image::Rgb([(3 * x) as u8, (5 * y) as u8, (x * y) as u8]);
+        Image::from_rgb(image::RgbImage::from_fn(80, 60, color))
+    }
+
+    fn bbox(xyxy: [f64; 4]) -> BBox {
+        BBox::from_normalized(xyxy).unwrap()
+    }
+
+    fn short() -> AskOptions {
+        AskOptions { max_new_tokens: 6, ..AskOptions::default() }
+    }
+
+    /// Answers agree, whatever was reused; sums in another order differ by rounding.
+    #[track_caller]
+    fn assert_same(a: &Answer, b: &Answer) {
+        assert_eq!((&a.text, &a.question, &a.regions), (&b.text, &b.question, &b.regions));
+        assert_eq!(a.prompt_tokens, b.prompt_tokens);
+        let (a, b) = (a.mean_log_probability.unwrap(), b.mean_log_probability.unwrap());
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+
+    #[test]
+    fn later_rounds_read_only_what_is_new_and_answer_the_same() {
+        let (model, picture) = (tiny(), picture());
+        let (mut chat, mut forgetful) = (Chat::new(&model, &picture).unwrap(), Chat::new(&model, &picture).unwrap());
+        let mut reused = Vec::new();
+        for chat in [&mut chat, &mut forgetful] {
+            chat.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
+            chat.add_region(bbox([0.4, 0.1, 0.9, 0.6]));
+        }
+        for question in ["What is <region2>?", "Is <region1> left of region 2?", "What is <region1> for?"] {
+            forgetful.memory = Memory::new(&model);
+            let (answer, anew) =
+                (chat.ask_with(question, &short()).unwrap(), forgetful.ask_with(question, &short()).unwrap());
+            assert_same(&answer, &anew);
+            assert_eq!(anew.reused_tokens, 0);
+            reused.push((answer.reused_tokens, answer.prompt_tokens));
+        }
+        assert_eq!(reused[0].0, 0);
+        // The first round's prompt but for its open end is read once.
+        assert!(reused[1].0 >= reused[0].1 - 2 && reused[2].0 >= reused[1].1 - 2, "{reused:?}");
+        assert_eq!(chat.transcript(), forgetful.transcript());
+    }
+
+    #[test]
+    fn another_box_in_the_same_place_is_read_again() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let ask = |chat: &mut Chat<'_>, xyxy| {
+            chat.add_region(bbox(xyxy));
+            chat.ask_with("What is <region1>?", &short()).unwrap()
+        };
+        let first = ask(&mut chat, [0.1, 0.1, 0.3, 0.4]);
+        assert!(matches!(chat.undo(), Some(Undone::Round(_))));
+        assert!(matches!(chat.undo(), Some(Undone::Region(_))));
+        assert_eq!(chat.undo(), None);
+        let second = ask(&mut chat, [0.5, 0.2, 0.9, 0.9]);
+        let fresh = ask(&mut Chat::new(&model, &picture).unwrap(), [0.5, 0.2, 0.9, 0.9]);
+        assert_same(&second, &fresh);
+        assert_ne!(first.mean_log_probability, second.mean_log_probability);
+        assert!(second.reused_tokens > 0);
+    }
+
+    #[test]
+    fn coordinates_become_regions_and_undo_takes_them_along() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        chat.add_region(bbox([0.0, 0.0, 1.0, 1.0]));
+        let answer = chat.ask_with("Is [8, 6, 40, 30] in <region1>, or at (0.5, 0.75)?", &short()).unwrap();
+        assert_eq!(answer.question, "Is <region2> in <region1>, or at <region3>?");
+        let origins: Vec<_> = answer.regions.iter().map(|region| (region.id, region.origin)).collect();
+        assert_eq!(origins, [(2, Origin::Coordinates), (1, Origin::Given), (3, Origin::Point)]);
+        assert_eq!(answer.regions[0].pixels, [8.0, 6.0, 40.0, 30.0]);
+        let [x1, y1, x2, y2] = answer.regions[2].pixels;
+        assert!(x1 < 40.0 && 40.0 < x2 && y1 < 45.0 && 45.0 < y2, "the point lies in its box");
+
+        chat.ask_with("What is region 3?", &short()).unwrap();
+        chat.add_region(bbox([0.2, 0.2, 0.3, 0.3]));
+        assert_eq!(chat.regions().len(), 4);
+        assert!(matches!(chat.undo(), Some(Undone::Region(Region { id: RegionId(4), .. }))));
+        assert!(matches!(chat.undo(), Some(Undone::Round(round)) if round.question == "What is <region3>?"));
+        assert_eq!(chat.regions().len(), 3);
+        assert!(matches!(chat.undo(), Some(Undone::Round(_))));
+        assert_eq!(chat.regions().len(), 1);
+    }
+
+    #[test]
+    fn what_fails_changes_nothing() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        chat.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
+        chat.ask_with("What is <region1>?", &short()).unwrap();
+        let before = chat.transcript();
+        let random = |temperature| Sampling::Random { temperature, top_k: 0, top_p: 1.0, seed: 0 };
+        let broken = AskOptions { sampling: random(f64::NAN), ..short() };
+        let long = "what ".repeat(4000);
+        for (question, options) in [
+            ("", short()),
+            ("   ", short()),
+            ("What is <region2>?", short()),
+            ("What is [1, 2, 8000, 4]?", short()),
+            ("What is [1, 2, 30, 40]?", broken),
+            (&long, short()),
+        ] {
+            chat.ask_with(question, &options).unwrap_err();
+            assert_eq!(chat.transcript(), before, "{question:.20}");
+        }
+        let again = chat.ask_with("What is region 1 for?", &short()).unwrap();
+        let mut fresh = Chat::new(&model, &picture).unwrap();
+        fresh.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
+        fresh.ask_with("What is <region1>?", &short()).unwrap();
+        assert_same(&again, &fresh.ask_with("What is region 1 for?", &short()).unwrap());
+    }
+
+    #[test]
+    fn broken_weights_end_the_answer_with_an_error() {
+        struct Broken;
+        impl TensorSource for Broken {
+            fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+                let tensor = Noise.tensor(name, shape)?;
+                Ok(if name == "lm_head.weight" { tensor.affine(f64::NAN, 0.0).unwrap() } else { tensor })
+            }
+        }
+        let mut model = tiny();
+        let weights = Weights::new(Arc::new(Broken));
+        model.network = Network::load(&model.config, &weights, &weights).unwrap();
+        let mut chat = Chat::new(&model, &picture()).unwrap();
+        let error = chat.ask("What is [0.1, 0.1, 0.5, 0.5]?").unwrap_err();
+        assert!(matches!(error, Error::Generate(_)), "{error}");
+        assert!(chat.regions().is_empty() && chat.transcript().rounds.is_empty());
+    }
+
+    #[test]
+    fn text_streams_and_a_break_cancels_without_a_trace() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let options = AskOptions { max_new_tokens: 40, ..AskOptions::default() };
+        let (mut streamed, mut calls) = (String::new(), 0);
+        let answer = chat.ask_streaming("What do you see?", &options, |text| {
+            calls += 1;
+            streamed += text;
+            ControlFlow::Continue(())
+        });
+        let answer = answer.unwrap();
+        assert_eq!(streamed, answer.text);
+        assert_eq!(calls, answer.generated_tokens + 1, "once per token, and once for what was held back");
+
+        let before = chat.transcript();
+        let mut calls = 0;
+        let cancelled = chat.ask_streaming("And what is [0.1, 0.1, 0.5, 0.5]?", &options, |_| {
+            calls += 1;
+            if calls == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let cancelled = cancelled.unwrap();
+        assert_eq!((cancelled.finish, cancelled.generated_tokens, calls), (FinishReason::Cancelled, 3, 3));
+        assert_eq!(chat.transcript(), before);
+        assert!(chat.regions().is_empty());
+    }
+
+    #[test]
+    fn describing_in_bulk_is_asking_one_by_one() {
+        let (model, picture) = (tiny(), picture());
+        let boxes = [bbox([0.1, 0.2, 0.5, 0.9]), bbox([0.4, 0.1, 0.9, 0.6]), bbox([0.0, 0.0, 1.0, 1.0])];
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let all = chat.describe_regions(&boxes, "What is <region1>?", &short()).unwrap();
+        assert!(chat.regions().is_empty() && chat.transcript().rounds.is_empty());
+        for (bbox, answer) in boxes.into_iter().zip(&all) {
+            let mut one = Chat::new(&model, &picture).unwrap();
+            one.add_region(bbox);
+            assert_same(answer, &one.ask_with("What is <region1>?", &short()).unwrap());
+        }
+        assert!(all[1].reused_tokens > model.config.vision.patches());
+    }
+
+    #[test]
+    fn a_seed_repeats_an_answer() {
+        let (model, picture) = (tiny(), picture());
+        let ask = |seed| {
+            let sampling = Sampling::Random { temperature: 5.0, top_k: 0, top_p: 1.0, seed };
+            let options = AskOptions { sampling, ..short() };
+            Chat::new(&model, &picture).unwrap().ask_with("What do you see?", &options).unwrap()
+        };
+        assert_eq!(ask(1), ask(1));
+        assert_ne!(ask(1).mean_log_probability, ask(2).mean_log_probability);
+    }
+
+    #[test]
+    fn a_transcript_survives_json() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        chat.ask_with("What is [8, 6, 40, 30]?", &short()).unwrap();
+        let transcript = chat.transcript();
+        let json = serde_json::to_string(&transcript).unwrap();
+        assert_eq!(serde_json::from_str::<Transcript>(&json).unwrap(), transcript);
+        assert!(json.contains(r#""image_size":[80,60]"#) && json.contains(r#""origin":"coordinates""#), "{json}");
+    }
 
     #[test]
     fn answers_lose_role_and_stop_signal() {
