@@ -1,4 +1,5 @@
-"""Makes models/nano/tokenizer.model and added_tokens.json, with SentencePiece itself.
+"""Makes models/nano/tokenizer.model and added_tokens.json, with SentencePiece itself, and the ids it
+gives to some texts, as a test of the reader in Rust.
 
     cargo run -p gpt4roi-data --example corpus > corpus.txt
     python reference/make_tokenizer.py corpus.txt
@@ -22,6 +23,7 @@ import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 OUT = Path(__file__).resolve().parent.parent / "models" / "nano"
+GOLDEN = Path(__file__).resolve().parent.parent / "crates" / "gpt4roi-data" / "tests" / "vocabulary.json"
 PIECES = 1792
 DELIMITER = "\t"  # no piece crosses it
 FRAME = """A chat between a curious human and an artificial intelligence assistant. The assistant gives
@@ -30,6 +32,7 @@ overview of the picture. region point box image photo object thing man woman per
 we you I his her their my your who why when how many much does doing done has have had was were been
 will would could should must may might about because from into over under between behind near next
 same other these those here please explain say think hello"""
+STRANGE = ["", " ", "  two  spaces ", "line\nbreak\n\n", "3.14 and 1000", "Ünïcödé 猫 🐈", "### Human: </s> <bbox>", "A\tAn\tAssistant"]
 ADDED = ["[PAD]", "<im_patch>", "<bbox>", "<point>", "<im_start>", "<im_end>"]
 
 
@@ -102,6 +105,11 @@ def main() -> None:
     check(model, corpus)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "tokenizer.model").write_bytes(model)
+    tokenizer = spm.SentencePieceProcessor(model_proto=model)
+    texts = STRANGE + corpus.splitlines()[:: len(corpus.splitlines()) // 60]
+    cases = [json.dumps({"text": text, "ids": tokenizer.encode(text)}) for text in texts]
+    GOLDEN.parent.mkdir(parents=True, exist_ok=True)
+    GOLDEN.write_text("[\n" + ",\n".join(cases) + "\n]\n")
     added = {token: PIECES + i for i, token in enumerate(ADDED)}
     (OUT / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n")
 

@@ -356,3 +356,122 @@ pub(crate) fn capital(text: &str) -> String {
 pub(crate) fn sentence(text: &str) -> String {
     format!("{}.", capital(text))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds;
+
+    fn kind(name: &str) -> Kind {
+        let pool = kinds::pool().expect("the list is sound");
+        pool.into_iter().find(|kind| kind.name == name).expect("one of the kinds")
+    }
+
+    fn around(x: f64, y: f64) -> BBox {
+        BBox::from_normalized([x - 0.1, y - 0.1, x + 0.1, y + 0.1]).expect("a box")
+    }
+
+    #[test]
+    fn names_are_judged_by_the_kind() {
+        let (cat, scissors) = (AnswerKey::Name(kind("cat")), AnswerKey::Name(kind("scissors")));
+        for answer in ["A cat.", "a cat", " Cat ", "Assistant: A cat."] {
+            assert!(cat.accepts(answer), "{answer}");
+        }
+        for answer in ["", "A dog.", "A cat and a dog.", "catfish", "It may be a cat."] {
+            assert!(!cat.accepts(answer), "{answer}");
+        }
+        assert!(scissors.accepts("A pair of scissors.") && scissors.accepts("scissors"));
+    }
+
+    #[test]
+    fn several_names_are_judged_by_the_region_numbers() {
+        let key = AnswerKey::Names(vec![(RegionId(2), kind("cat")), (RegionId(1), kind("bus"))]);
+        for answer in [
+            "region2 is a cat, region1 is a bus.",
+            "region1 is a bus, region2 is a cat.",
+            "region1 is a bus, and region2 is a cat",
+        ] {
+            assert!(key.accepts(answer), "{answer}");
+        }
+        for answer in [
+            "region1 is a cat, region2 is a bus.",
+            "region2 is a cat.",
+            "a cat, a bus",
+            "region2 is a cat, region2 is a cat, region1 is a bus.",
+        ] {
+            assert!(!key.accepts(answer), "{answer}");
+        }
+    }
+
+    #[test]
+    fn other_answers() {
+        let left = AnswerKey::Relation(Direction::Left);
+        assert!(left.accepts("region1 is to the left of region2.") && left.accepts("Left."));
+        assert!(!left.accepts("It is above it.") && !left.accepts("left or right") && !left.accepts(""));
+        let corner = AnswerKey::Position("top left".into());
+        assert!(
+            corner.accepts("At the top left.")
+                && corner.accepts("top left")
+                && corner.accepts("It is at the top left.")
+        );
+        assert!(!corner.accepts("At the left.") && !corner.accepts("At the top."));
+        let yes = AnswerKey::Verdict(true);
+        assert!(
+            yes.accepts("Yes, it is a cat.") && yes.accepts("yes") && !yes.accepts("No.") && !yes.accepts("Yesterday")
+        );
+        let both = AnswerKey::Contains(vec!["cat".into(), "top left".into()]);
+        assert!(both.accepts("A yellow cat at the top left.") && !both.accepts("A catfish at the top left."));
+        assert!(AnswerKey::Exact("Hello there.".into()).accepts("hello  there"));
+    }
+
+    #[test]
+    fn positions_keep_off_the_lines() {
+        // Thirds at 0.333 and 0.667; within 0.04 of them nothing is said.
+        for (x, y, expected) in [
+            (0.2, 0.2, Some("top left")),
+            (0.5, 0.5, Some("center")),
+            (0.8, 0.5, Some("right")),
+            (0.5, 0.8, Some("bottom")),
+            (0.29, 0.5, Some("left")),
+            (0.30, 0.5, None),
+            (0.37, 0.5, None),
+            (0.38, 0.5, Some("center")),
+            (0.5, 0.65, None),
+        ] {
+            assert_eq!(position(&around(x, y)), expected, "{x} {y}");
+        }
+    }
+
+    #[test]
+    fn directions_are_clear() {
+        let middle = around(0.5, 0.5);
+        for (x, y, expected) in [
+            (0.3, 0.5, Some(Direction::Left)),
+            (0.7, 0.6, Some(Direction::Right)),
+            (0.5, 0.3, Some(Direction::Above)),
+            (0.4, 0.8, Some(Direction::Below)),
+            (0.7, 0.7, None),
+            (0.7, 0.65, None),
+            (0.45, 0.5, None),
+        ] {
+            assert_eq!(Direction::between(&around(x, y), &middle), expected, "{x} {y}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_relative_to_the_picture() {
+        let square = |side: f64| BBox::from_normalized([0.0, 0.0, side, side]).expect("a box");
+        for (side, name) in [(0.16, "small"), (0.18, "medium"), (0.31, "medium"), (0.33, "large")] {
+            assert_eq!(relative_size(&square(side)), name);
+        }
+    }
+
+    #[test]
+    fn sentences() {
+        assert_eq!(purpose(&kind("cat")), "A cat can hunt mice.");
+        assert_eq!(purpose(&kind("scissors")), "A pair of scissors is used to cut paper.");
+        assert_eq!(purpose(&kind("bed")), "A bed is something to sleep in.");
+        assert_eq!(listed(&["a".into(), "b".into(), "c".into()]), "a, b and c");
+        assert_eq!((count(1).as_str(), count(3).as_str()), ("There is one thing", "There are three things"));
+    }
+}

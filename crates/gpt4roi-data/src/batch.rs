@@ -202,4 +202,36 @@ mod tests {
             Err(DataError::Packing(_))
         ));
     }
+
+    /// With the embedded model's vocabulary, every conversation can be read off its branch again.
+    #[test]
+    fn a_branch_behind_the_prefix_is_its_conversation() {
+        use crate::{QuestionMix, Questions, SceneConfig, Scenes};
+
+        let model = include_bytes!("../../../models/nano/tokenizer.model");
+        let added = include_str!("../../../models/nano/added_tokens.json");
+        let tokenizer = Tokenizer::from_bytes(model, added).expect("the vocabulary is sound");
+        let scenes =
+            Scenes::new(SceneConfig { kinds: 30, ..SceneConfig::default() }.resized(96)).expect("settings are sound");
+        let questions =
+            Questions::new(QuestionMix { jitter: 0.1, ..QuestionMix::default() }, scenes.kinds()).expect("sound");
+        let conversations = questions.ask(&scenes.scene(2), &mut scenes.question_rng(2));
+        let packed = pack(&conversations, &tokenizer, 256).expect("packs");
+        let prefix = packed.prefix();
+        assert_eq!((packed.patches.len(), packed.target_ids().len()), (256, packed.predictors.len()));
+        assert_eq!(packed.ids.len(), packed.branches.last().expect("a branch").end);
+        for (conversation, branch) in conversations.iter().zip(&packed.branches) {
+            let alone = prompt::encode(&conversation.rounds, &tokenizer, 256, TextMode::Literal).expect("renders");
+            assert_eq!([&packed.ids[..prefix], &packed.ids[branch.clone()]].concat(), alone.ids);
+            assert_eq!([&packed.targets[..prefix], &packed.targets[branch.clone()]].concat(), alone.targets);
+            let positions: Vec<u32> = (prefix as u32..alone.ids.len() as u32).collect();
+            assert_eq!(packed.positions[branch.clone()], positions);
+            let boxes: Vec<BBox> = (packed.regions.iter())
+                .filter(|(place, _)| branch.contains(&(*place as usize)))
+                .map(|(_, index)| packed.boxes[*index])
+                .collect();
+            assert_eq!(boxes, conversation.regions.iter().map(|(_, bbox, _)| *bbox).collect::<Vec<_>>());
+            assert!(packed.regions.iter().all(|(place, _)| packed.ids[*place as usize] == tokenizer.special().bbox));
+        }
+    }
 }

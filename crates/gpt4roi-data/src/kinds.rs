@@ -76,3 +76,61 @@ pub(crate) fn drawing(slug: &str, style: Style) -> Result<&'static [u8], DataErr
         .map(include_dir::File::contents)
         .ok_or_else(|| DataError::Artwork { slug: slug.into(), reason: format!("not in assets/{folder}") })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use rayon::prelude::*;
+
+    use super::*;
+    use crate::sprite::Sprite;
+
+    #[test]
+    fn every_kind_is_complete_and_distinct() {
+        let pool = pool().expect("the list is sound");
+        assert!(pool.len() >= 200, "expected 200 kinds and more, got {}", pool.len());
+        assert_eq!(pool.iter().map(|kind| &kind.name).collect::<HashSet<_>>().len(), pool.len());
+        assert_eq!(pool.iter().map(|kind| &kind.slug).collect::<HashSet<_>>().len(), pool.len());
+        for kind in &pool {
+            for field in [&kind.name, &kind.category, &kind.color, &kind.purpose] {
+                let plain = |letter: char| letter.is_ascii_lowercase() || letter == ' ' || letter == '-';
+                assert!(!field.is_empty() && field.chars().all(plain), "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_drawing_of_both_styles_shows_something() {
+        for style in [Style::Noto, Style::Fluent] {
+            pool().expect("the list is sound").par_iter().for_each(|kind| {
+                let drawn = drawing(&kind.slug, style).and_then(|svg| Sprite::draw(svg, 40));
+                assert!(drawn.is_ok(), "{} {style:?}: {:?}", kind.slug, drawn.err());
+            });
+        }
+    }
+
+    #[test]
+    fn phrases_have_the_right_article() {
+        let kind = |name: &str, measure: &str| Kind {
+            slug: String::new(),
+            name: name.into(),
+            measure: measure.into(),
+            category: String::new(),
+            color: "orange".into(),
+            purpose: String::new(),
+        };
+        for (name, measure, phrase, colored) in [
+            ("cat", "", "a cat", "an orange cat"),
+            ("owl", "", "an owl", "an orange owl"),
+            ("unicorn", "", "a unicorn", "an orange unicorn"),
+            ("scissors", "pair of", "a pair of scissors", "a pair of orange scissors"),
+            ("corn", "ear of", "an ear of corn", "an ear of orange corn"),
+        ] {
+            assert_eq!(
+                (kind(name, measure).phrase(), kind(name, measure).colored_phrase()),
+                (phrase.into(), colored.into())
+            );
+        }
+    }
+}

@@ -658,3 +658,152 @@ impl Subject<'_> {
 fn pick_text<'a>(texts: &'a [&'a str], rng: &mut impl Rng) -> &'a str {
     texts.choose(rng).copied().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use super::*;
+    use crate::{SceneConfig, Scenes};
+
+    /// All conversations of one type about some scenes.
+    fn ask(question_type: QuestionType, mix: QuestionMix) -> Vec<(Scene, Conversation)> {
+        let scenes =
+            Scenes::new(SceneConfig { kinds: 24, ..SceneConfig::default() }.resized(96)).expect("settings are sound");
+        let questions = Questions::new(mix, scenes.kinds()).expect("settings are sound");
+        let asked = (0..40).flat_map(|index| {
+            let scene = scenes.scene(index);
+            let mut rng = scenes.question_rng(index);
+            let asked: Vec<Conversation> =
+                (0..5).filter_map(|_| questions.ask_one(question_type, &scene, &mut rng)).collect();
+            asked.into_iter().map(move |conversation| (scene.clone(), conversation)).collect::<Vec<_>>()
+        });
+        asked.collect()
+    }
+
+    #[test]
+    fn every_type_is_asked_and_its_own_answer_is_right() {
+        for question_type in QuestionType::ALL {
+            let asked = ask(question_type, QuestionMix::default());
+            assert!(asked.len() > 100, "{question_type:?}: {}", asked.len());
+            let phrasings: HashSet<_> =
+                asked.iter().map(|(_, asked)| format!("{:?}", asked.rounds[0].question)).collect();
+            assert!(phrasings.len() > 3, "{question_type:?}: {}", phrasings.len());
+            for (scene, conversation) in &asked {
+                let last = conversation.rounds.last().expect("a round");
+                assert!(conversation.is_correct(last.answer.as_deref().expect("an answer")), "{conversation:?}");
+                assert!(!conversation.is_correct("") && !conversation.is_correct("Maybe."));
+                let text = format!("{:?}", conversation.rounds);
+                assert!(
+                    !text.contains(['{', '}']) || text.matches('{').count() == text.matches("Round {").count(),
+                    "{text}"
+                );
+                assert!(
+                    conversation
+                        .regions
+                        .iter()
+                        .all(|(id, _, object)| (1..=8).contains(&id.0) && *object < scene.objects.len())
+                );
+                let ids: HashSet<_> = conversation.regions.iter().map(|(id, ..)| id).collect();
+                assert_eq!(ids.len(), conversation.regions.len());
+                assert_eq!(conversation.open_rounds().last().expect("a round").answer, None);
+            }
+        }
+    }
+
+    #[test]
+    fn regions_stand_in_the_order_of_their_mention() {
+        let mut in_order = HashMap::new();
+        for (_, conversation) in ask(QuestionType::Multi, QuestionMix::default()) {
+            let mentioned: Vec<RegionId> = (conversation.rounds[0].question.iter())
+                .filter_map(|piece| if let Piece::Region(id) = piece { Some(*id) } else { None })
+                .collect();
+            let listed: Vec<RegionId> = conversation.regions.iter().map(|(id, ..)| *id).collect();
+            assert_eq!(mentioned, listed);
+            *in_order.entry(listed.is_sorted()).or_insert(0) += 1;
+        }
+        // Half of them are numbered in order on purpose, and of the others some by chance.
+        assert!(in_order[&true] > 60 && in_order[&false] > 40, "{in_order:?}");
+    }
+
+    #[test]
+    fn half_of_the_verdicts_are_yes() {
+        let asked = ask(QuestionType::YesNo, QuestionMix::default());
+        let yes = asked.iter().filter(|(_, conversation)| conversation.is_correct("Yes.")).count();
+        let share = yes as f64 / asked.len() as f64;
+        assert!((0.4..0.6).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn points_lie_on_the_object_asked_about() {
+        for (scene, conversation) in ask(QuestionType::Point, QuestionMix::default()) {
+            let point = conversation.point.expect("a point");
+            let (_, bbox, object) = conversation.regions[0];
+            assert_eq!(scene.topmost_at(point), Some(object));
+            let [x1, y1, x2, y2] = bbox.normalized();
+            assert!(x1 <= point.x && point.x <= x2 && y1 <= point.y && point.y <= y2 && x2 - x1 <= 0.08 + 1e-9);
+        }
+    }
+
+    #[test]
+    fn jitter_moves_edges_within_its_share() {
+        for (scene, conversation) in ask(QuestionType::Name, QuestionMix { jitter: 0.1, ..QuestionMix::default() }) {
+            let (_, bbox, object) = conversation.regions[0];
+            let (moved, [x1, y1, x2, y2]) = (bbox.normalized(), scene.objects[object].bbox.normalized());
+            for (at, (edge, side)) in
+                [(x1, x2 - x1), (y1, y2 - y1), (x2, x2 - x1), (y2, y2 - y1)].into_iter().enumerate()
+            {
+                assert!((moved[at] - edge).abs() <= 0.1 * side + 1e-9);
+            }
+        }
+        for (scene, conversation) in ask(QuestionType::Name, QuestionMix::default()) {
+            let (_, bbox, object) = conversation.regions[0];
+            assert_eq!(bbox, scene.objects[object].bbox);
+        }
+    }
+
+    #[test]
+    fn later_rounds_come_back_to_earlier_regions() {
+        let asked = ask(QuestionType::Dialogue, QuestionMix::default());
+        let regions = |round: &Round| -> HashSet<RegionId> {
+            round
+                .question
+                .iter()
+                .filter_map(|piece| if let Piece::Region(id) = piece { Some(*id) } else { None })
+                .collect()
+        };
+        let returning = asked.iter().filter(|(_, conversation)| {
+            let rounds: Vec<_> = conversation.rounds.iter().map(regions).collect();
+            (1..rounds.len()).any(|later| (0..later).any(|earlier| !rounds[later].is_disjoint(&rounds[earlier])))
+        });
+        let returning = returning.count();
+        assert!(asked.iter().all(|(_, conversation)| (2..=4).contains(&conversation.rounds.len())));
+        assert!(returning * 2 > asked.len(), "{returning} of {}", asked.len());
+    }
+
+    #[test]
+    fn weights_decide_what_is_asked() {
+        let scenes =
+            Scenes::new(SceneConfig { kinds: 12, ..SceneConfig::default() }.resized(96)).expect("settings are sound");
+        let none = QuestionMix {
+            name: 0.0,
+            multi: 0.0,
+            relation: 0.0,
+            position: 0.0,
+            yes_no: 0.0,
+            point: 0.0,
+            short: 0.0,
+            detail: 0.0,
+            purpose: 0.0,
+            picture: 0.0,
+            dialogue: 0.0,
+            ..QuestionMix::default()
+        };
+        assert!(Questions::new(none.clone(), scenes.kinds()).is_err());
+        assert!(Questions::new(QuestionMix { name: f64::NAN, ..QuestionMix::default() }, scenes.kinds()).is_err());
+        let pictures = Questions::new(QuestionMix { picture: 1.0, count: 7, ..none }, scenes.kinds()).expect("sound");
+        let asked = pictures.ask(&scenes.scene(0), &mut scenes.question_rng(0));
+        assert_eq!(asked.len(), 7);
+        assert!(asked.iter().all(|conversation| conversation.question_type == QuestionType::Picture));
+    }
+}

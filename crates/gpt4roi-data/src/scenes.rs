@@ -30,6 +30,10 @@ const SOLID: f32 = 128.0;
 /// In `Scene::labels`: nothing but background.
 const BACKGROUND: u8 = u8::MAX;
 
+/// Mixed into the seed, so that a scene and the questions about it draw from different streams.
+const SCENE_SALT: u64 = 0x005C_E9E5;
+const QUESTION_SALT: u64 = 0x0A5C_ED00;
+
 /// Pairs of kinds are told apart by the sum of their indices modulo this number.
 const PAIR_CLASSES: usize = 20;
 
@@ -203,6 +207,22 @@ impl Scenes {
         &self.kinds
     }
 
+    /// Pixels across and down of every picture.
+    pub fn image_size(&self) -> ImageSize {
+        ImageSize { width: self.config.size, height: self.config.size }
+    }
+
+    /// Randomness for the questions about a scene, independent of the scene's own.
+    pub fn question_rng(&self, index: u64) -> ChaCha8Rng {
+        self.rng(QUESTION_SALT, index)
+    }
+
+    fn rng(&self, salt: u64, index: u64) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ salt);
+        rng.set_stream(index.wrapping_mul(3).wrapping_add(self.config.split as u64));
+        rng
+    }
+
     /// The settings.
     pub fn config(&self) -> &SceneConfig {
         &self.config
@@ -213,8 +233,7 @@ impl Scenes {
     /// It has fewer objects than asked for where no more found a place, or where too few kinds may
     /// meet in this split, but always one.
     pub fn scene(&self, index: u64) -> Scene {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ 0x5CE_9E5);
-        rng.set_stream(index.wrapping_mul(3).wrapping_add(self.config.split as u64));
+        let mut rng = self.rng(SCENE_SALT, index);
         let side = self.config.size as usize;
         let mut canvas = vec![[0.0; 3]; side * side];
         background::paint(&mut canvas, side, &mut rng);
@@ -516,5 +535,137 @@ impl Scene {
         let at = *choice.get(rng.random_range(0..choice.len().max(1)))?;
         let place = |pixel: usize, length: usize| (pixel as f64 + 0.5) / length as f64;
         Some(Point { x: place(at % width, width), y: place(at / width, height) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scenes(config: SceneConfig) -> Scenes {
+        Scenes::new(config).expect("settings are sound")
+    }
+
+    #[test]
+    fn a_scene_follows_from_settings_and_number() {
+        let train = scenes(SceneConfig::default());
+        assert_eq!(train.scene(3), scenes(SceneConfig::default()).scene(3));
+        assert_ne!(train.scene(3), train.scene(4));
+        for other in [
+            SceneConfig { seed: 1, ..SceneConfig::default() },
+            SceneConfig { split: Split::Test, ..SceneConfig::default() },
+            SceneConfig { style: Style::Fluent, ..SceneConfig::default() },
+        ] {
+            assert_ne!(train.scene(3).image, scenes(other).scene(3).image);
+        }
+    }
+
+    #[test]
+    fn boxes_are_tight_around_what_can_be_seen() {
+        let scenes = scenes(SceneConfig::default());
+        for index in 0..8 {
+            let scene = scenes.scene(index);
+            assert!((3..=8).contains(&scene.objects.len()));
+            for (at, object) in scene.objects.iter().enumerate() {
+                let pixels: Vec<usize> =
+                    (0..scene.labels.len()).filter(|pixel| scene.labels[*pixel] == at as u8).collect();
+                let x = || pixels.iter().map(|pixel| (pixel % 224) as f64);
+                let y = || pixels.iter().map(|pixel| (pixel / 224) as f64);
+                let tight = [
+                    x().fold(f64::MAX, f64::min),
+                    y().fold(f64::MAX, f64::min),
+                    x().fold(0.0, f64::max) + 1.0,
+                    y().fold(0.0, f64::max) + 1.0,
+                ];
+                let got = object.bbox.pixels(scene.size());
+                assert!(got.iter().zip(tight).all(|(got, tight)| (got - tight).abs() < 1e-9), "{got:?}, {tight:?}");
+                assert!((LEAST_VISIBLE..=1.0).contains(&object.visible), "{}", object.visible);
+                assert!((24.0..=140.0).contains(&object.size) && object.rotation.abs() <= 20.0);
+            }
+        }
+    }
+
+    #[test]
+    fn points_lie_on_their_object() {
+        let scene = scenes(SceneConfig::default()).scene(1);
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        for object in 0..scene.objects.len() {
+            for _ in 0..20 {
+                let point = scene.visible_point(object, &mut rng).expect("it can be seen");
+                assert_eq!(scene.topmost_at(point), Some(object));
+            }
+        }
+        assert_eq!(scene.visible_point(scene.objects.len(), &mut rng), None);
+        assert_eq!(scene.topmost_at(Point { x: 1.0, y: 0.5 }), None);
+        assert_eq!(scene.topmost_at(Point { x: f64::NAN, y: 0.5 }), None);
+    }
+
+    #[test]
+    fn patches_are_labelled_by_what_covers_them() {
+        // Two patches of 14 x 14 = 196 pixels side by side, then two below; a picture of 28 x 28.
+        let object = scenes(SceneConfig::default()).scene(0).objects[0].clone();
+        let kinds = [5, 9];
+        let objects = kinds.map(|kind| SceneObject { kind, ..object.clone() }).to_vec();
+        let mut labels = vec![BACKGROUND; 28 * 28];
+        let mut cover = |column: usize, row: usize, from: usize, count: usize, label: u8| {
+            for at in from..from + count {
+                labels[(row * 14 + at / 14) * 28 + column * 14 + at % 14] = label;
+            }
+        };
+        cover(0, 0, 0, 70, 0);
+        cover(0, 0, 70, 69, 1);
+        cover(1, 0, 0, 10, 0);
+        cover(1, 0, 10, 10, 1);
+        cover(0, 1, 0, 69, 1);
+        cover(1, 1, 0, 71, 0);
+        cover(1, 1, 71, 72, 1);
+        let scene = Scene { image: RgbImage::new(28, 28), objects, labels };
+        let expected = [PatchLabel::Kind(5), PatchLabel::Background, PatchLabel::Ignore, PatchLabel::Kind(9)];
+        assert_eq!(scene.patch_labels(14), expected);
+        assert_eq!(scene.patch_labels(20).len(), 1);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused_by_name() {
+        let default = SceneConfig::default;
+        for (setting, config) in [
+            ("kinds", SceneConfig { kinds: 0, ..default() }),
+            ("kinds", SceneConfig { kinds: 100_000, ..default() }),
+            ("size", SceneConfig { size: 0, ..default() }),
+            ("objects", SceneConfig { objects: (0, 3), ..default() }),
+            ("objects", SceneConfig { objects: (4, 3), ..default() }),
+            ("object_size", SceneConfig { object_size: (f32::NAN, 30.0), ..default() }),
+            ("object_size", SceneConfig { object_size: (24.0, 300.0), ..default() }),
+            ("mirrored", SceneConfig { mirrored: 1.5, ..default() }),
+        ] {
+            let error = Scenes::new(config).expect_err("out of range");
+            assert!(matches!(&error, DataError::Setting { setting: named, .. } if *named == setting), "{error}");
+        }
+    }
+
+    #[test]
+    fn other_sides_keep_the_proportions() {
+        let config = SceneConfig::default().resized(112);
+        assert_eq!((config.size, config.object_size), (112, (12.0, 70.0)));
+        assert_eq!(scenes(config).scene(0).image.dimensions(), (112, 112));
+    }
+
+    proptest! {
+        /// No two kinds meet in a split that is not theirs, and a held-out scene shows a held-out pair.
+        #[test]
+        fn splits_share_no_composition(seed in any::<u64>(), kinds in 20usize..=220, split in 0usize..3) {
+            let split = [Split::Train, Split::Validation, Split::Test][split];
+            let scenes = scenes(SceneConfig { kinds, split, seed, ..SceneConfig::default() });
+            for _ in 0..20 {
+                let drawn = scenes.draw_kinds(&mut ChaCha8Rng::seed_from_u64(seed));
+                prop_assert!((3..=8).contains(&drawn.len()));
+                let pairs = drawn.iter().enumerate().flat_map(|(at, first)| drawn[..at].iter().map(move |second| (*first, *second)));
+                let owners: Vec<Option<Split>> = pairs.map(|(first, second)| Split::of_pair(first, second)).collect();
+                prop_assert!(owners.iter().all(|owner| owner.is_none_or(|owner| owner == split)));
+                prop_assert!(split == Split::Train || owners.contains(&Some(split)));
+            }
+        }
     }
 }

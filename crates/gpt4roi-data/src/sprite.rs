@@ -176,3 +176,51 @@ impl Level {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A red rectangle, 80 wide and 40 high, somewhere in a square of 100.
+    const RECTANGLE: &[u8] = br##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><rect x="10" y="20" width="80" height="40" fill="#f00"/></svg>"##;
+
+    fn warp(size: f32, angle: f32) -> Stamp {
+        let mut stamp = Stamp::default();
+        let sprite = Sprite::draw(RECTANGLE, 200).expect("it shows something");
+        let placement =
+            Placement { center: [100.0, 100.0], size, aspect: 1.0, angle: angle.to_radians(), mirrored: false };
+        sprite.warp(&placement, &mut stamp);
+        stamp
+    }
+
+    #[test]
+    fn a_drawing_has_the_size_and_place_asked_for() {
+        for size in [16.0, 40.0, 90.0, 160.0] {
+            let stamp = warp(size, 0.0);
+            let area: f32 = stamp.pixels.iter().map(|pixel| pixel[3] / 255.0).sum();
+            let expected = size * size / 2.0;
+            assert!((area - expected).abs() < 0.06 * expected, "size {size}: area {area}, expected {expected}");
+            let middle = (100 - stamp.origin[1]) as usize * stamp.width + (100 - stamp.origin[0]) as usize;
+            assert_eq!(stamp.pixels[middle], [255.0, 0.0, 0.0, 255.0]);
+        }
+    }
+
+    #[test]
+    fn rotation_is_clockwise() {
+        // Turned by a quarter, the rectangle stands upright; by 20 degrees, its right end sinks.
+        let upright = warp(80.0, 90.0);
+        assert!(upright.pixels.len() / upright.width > upright.width);
+        let tilted = warp(80.0, 20.0);
+        let alpha = |x: i32, y: i32| {
+            tilted.pixels[(y - tilted.origin[1]) as usize * tilted.width + (x - tilted.origin[0]) as usize][3]
+        };
+        assert!(alpha(132, 112) > 200.0 && alpha(132, 88) < 50.0);
+    }
+
+    #[test]
+    fn damaged_and_empty_drawings_are_refused() {
+        for svg in [&b"<svg"[..], br#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>"#] {
+            assert!(matches!(Sprite::draw(svg, 40), Err(DataError::Artwork { .. })));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Scenes as files, so that people and other programs can look at them.
+
+use std::{
+    fs,
+    io::{BufWriter, Write},
+    path::Path,
+};
+
+use gpt4roi::prompt::Piece;
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    error::DataError,
+    questions::{Conversation, Questions},
+    scenes::{SceneObject, Scenes},
+};
+
+/// How many scenes were written, with how many objects and conversations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Written {
+    /// Pictures.
+    pub scenes: usize,
+    /// Annotations.
+    pub objects: usize,
+    /// Lines of `questions.jsonl`.
+    pub conversations: usize,
+}
+
+/// What is left of a scene when its picture is written.
+type Rendered = (Vec<SceneObject>, Vec<Conversation>);
+
+/// Writes the scenes 0 to `count` into a folder, which is made if need be:
+///
+/// * `images/000000.png` …
+/// * `annotations.json` in COCO's detection format: boxes are `[x, y, width, height]` in pixels,
+///   category ids are the kinds' indices from 1. An annotation also has `visible`, the share of the
+///   object that can be seen.
+/// * `questions.jsonl`: a conversation per line; regions are `<region1>` in its questions, with boxes
+///   `[x1, y1, x2, y2]` in pixels and the id of their annotation.
+pub fn write_scenes(dir: &Path, scenes: &Scenes, questions: &Questions, count: u64) -> Result<Written, DataError> {
+    let images = dir.join("images");
+    fs::create_dir_all(&images).map_err(|source| DataError::File { path: images.clone(), source })?;
+    let rendered: Vec<Rendered> = (0..count)
+        .into_par_iter()
+        .map(|index| {
+            let scene = scenes.scene(index);
+            let path = images.join(file_name(index));
+            scene.image.save(&path).map_err(|source| DataError::Picture { path, source })?;
+            let asked = questions.ask(&scene, &mut scenes.question_rng(index));
+            Ok((scene.objects, asked))
+        })
+        .collect::<Result<_, DataError>>()?;
+    write_file(&dir.join("annotations.json"), [annotations(scenes, &rendered)])?;
+    write_file(&dir.join("questions.jsonl"), lines(scenes, &rendered))?;
+    Ok(Written {
+        scenes: rendered.len(),
+        objects: rendered.iter().map(|(objects, _)| objects.len()).sum(),
+        conversations: rendered.iter().map(|(_, asked)| asked.len()).sum(),
+    })
+}
+
+fn file_name(index: u64) -> String {
+    format!("{index:06}.png")
+}
+
+/// Writes values, one a line.
+fn write_file(path: &Path, values: impl IntoIterator<Item = Value>) -> Result<(), DataError> {
+    let write = || {
+        let mut file = BufWriter::new(fs::File::create(path)?);
+        for value in values {
+            writeln!(file, "{value}")?;
+        }
+        file.flush()
+    };
+    write().map_err(|source| DataError::File { path: path.into(), source })
+}
+
+fn annotations(scenes: &Scenes, rendered: &[Rendered]) -> Value {
+    let side = scenes.config().size;
+    let images = (0..rendered.len() as u64)
+        .map(|index| json!({"id": index + 1, "file_name": file_name(index), "width": side, "height": side}));
+    let categories = scenes.kinds().iter().enumerate();
+    let categories =
+        categories.map(|(kind, facts)| json!({"id": kind + 1, "name": facts.name, "supercategory": facts.category}));
+    let mut boxes: Vec<Value> = Vec::new();
+    for (index, (objects, _)) in rendered.iter().enumerate() {
+        for object in objects {
+            let [x1, y1, x2, y2] = object.bbox.pixels(scenes.image_size());
+            let (width, height) = (x2 - x1, y2 - y1);
+            boxes.push(json!({
+                "id": boxes.len() + 1,
+                "image_id": index + 1,
+                "category_id": object.kind + 1,
+                "bbox": [x1, y1, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+                "visible": object.visible,
+            }));
+        }
+    }
+    json!({
+        "info": {"description": "GPT4RoI scenes", "settings": scenes.config()},
+        "images": images.collect::<Vec<_>>(),
+        "categories": categories.collect::<Vec<_>>(),
+        "annotations": boxes,
+    })
+}
+
+fn lines(scenes: &Scenes, rendered: &[Rendered]) -> Vec<Value> {
+    let mut lines = Vec::new();
+    let mut annotations = 0;
+    for (index, (objects, asked)) in rendered.iter().enumerate() {
+        lines.extend(asked.iter().map(|conversation| line(scenes, index, annotations, conversation)));
+        annotations += objects.len();
+    }
+    lines
+}
+
+/// One conversation; `annotations` is how many annotations the scenes before have.
+fn line(scenes: &Scenes, index: usize, annotations: usize, conversation: &Conversation) -> Value {
+    let words = |piece: &Piece| match piece {
+        Piece::Text(text) => text.clone(),
+        Piece::Region(id) => id.to_string(),
+    };
+    let rounds = conversation
+        .rounds
+        .iter()
+        .map(|round| json!({"question": round.question.iter().map(words).collect::<String>(), "answer": round.answer}));
+    let regions = conversation.regions.iter().map(|(id, bbox, object)| {
+        json!({"id": id.0, "bbox": bbox.pixels(scenes.image_size()), "annotation_id": annotations + object + 1})
+    });
+    let mut line = json!({
+        "image_id": index + 1,
+        "question_type": conversation.question_type,
+        "regions": regions.collect::<Vec<_>>(),
+        "rounds": rounds.collect::<Vec<_>>(),
+    });
+    if let Some(point) = conversation.point {
+        line["point"] = json!([point.x * f64::from(scenes.config().size), point.y * f64::from(scenes.config().size)]);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{QuestionMix, SceneConfig};
+
+    #[test]
+    fn files_agree_with_the_scenes() {
+        let scenes =
+            Scenes::new(SceneConfig { kinds: 12, seed: 5, ..SceneConfig::default() }).expect("settings are sound");
+        let questions = Questions::new(QuestionMix::default(), scenes.kinds()).expect("settings are sound");
+        let dir = tempfile::tempdir().expect("a folder");
+        let written = write_scenes(dir.path(), &scenes, &questions, 3).expect("writes");
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).expect("was written");
+        let coco: Value = serde_json::from_str(&read("annotations.json")).expect("JSON");
+        let annotations = coco["annotations"].as_array().expect("a list");
+        assert_eq!((written.scenes, written.objects), (3, annotations.len()));
+        let scene = scenes.scene(0);
+        let [x1, y1, x2, y2] = scene.objects[0].bbox.pixels(scene.size());
+        assert_eq!(annotations[0]["bbox"], json!([x1, y1, x2 - x1, y2 - y1]));
+        assert_eq!(annotations[0]["category_id"], json!(scene.objects[0].kind + 1));
+        let picture = image::open(dir.path().join("images/000000.png")).expect("a picture");
+        assert_eq!(picture.to_rgb8(), scene.image);
+        let lines: Vec<Value> =
+            read("questions.jsonl").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines.len(), written.conversations);
+        // Every region of a question is one of the boxes of its picture.
+        for line in &lines {
+            for region in line["regions"].as_array().expect("a list") {
+                let id = region["annotation_id"].as_u64().expect("a number") as usize;
+                assert_eq!(annotations[id - 1]["image_id"], line["image_id"]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let scenes = Scenes::new(SceneConfig::default()).expect("settings are sound");
+        let questions = Questions::new(QuestionMix::default(), scenes.kinds()).expect("settings are sound");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let error = write_scenes(file.path(), &scenes, &questions, 1).expect_err("a file is no folder");
+        assert!(error.to_string().contains("images"), "{error}");
+    }
+}
