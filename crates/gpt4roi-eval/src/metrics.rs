@@ -72,7 +72,10 @@ mod tests {
         ];
         for ((right, all), expected) in cases {
             let got = wilson(right, all);
-            assert!((0..2).all(|i| (got[i] - expected[i]).abs() < 1e-6), "{right}/{all}: {got:?}, expected {expected:?}");
+            assert!(
+                (0..2).all(|i| (got[i] - expected[i]).abs() < 1e-6),
+                "{right}/{all}: {got:?}, expected {expected:?}"
+            );
         }
     }
 

@@ -126,10 +126,7 @@ pub fn complete(directory: &Path) -> Result<Vec<PathBuf>> {
 pub fn read_sources(sources: &[Source], fresh: &[String]) -> Result<BTreeMap<String, Tensor>> {
     let mut taken = BTreeMap::new();
     for source in sources {
-        let path = match complete(&source.path.join("checkpoints"))?.pop() {
-            Some(last) => last,
-            None => source.path.clone(),
-        };
+        let path = last_or_self(&source.path)?;
         let (parameters, _) = read_parameters(&path)?;
         if parameters.is_empty() {
             return Err(TrainError::checkpoint(path, "neither a model, nor a stage's output with a checkpoint"));
@@ -140,10 +137,15 @@ pub fn read_sources(sources: &[Source], fresh: &[String]) -> Result<BTreeMap<Str
     Ok(taken)
 }
 
-/// Parameters, and what else the trainer kept.
-type Tensors = BTreeMap<String, Tensor>;
+/// The last checkpoint of the stage whose output directory `path` is, or `path` itself.
+pub fn last_or_self(path: &Path) -> Result<PathBuf> {
+    Ok(complete(&path.join("checkpoints"))?.pop().unwrap_or_else(|| path.into()))
+}
 
-fn read_parameters(path: &Path) -> Result<(Tensors, Tensors)> {
+/// Parameters, and what else the trainer kept.
+pub(crate) type Tensors = BTreeMap<String, Tensor>;
+
+pub(crate) fn read_parameters(path: &Path) -> Result<(Tensors, Tensors)> {
     let mut parameters = BTreeMap::new();
     for file in [MODEL, TOWER] {
         parameters.extend(read_tensors(&path.join(file))?);

@@ -10,6 +10,8 @@ use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::language::KINDS;
+
 /// The width of LLaMA's normal distribution.
 const LLAMA_STD: f64 = 0.02;
 
@@ -71,7 +73,10 @@ impl Initializer {
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
         let mut rng = ChaCha8Rng::seed_from_u64(mix(self.seed, hash(name)));
         let count = shape.iter().product();
-        let values = draw(self.distribution(name, shape), count, &mut rng);
+        let mut values = draw(self.distribution(name, shape), count, &mut rng);
+        if name == KINDS {
+            self.clear_place_channels(&mut values, shape);
+        }
         Tensor::from_vec(values, shape, device)
     }
 
@@ -96,7 +101,7 @@ impl Initializer {
         if name.starts_with("vision_model.") {
             return Distribution::Normal(self.tower_std(name, fan_in));
         }
-        if name.starts_with("aux.kinds") {
+        if name == KINDS {
             return Distribution::Normal(1.0); // stands in for region features, whose scale is 1
         }
         if name.contains("fuse_convs") {
@@ -111,6 +116,13 @@ impl Initializer {
             return Distribution::Normal(LLAMA_STD / (2.0 * self.llama_layers as f64).sqrt());
         }
         Distribution::Normal(LLAMA_STD)
+    }
+
+    /// What is looked up for a kind stands in the channels for content.
+    fn clear_place_channels(&self, values: &mut [f32], shape: &[usize]) {
+        let width = shape.last().copied().unwrap_or(1);
+        let content = width.saturating_sub(self.choices.place_channels);
+        values.chunks_exact_mut(width).for_each(|row| row[content..].fill(0.0));
     }
 
     fn tower_std(&self, name: &str, fan_in: f64) -> f64 {

@@ -4,9 +4,13 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod conversation;
+pub mod conversations;
 pub mod curve;
 pub mod error;
+pub mod export;
 pub mod init;
+pub mod language;
 pub mod log;
 pub mod loss;
 pub mod muon;
@@ -18,11 +22,13 @@ pub mod progress;
 pub mod scenes;
 pub mod schedule;
 pub mod stage;
+pub mod standardize;
 pub mod trainer;
 
 pub use crate::{
     config::StageConfig,
     error::{Result, TrainError},
+    export::export,
     progress::{Bar, Progress, Silent},
     stage::open,
     trainer::Trainer,

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-pub use crate::patches::{Patches, PatchesConfig};
+pub use crate::{
+    conversation::{Converse, ConverseConfig},
+    language::{Language, LanguageConfig},
+    patches::{Patches, PatchesConfig},
+};
 use crate::error::Result;
 
 /// Turns the picture of a given index into a loss.
@@ -60,4 +64,8 @@ impl Metrics {
 pub enum ObjectiveConfig {
     /// Stage 0 of the tower: what kind of object each patch shows.
     Patches(PatchesConfig),
+    /// Stage 0 of the language model: conversations with symbols for regions.
+    Language(LanguageConfig),
+    /// Stages 1 and 2: conversations about pictures.
+    Conversation(ConverseConfig),
 }

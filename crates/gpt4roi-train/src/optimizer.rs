@@ -169,7 +169,13 @@ impl Optimizer {
             let mut values = member.var.flatten_all()?.to_vec1::<f32>()?;
             match (member.rule, muon) {
                 (Rule::Muon, Some(muon)) => {
-                    muon.update(&mut values, gradient, &mut member.moments.first, muon::matrix(member.var.dims()), rate)?;
+                    muon.update(
+                        &mut values,
+                        gradient,
+                        &mut member.moments.first,
+                        muon::matrix(member.var.dims()),
+                        rate,
+                    )?;
                 }
                 _ => adamw.update(&mut values, gradient, &mut member.moments, updates, rate),
             }
@@ -220,7 +226,8 @@ impl Optimizer {
 impl Member {
     fn new(config: &OptimizerConfig, name: String, var: Var) -> Self {
         let group = config.groups.iter().find(|group| name.starts_with(&group.prefix));
-        let natural = if config.muon.is_some() && is_hidden_matrix(&name, var.dims()) { Rule::Muon } else { Rule::Adamw };
+        let natural =
+            if config.muon.is_some() && is_hidden_matrix(&name, var.dims()) { Rule::Muon } else { Rule::Adamw };
         let rule = match group.and_then(|group| group.rule) {
             Some(Rule::Muon) if config.muon.is_some() && var.rank() >= 2 => Rule::Muon,
             Some(Rule::Adamw) => Rule::Adamw,

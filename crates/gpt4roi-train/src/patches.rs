@@ -148,7 +148,8 @@ impl Patches {
         let mut values = Vec::with_capacity(scene.objects.len() * grid * grid);
         for object in &scene.objects {
             let [x1, y1, x2, y2] = object.bbox.normalized().map(|edge| edge * grid as f64);
-            let overlap = |low: f64, high: f64, cell: usize| (high.min(cell as f64 + 1.0) - low.max(cell as f64)).max(0.0);
+            let overlap =
+                |low: f64, high: f64, cell: usize| (high.min(cell as f64 + 1.0) - low.max(cell as f64)).max(0.0);
             let area = (x2 - x1) * (y2 - y1);
             for cell in 0..grid * grid {
                 let share = overlap(x1, x2, cell % grid) * overlap(y1, y2, cell / grid) / area;

@@ -1,19 +1,23 @@
 //! From a stage file to a trainer.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::Device;
-use gpt4roi::{Config, weights::Weights};
-use gpt4roi_data::Scenes;
+use gpt4roi::{Config, tokenizer::Tokenizer, weights::Weights};
+use gpt4roi_data::{QuestionMix, Questions, Scenes};
 
 use crate::{
     checkpoint::{ModelFiles, read_sources},
     config::StageConfig,
+    conversations::Conversations,
     error::{Result, TrainError},
     init::Initializer,
-    objective::{Objective, ObjectiveConfig, Patches},
+    objective::{Converse, Language, Objective, ObjectiveConfig, Patches},
     parameters::Parameters,
-    scenes::SceneSource,
+    standardize::standardize,
     trainer::Trainer,
 };
 
@@ -23,24 +27,65 @@ use crate::{
 /// If a file is missing or damaged, or if the stage asks for what can't be.
 pub fn open(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Trainer> {
     stage.check()?;
-    let device = Device::Cpu;
-    let config = model_config(&stage)?;
-    let scenes: Arc<dyn SceneSource> =
-        Arc::new(Scenes::new(stage.scenes.clone()).map_err(|error| TrainError::Data(error.to_string()))?);
+    let tokenizer = stage.model.tokenizer.as_deref().map(read_tokenizer).transpose()?;
+    let config = stage.model.preset.config(tokenizer.as_ref().map_or(0, Tokenizer::vocab_size));
+    let scenes = Arc::new(Scenes::new(stage.scenes.clone()).map_err(data)?);
     let initializer = Initializer::new(stage.seed, &config, stage.init.choices.clone());
-    let taken = read_sources(&stage.init.from, &stage.init.fresh)?;
-    let parameters = Parameters::new(stage.trainable.clone(), taken, initializer, &device);
+    let mut taken = read_sources(&stage.init.from, &stage.init.fresh)?;
+    if stage.init.standardize_over > 0 {
+        standardize(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.standardize_over)?;
+    }
+    let parameters = Parameters::new(stage.trainable.clone(), taken, initializer, &Device::Cpu);
     let weights = Weights::new(parameters.clone());
-    let objective: Box<dyn Objective> = match &stage.objective {
-        ObjectiveConfig::Patches(patches) => {
-            Box::new(Patches::load(&weights, &config, scenes, patches.clone(), &device)?)
-        }
-    };
+    let objective = objective(&stage, &weights, &config, scenes, tokenizer)?;
     let files = ModelFiles { config, tokenizer: stage.model.tokenizer.clone() };
     Trainer::new(stage, parameters, objective, files, out)
 }
 
-fn model_config(stage: &StageConfig) -> Result<Config> {
-    let vocab_size = 0;
-    Ok(stage.model.preset.config(vocab_size))
+fn objective(
+    stage: &StageConfig,
+    weights: &Weights,
+    config: &Config,
+    scenes: Arc<Scenes>,
+    tokenizer: Option<Tokenizer>,
+) -> Result<Box<dyn Objective>> {
+    let device = &Device::Cpu;
+    let conversations = |mix: &QuestionMix| {
+        let tokenizer = tokenizer.ok_or_else(|| TrainError::Value {
+            stage: stage.name.clone(),
+            field: "model.tokenizer".into(),
+            expected: "a directory with tokenizer.model and added_tokens.json".into(),
+            got: "none".into(),
+        })?;
+        let questions = Questions::new(mix.clone(), scenes.kinds()).map_err(data)?;
+        let (seed, patches) = (stage.seed, config.vision.patches());
+        Ok::<_, TrainError>(Conversations { scenes: scenes.clone(), questions, tokenizer, seed, patches })
+    };
+    Ok(match &stage.objective {
+        ObjectiveConfig::Patches(settings) => {
+            Box::new(Patches::load(weights, config, scenes, settings.clone(), device)?)
+        }
+        ObjectiveConfig::Language(settings) => {
+            let conversations = conversations(&settings.questions)?;
+            Box::new(Language::load(weights, config, conversations, settings.clone(), device)?)
+        }
+        ObjectiveConfig::Conversation(settings) => {
+            let conversations = conversations(&settings.questions)?;
+            Box::new(Converse::load(weights, config, conversations, settings.clone(), device)?)
+        }
+    })
+}
+
+fn read_tokenizer(directory: &Path) -> Result<Tokenizer> {
+    let read = |name: &str| {
+        let path = directory.join(name);
+        std::fs::read(&path).map_err(|source| TrainError::file(path, source))
+    };
+    let added_tokens = String::from_utf8_lossy(&read("added_tokens.json")?).into_owned();
+    let tokenizer = Tokenizer::from_bytes(&read("tokenizer.model")?, &added_tokens);
+    tokenizer.map_err(|error| TrainError::Model(error.into()))
+}
+
+fn data(error: gpt4roi_data::DataError) -> TrainError {
+    TrainError::Data(error.to_string())
 }

@@ -278,7 +278,8 @@ impl Trainer {
         let gradient = |var: &candle_core::Var| {
             store.get(var.as_tensor()).map(|gradient| gradient.flatten_all()?.to_vec1::<f32>()).transpose()
         };
-        let gradients = self.optimizer.parameters().map(|(_, var)| gradient(var)).collect::<candle_core::Result<_>>()?;
+        let gradients =
+            self.optimizer.parameters().map(|(_, var)| gradient(var)).collect::<candle_core::Result<_>>()?;
         Ok(Some(Share { weight: outcome.weight, loss, metrics: outcome.metrics, gradients }))
     }
 

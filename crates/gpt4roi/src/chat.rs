@@ -211,7 +211,7 @@ impl<'m> Chat<'m> {
         &self.regions
     }
 
-    /// Forgets regions and rounds; the picture stays encoded.
+    /// Forgets regions and rounds, and begins anew with the same picture, which stays encoded.
     pub fn clear(&mut self) {
         self.regions.clear();
         self.turns.clear();

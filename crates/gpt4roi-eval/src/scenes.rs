@@ -1,0 +1,291 @@
+//! Accuracy on rendered scenes, by question type, with controls.
+//!
+//! Every scene is asked one question of each type, as a user would ask it: through [`Chat`], each question
+//! as the first of a conversation of its own. Scenes come from the test split, whose pairs of kinds never meet in training.
+//! An answer is right if it says what [`Conversation::is_correct`] asks for, word for word where a name is asked.
+
+use std::collections::BTreeMap;
+
+use gpt4roi::{BBox, Chat, Gpt4Roi, Image, prompt::Piece};
+use gpt4roi_data::{
+    Conversation, DataError, QuestionMix, QuestionType, Questions, Scene, SceneConfig, Scenes, Split, Style,
+};
+use image::{Rgb, RgbImage};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::{Accuracy, Tally};
+
+/// The question types that are reported, in this order.
+const ASKED: [QuestionType; 6] = [
+    QuestionType::Name,
+    QuestionType::Multi,
+    QuestionType::Relation,
+    QuestionType::Position,
+    QuestionType::YesNo,
+    QuestionType::Point,
+];
+
+/// Below this, an object's longer side (in pixels of a 224-pixel picture) makes it small.
+const SMALL: f64 = 36.0 / 224.0;
+
+/// From this on, it is large.
+const LARGE: f64 = 90.0 / 224.0;
+
+/// What can stop an evaluation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// The scenes can't be made.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model failed at a question.
+    #[error(transparent)]
+    Model(#[from] gpt4roi::Error),
+}
+
+/// What to measure on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SceneEvalConfig {
+    /// Scenes of another seed are others.
+    pub seed: u64,
+    /// Scenes, and questions of each type.
+    pub count: usize,
+    /// The first so many kinds of the pool; those that the model was trained on.
+    pub kinds: usize,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SceneReport {
+    /// As asked for.
+    pub seed: u64,
+    /// As asked for.
+    pub count: usize,
+    /// As asked for.
+    pub kinds: usize,
+    /// By question type.
+    pub questions: BTreeMap<&'static str, Accuracy>,
+    /// Names of small (longer side below 36 of 224 pixels), medium and large (90 and more) regions.
+    pub by_size: BTreeMap<&'static str, Accuracy>,
+    /// Names in the art style that no training scene shows.
+    pub held_out_style: Accuracy,
+    /// What has to fail if answers come from the regions.
+    pub controls: Controls,
+}
+
+/// Names asked with the evidence taken away; a model that guesses reaches about 1/kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Controls {
+    /// The region's vector is that of another region, of another kind.
+    pub swapped_regions: Accuracy,
+    /// The picture is uniformly grey, the box is where the object was.
+    pub blank_picture: Accuracy,
+}
+
+/// The tallies of one scene, or of many.
+#[derive(Default)]
+struct Tallies {
+    questions: BTreeMap<&'static str, Tally>,
+    by_size: BTreeMap<&'static str, Tally>,
+    held_out_style: Tally,
+    swapped_regions: Tally,
+    blank_picture: Tally,
+}
+
+/// Asks a model about `config.count` scenes. `each` is called after each scene, from any thread.
+///
+/// # Errors
+/// If scenes can't be made or the model fails.
+pub fn evaluate(model: &Gpt4Roi, config: &SceneEvalConfig, each: &(dyn Fn() + Sync)) -> Result<SceneReport, EvalError> {
+    let scenes = |style| {
+        let config =
+            SceneConfig { kinds: config.kinds, style, split: Split::Test, seed: config.seed, ..SceneConfig::default() };
+        Scenes::new(config)
+    };
+    let (drawn, held_out) = (scenes(Style::Noto)?, scenes(Style::Fluent)?);
+    let questions = Questions::new(QuestionMix::default(), drawn.kinds())?;
+    let exam = Exam { model, questions, drawn, held_out, seed: config.seed };
+    let tallies = (0..config.count as u64)
+        .into_par_iter()
+        .map(|index| {
+            let tallies = exam.scene(index);
+            each();
+            tallies
+        })
+        .try_reduce(Tallies::default, |a, b| Ok(a.merge(b)))?;
+    Ok(tallies.report(config))
+}
+
+struct Exam<'a> {
+    model: &'a Gpt4Roi,
+    questions: Questions,
+    drawn: Scenes,
+    held_out: Scenes,
+    seed: u64,
+}
+
+impl Exam<'_> {
+    /// All questions about one scene, and its twin in the other style.
+    fn scene(&self, index: u64) -> Result<Tallies, EvalError> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(index);
+        let mut tallies = Tallies::default();
+        let scene = self.drawn.scene(index);
+        let mut chat = Chat::new(self.model, &Image::from_rgb(scene.image.clone()))?;
+        for question_type in ASKED {
+            let Some(asked) = self.questions.ask_one(question_type, &scene, &mut rng) else { continue };
+            let right = asked.is_correct(&ask(&mut chat, &asked)?);
+            tallies.questions.entry(question_type.name()).or_default().add(right);
+            if question_type == QuestionType::Name {
+                tallies.by_size.entry(size_class(&asked.regions[0].1)).or_default().add(right);
+                self.controls(&scene, &mut chat, &asked, &mut tallies)?;
+            }
+        }
+        let twin = self.held_out.scene(index);
+        if let Some(asked) = self.questions.ask_one(QuestionType::Name, &twin, &mut rng) {
+            let mut chat = Chat::new(self.model, &Image::from_rgb(twin.image.clone()))?;
+            tallies.held_out_style.add(asked.is_correct(&ask(&mut chat, &asked)?));
+        }
+        Ok(tallies)
+    }
+
+    /// The same name question with the evidence taken away.
+    fn controls(
+        &self,
+        scene: &Scene,
+        chat: &mut Chat<'_>,
+        asked: &Conversation,
+        tallies: &mut Tallies,
+    ) -> Result<(), EvalError> {
+        let kind = scene.objects[asked.regions[0].2].kind;
+        if let Some(other) = scene.objects.iter().find(|object| object.kind != kind) {
+            let mut swapped = asked.clone();
+            swapped.regions[0].1 = other.bbox;
+            tallies.swapped_regions.add(asked.is_correct(&ask(chat, &swapped)?));
+        }
+        let grey = RgbImage::from_pixel(scene.image.width(), scene.image.height(), Rgb([128; 3]));
+        let mut blank = Chat::new(self.model, &Image::from_rgb(grey))?;
+        tallies.blank_picture.add(asked.is_correct(&ask(&mut blank, asked)?));
+        Ok(())
+    }
+}
+
+/// Plays a conversation as a user would, from its beginning, and returns the last answer.
+fn ask(chat: &mut Chat<'_>, asked: &Conversation) -> gpt4roi::Result<String> {
+    chat.clear();
+    let last = asked.regions.iter().map(|(id, ..)| id.0).max().unwrap_or(0);
+    if asked.point.is_none() {
+        for number in 1..=last {
+            // Numbers that nobody mentions are declared as well, so that ids are those of the questions.
+            let declared = asked.regions.iter().find(|(id, ..)| id.0 == number).or(asked.regions.first());
+            if let Some((_, bbox, _)) = declared {
+                chat.add_region(*bbox);
+            }
+        }
+    }
+    let mut answer = String::new();
+    for round in &asked.rounds {
+        answer = chat.ask(&words(&round.question, asked))?.text;
+    }
+    Ok(answer)
+}
+
+/// The question as a user types it.
+fn words(question: &[Piece], asked: &Conversation) -> String {
+    match asked.point {
+        Some(point) => format!("What is at ({:.3}, {:.3})?", point.x, point.y),
+        None => {
+            let typed = question.iter().map(|piece| match piece {
+                Piece::Text(text) => text.clone(),
+                Piece::Region(id) => id.to_string(),
+            });
+            typed.collect()
+        }
+    }
+}
+
+fn size_class(bbox: &BBox) -> &'static str {
+    let [x1, y1, x2, y2] = bbox.normalized();
+    match (x2 - x1).max(y2 - y1) {
+        side if side < SMALL => "small",
+        side if side < LARGE => "medium",
+        _ => "large",
+    }
+}
+
+impl Tallies {
+    fn merge(mut self, other: Self) -> Self {
+        for (name, tally) in other.questions {
+            self.questions.entry(name).or_default().merge(tally);
+        }
+        for (name, tally) in other.by_size {
+            self.by_size.entry(name).or_default().merge(tally);
+        }
+        self.held_out_style.merge(other.held_out_style);
+        self.swapped_regions.merge(other.swapped_regions);
+        self.blank_picture.merge(other.blank_picture);
+        self
+    }
+
+    fn report(&self, config: &SceneEvalConfig) -> SceneReport {
+        let shares = |tallies: &BTreeMap<&'static str, Tally>, names: &[&'static str]| {
+            let share = |name: &&'static str| (*name, tallies.get(name).copied().unwrap_or_default().accuracy());
+            names.iter().map(share).collect()
+        };
+        SceneReport {
+            seed: config.seed,
+            count: config.count,
+            kinds: config.kinds,
+            questions: shares(&self.questions, &ASKED.map(QuestionType::name)),
+            by_size: shares(&self.by_size, &["small", "medium", "large"]),
+            held_out_style: self.held_out_style.accuracy(),
+            controls: Controls {
+                swapped_regions: self.swapped_regions.accuracy(),
+                blank_picture: self.blank_picture.accuracy(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpt4roi::bbox::{Point, RegionId};
+
+    use super::*;
+
+    fn questions(scenes: &Scenes) -> Questions {
+        Questions::new(QuestionMix::default(), scenes.kinds()).unwrap()
+    }
+
+    #[test]
+    fn a_question_is_typed_with_its_mentions_and_a_point_with_its_coordinates() {
+        let scenes = Scenes::new(SceneConfig { kinds: 8, split: Split::Test, ..SceneConfig::default() }).unwrap();
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let scene = scenes.scene(0);
+        let mut asked = questions(&scenes).ask_one(QuestionType::Name, &scene, &mut rng).unwrap();
+        let id = asked.regions[0].0;
+        assert!(words(&asked.rounds[0].question, &asked).contains(&id.to_string()));
+        asked.point = Some(Point { x: 0.25, y: 0.5 });
+        assert_eq!(words(&asked.rounds[0].question, &asked), "What is at (0.250, 0.500)?");
+        assert_eq!(id, RegionId(id.0));
+    }
+
+    #[test]
+    fn size_classes_split_at_36_and_90_of_224_pixels() {
+        let side = |pixels: f64| BBox::from_normalized([0.0, 0.0, pixels / 224.0, 0.05]).unwrap();
+        assert_eq!([35.0, 37.0, 89.0, 91.0].map(|s| size_class(&side(s))), ["small", "medium", "medium", "large"]);
+    }
+
+    #[test]
+    fn a_report_names_every_type_even_if_nothing_was_asked() {
+        let report = Tallies::default().report(&SceneEvalConfig { seed: 1, count: 0, kinds: 64 });
+        let json = serde_json::to_value(&report).unwrap();
+        for name in ["name", "multi", "relation", "position", "yes_no", "point"] {
+            assert_eq!(json["questions"][name]["n"], 0);
+        }
+        assert_eq!(json["controls"]["swapped_regions"]["ci95"], serde_json::json!([0.0, 1.0]));
+    }
+}

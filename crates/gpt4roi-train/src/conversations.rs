@@ -1,0 +1,136 @@
+//! Conversations about a scene, and how well the language model continues them.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use gpt4roi::{Network, tokenizer::Tokenizer};
+use gpt4roi_data::{Conversation, Packed, Questions, Scene, pack};
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+
+use crate::{
+    error::{Result, TrainError},
+    init::mix,
+    loss::{correct, cross_entropy},
+    objective::Metrics,
+    scenes::SceneSource,
+};
+
+/// Asks about scenes, and turns questions and answers into ids.
+pub struct Conversations {
+    /// The pictures.
+    pub scenes: Arc<dyn SceneSource>,
+    /// What is asked about them.
+    pub questions: Questions,
+    /// Text to ids.
+    pub tokenizer: Tokenizer,
+    /// Decides which questions are asked of a scene.
+    pub seed: u64,
+    /// Patches of one picture.
+    pub patches: usize,
+}
+
+impl std::fmt::Debug for Conversations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conversations").field("questions", &self.questions).finish_non_exhaustive()
+    }
+}
+
+/// A scene and what is said about it.
+#[derive(Debug)]
+pub struct Talk {
+    /// The picture.
+    pub scene: Scene,
+    /// The conversations.
+    pub conversations: Vec<Conversation>,
+    /// The same as one sequence.
+    pub packed: Packed,
+    /// For each box of `packed`, the kind of what it shows.
+    pub kinds: Vec<u32>,
+    /// Draws what else is random about this picture.
+    pub rng: ChaCha8Rng,
+}
+
+impl Conversations {
+    /// The conversations about the scene of an index; none if it gives no occasion, or if none of its
+    /// questions mentions a region.
+    pub fn talk(&self, index: u64) -> Result<Option<Talk>> {
+        let scene = self.scenes.scene(index)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(mix(self.seed, index));
+        let conversations = self.questions.ask(&scene, &mut rng);
+        if conversations.iter().all(|conversation| conversation.regions.is_empty()) {
+            return Ok(None);
+        }
+        let packed =
+            pack(&conversations, &self.tokenizer, self.patches).map_err(|error| TrainError::Data(error.to_string()))?;
+        let kinds = kinds(&packed, &conversations, &scene)?;
+        Ok(Some(Talk { scene, conversations, packed, kinds, rng }))
+    }
+}
+
+/// For each box, the kind of the object that it belongs to.
+fn kinds(packed: &Packed, conversations: &[Conversation], scene: &Scene) -> Result<Vec<u32>> {
+    let object = |bbox| {
+        let regions = conversations.iter().flat_map(|conversation| &conversation.regions);
+        let (_, _, object) = regions.into_iter().find(|(_, other, _)| other == bbox)?;
+        Some(scene.objects.get(*object)?.kind as u32)
+    };
+    let all = packed.boxes.iter().map(|bbox| object(bbox).ok_or_else(|| TrainError::Data("a box of no object".into())));
+    all.collect()
+}
+
+impl Talk {
+    /// The boxes, normalised xyxy.
+    ///
+    /// # Shapes
+    /// → `[N, 4]`
+    pub fn boxes(&self, device: &Device) -> candle_core::Result<Tensor> {
+        let values: Vec<f32> =
+            self.packed.boxes.iter().flat_map(|bbox| bbox.normalized().map(|edge| edge as f32)).collect();
+        Tensor::from_vec(values, (self.packed.boxes.len(), 4), device)
+    }
+
+    /// The mean cross-entropy of the answers' tokens.
+    ///
+    /// # Shapes
+    /// image_tokens `[patches, H]`, region_tokens `[boxes, H]` → a scalar
+    pub fn loss(
+        &self,
+        network: &Network,
+        image_tokens: &Tensor,
+        region_tokens: &Tensor,
+        metrics: &mut Metrics,
+    ) -> Result<Tensor> {
+        let (packed, device) = (&self.packed, region_tokens.device());
+        let ids = Tensor::from_slice(&packed.ids, packed.ids.len(), device)?;
+        let positions = Tensor::from_slice(&packed.positions, packed.positions.len(), device)?;
+        let patches: Vec<u32> = packed.patches.clone().map(|place| place as u32).collect();
+        let (places, boxes): (Vec<u32>, Vec<u32>) =
+            packed.regions.iter().map(|&(place, index)| (place, index as u32)).unzip();
+        let regions = region_tokens.index_select(&Tensor::from_slice(&boxes, boxes.len(), device)?, 0)?;
+        let embeds = network.splice(&ids, &[(image_tokens, &patches), (&regions, &places)])?;
+        let hidden = network.llama.forward_packed(&embeds, &positions, &packed.mask)?.squeeze(0)?;
+        let predictors: Vec<u32> = packed.predictors.iter().map(|&place| place as u32).collect();
+        let hidden = hidden.index_select(&Tensor::from_slice(&predictors, predictors.len(), device)?, 0)?;
+        let logits = network.llama.logits(&hidden)?;
+        let targets = packed.target_ids();
+        self.score(&correct(&logits, &targets)?, metrics);
+        Ok(cross_entropy(&logits, &targets, &vec![1.0 / targets.len() as f32; targets.len()])?)
+    }
+
+    /// An answer is right if all its tokens would be predicted, each from the right ones before it:
+    /// exactly when greedy decoding would write it.
+    fn score(&self, right: &[bool], metrics: &mut Metrics) {
+        metrics.add("token_accuracy", right.iter().filter(|&&right| right).count() as f64, right.len() as f64);
+        let mut right = right.iter();
+        for (conversation, branch) in self.conversations.iter().zip(&self.packed.branches) {
+            let targets = self.packed.targets[branch.clone()].iter().filter(|&&target| target).count();
+            let all = right.by_ref().take(targets).fold(true, |all, &right| all && right);
+            metrics.add(conversation.question_type.name(), f64::from(u8::from(all)), 1.0);
+        }
+    }
+
+    /// The number of tokens that are learned.
+    pub fn targets(&self) -> f64 {
+        self.packed.predictors.len() as f64
+    }
+}

@@ -1,0 +1,143 @@
+//! Gives the layers behind the tower inputs of mean 0 and deviation 1.
+//!
+//! A tower trained from nothing has hidden states of any size. Two things change that without
+//! changing what the tower computes. First, its residual stream is scaled as a whole: whatever writes
+//! to it is divided by a number, and every layer reads it through a LayerNorm, which does not notice.
+//! Then mean and deviation of each channel are folded into the fresh weights of the layers that read
+//! the states.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use candle_core::{Device, Tensor};
+use gpt4roi::{Config, Image, clip::ClipVision, weights::Weights};
+
+use crate::{error::Result, init::Initializer, parameters::Parameters, scenes::SceneSource};
+
+/// The spread of a channel is taken to be at least this.
+const LEAST_DEVIATION: f64 = 1e-3;
+
+/// Measures the tower in `taken` over the first `count` scenes, scales it, and adds standardising
+/// weights for the input convolutions and the projector where `taken` has none.
+pub fn standardize(
+    taken: &mut BTreeMap<String, Tensor>,
+    initializer: &Initializer,
+    config: &Config,
+    scenes: &dyn SceneSource,
+    count: u64,
+) -> Result<()> {
+    let mut levels = measure(taken, initializer, config, scenes, count)?;
+    let scale = overall(&levels);
+    for (name, tensor) in taken.iter_mut().filter(|(name, _)| writes_to_stream(name)) {
+        *tensor = (&*tensor / scale).map_err(|source| named(name, source))?;
+    }
+    levels.iter_mut().flatten().for_each(|channel| channel.divide(scale));
+    let convolutions = (0..levels.len()).map(|level| format!("model.spi_module.mlvl_fuse.input_conv.{level}"));
+    let (dim, hidden, seen) = (config.region.dim, config.llama.hidden_size, config.vision.hidden_size);
+    for (name, channels) in convolutions.zip(&levels) {
+        fold(taken, initializer, &name, &[dim, seen + 2, 1, 1], channels)?;
+    }
+    if let Some(last) = levels.last() {
+        fold(taken, initializer, "model.mm_projector", &[hidden, seen], last)?;
+    }
+    Ok(())
+}
+
+/// Mean and variance of one channel.
+#[derive(Clone, Copy, Debug, Default)]
+struct Channel {
+    mean: f64,
+    variance: f64,
+}
+
+impl Channel {
+    fn divide(&mut self, scale: f64) {
+        self.mean /= scale;
+        self.variance /= scale * scale;
+    }
+
+    fn deviation(&self) -> f64 {
+        self.variance.sqrt().max(LEAST_DEVIATION)
+    }
+}
+
+/// For each level, each channel over all patches of all scenes.
+fn measure(
+    taken: &BTreeMap<String, Tensor>,
+    initializer: &Initializer,
+    config: &Config,
+    scenes: &dyn SceneSource,
+    count: u64,
+) -> Result<Vec<Vec<Channel>>> {
+    let source = Parameters::new(Vec::new(), taken.clone(), initializer.clone(), &Device::Cpu);
+    let states = config.level_states()?;
+    let depth = states.last().copied().unwrap_or(0);
+    let clip = ClipVision::load(&Weights::new(source as Arc<_>), &config.vision, depth)?;
+    let width = config.vision.hidden_size;
+    let mut sums = vec![vec![(0f64, 0f64); width]; states.len()];
+    for index in 0..count {
+        let pixels = Image::from_rgb(scenes.scene(index)?.image).pixel_values(&config.vision, &Device::Cpu)?;
+        let all = clip.forward(&pixels)?;
+        for (sums, &state) in sums.iter_mut().zip(&states) {
+            let patches = all[state].squeeze(0)?.narrow(0, 1, config.vision.patches())?.contiguous()?;
+            for row in patches.flatten_all()?.to_vec1::<f32>()?.chunks_exact(width) {
+                for (sum, &value) in sums.iter_mut().zip(row) {
+                    sum.0 += f64::from(value);
+                    sum.1 += f64::from(value) * f64::from(value);
+                }
+            }
+        }
+    }
+    let rows = (count as usize * config.vision.patches()).max(1) as f64;
+    let channel = |(sum, squares): (f64, f64)| {
+        let mean = sum / rows;
+        Channel { mean, variance: (squares / rows - mean * mean).max(0.0) }
+    };
+    Ok(sums.into_iter().map(|sums| sums.into_iter().map(channel).collect()).collect())
+}
+
+/// The geometric mean of the levels' sizes.
+fn overall(levels: &[Vec<Channel>]) -> f64 {
+    let size = |level: &Vec<Channel>| {
+        let square = level.iter().map(|channel| channel.variance + channel.mean * channel.mean).sum::<f64>();
+        (square / level.len() as f64).sqrt().max(LEAST_DEVIATION)
+    };
+    (levels.iter().map(|level| size(level).ln()).sum::<f64>() / levels.len().max(1) as f64).exp()
+}
+
+/// Whether a tensor of the tower adds to its residual stream, or begins it.
+fn writes_to_stream(name: &str) -> bool {
+    name.starts_with("vision_model.")
+        && ["pre_layrnorm.", "self_attn.out_proj.", "mlp.fc2."].iter().any(|part| name.contains(part))
+}
+
+/// Adds `name`'s fresh weight and bias so that they standardise the first columns they read.
+fn fold(
+    taken: &mut BTreeMap<String, Tensor>,
+    initializer: &Initializer,
+    name: &str,
+    shape: &[usize],
+    channels: &[Channel],
+) -> Result<()> {
+    let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
+    if taken.contains_key(&weight_name) {
+        return Ok(());
+    }
+    let read = |name: &str, shape: &[usize]| -> candle_core::Result<Vec<f32>> {
+        initializer.tensor(name, shape, &Device::Cpu)?.flatten_all()?.to_vec1()
+    };
+    let (mut weight, mut bias) = (read(&weight_name, shape)?, read(&bias_name, &shape[..1])?);
+    let columns = weight.len() / shape[0];
+    for (row, bias) in weight.chunks_exact_mut(columns).zip(&mut bias) {
+        for (weight, channel) in row.iter_mut().zip(channels) {
+            *weight = (f64::from(*weight) / channel.deviation()) as f32;
+            *bias -= (f64::from(*weight) * channel.mean) as f32;
+        }
+    }
+    taken.insert(weight_name, Tensor::from_vec(weight, shape, &Device::Cpu)?);
+    taken.insert(bias_name, Tensor::from_vec(bias, shape[0], &Device::Cpu)?);
+    Ok(())
+}
+
+fn named(name: &str, source: candle_core::Error) -> gpt4roi::weights::WeightsError {
+    gpt4roi::weights::WeightsError::Tensor { name: name.into(), source }
+}
