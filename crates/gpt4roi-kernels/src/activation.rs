@@ -185,3 +185,76 @@ wide! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::{assert_close, assert_gradient, values};
+
+    /// Places from −12 to 12, more of them than one block has.
+    fn places() -> Vec<f32> {
+        (-12_000..=12_000).map(|i| i as f32 * 1e-3 + 1e-4).collect()
+    }
+
+    /// erf by its Taylor series; it converges for every x, and f64 holds its terms up to |x| = 4.
+    fn erf_series(x: f64) -> f64 {
+        if x.abs() > 4.0 {
+            return x.signum();
+        }
+        let (mut term, mut sum) = (x, x);
+        for n in 1..120 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        sum * std::f64::consts::FRAC_2_SQRT_PI
+    }
+
+    #[track_caller]
+    fn assert_function(
+        forward: fn(&[f32], &mut [f32]),
+        backward: fn(&[f32], &[f32], &mut [f32]),
+        expected: impl Fn(f64) -> f64,
+    ) {
+        let x = places();
+        let (mut out, mut grad_x) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+        forward(&x, &mut out);
+        let values: Vec<f32> = x.iter().map(|&x| expected(f64::from(x)) as f32).collect();
+        assert_close(&out, &values, 2e-6);
+        backward(&x, &vec![2.0; x.len()], &mut grad_x);
+        let slope = |x: f64| (expected(x + 1e-5) - expected(x - 1e-5)) / 2e-5;
+        let slopes: Vec<f32> = x.iter().map(|&x| (2.0 * slope(f64::from(x))) as f32).collect();
+        assert_close(&grad_x, &slopes, 1e-5);
+    }
+
+    #[test]
+    fn activations_agree_with_their_definitions() {
+        assert_function(quick_gelu, quick_gelu_backward, |x| x / (1.0 + (-1.702 * x).exp()));
+        assert_function(gelu, gelu_backward, |x| 0.5 * x * (1.0 + erf_series(x * std::f64::consts::FRAC_1_SQRT_2)));
+        assert_function(relu, relu_backward, |x| x.max(0.0));
+    }
+
+    #[test]
+    fn swiglu_agrees_with_its_definition() {
+        let (gate, up, grad) = (values(1000, 1), values(1000, 2), values(1000, 3));
+        let reference = |gate: &[f32], up: &[f32]| -> Vec<f32> {
+            gate.iter().zip(up).map(|(&g, &u)| (f64::from(g) / (1.0 + (-f64::from(g)).exp())) as f32 * u).collect()
+        };
+        let mut out = vec![f32::NAN; 1000];
+        swiglu(&gate, &up, &mut out);
+        assert_close(&out, &reference(&gate, &up), 1e-6);
+        let (mut grad_gate, mut grad_up) = (vec![f32::NAN; 1000], vec![f32::NAN; 1000]);
+        swiglu_backward(&gate, &up, &grad, &mut grad_gate, &mut grad_up);
+        assert_gradient(&gate, &grad, &grad_gate, 0..20, |gate| reference(gate, &up));
+        assert_gradient(&up, &grad, &grad_up, 980..1000, |up| reference(&gate, up));
+    }
+
+    #[test]
+    fn relu_is_flat_at_zero_and_keeps_nan() {
+        let (mut out, mut grad) = ([0.0; 3], [9.0; 3]);
+        relu(&[-1.0, 0.0, f32::NAN], &mut out);
+        assert_eq!(out[..2], [0.0, 0.0]);
+        assert!(out[2].is_nan());
+        relu_backward(&[-1.0, 0.0, 2.0], &[5.0; 3], &mut grad);
+        assert_eq!(grad, [0.0, 0.0, 5.0]);
+    }
+}

@@ -322,3 +322,94 @@ wide! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::{assert_close, assert_gradient, values};
+    use proptest::prelude::*;
+
+    /// Query by query, in f64.
+    fn reference(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, visible: Visible<'_>) -> Vec<f32> {
+        let (width, dim) = (shape.width(), shape.head_dim);
+        let mut out = vec![0.0; q.len()];
+        for (batch, query, head) in (0..shape.batch)
+            .flat_map(|b| (0..shape.queries).flat_map(move |i| (0..shape.heads).map(move |head| (b, i, head))))
+        {
+            let at = |x: &[f32], tokens: usize, token: usize, d: usize| {
+                f64::from(x[(batch * tokens + token) * width + head * dim + d])
+            };
+            let (a, b) = visible(query);
+            let weights: Vec<(usize, f64)> = a
+                .chain(b)
+                .map(|key| {
+                    let score = |d| at(q, shape.queries, query, d) * at(k, shape.keys, key, d);
+                    (key, ((0..dim).map(score).sum::<f64>() / (dim as f64).sqrt()).exp())
+                })
+                .collect();
+            let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+            for d in 0..dim {
+                let mixed: f64 = weights.iter().map(|&(key, weight)| weight * at(v, shape.keys, key, d)).sum();
+                out[(batch * shape.queries + query) * width + head * dim + d] = (mixed / total) as f32;
+            }
+        }
+        out
+    }
+
+    #[track_caller]
+    fn check(shape: AttentionShape, visible: Visible<'_>, seed: u64) {
+        let (queries, keys) = (shape.batch * shape.queries * shape.width(), shape.batch * shape.keys * shape.width());
+        let (q, k, v) = (values(queries, seed), values(keys, seed ^ 1), values(keys, seed ^ 2));
+        let mut out = vec![f32::NAN; queries];
+        attention(&q, &k, &v, shape, visible, &mut out);
+        assert_close(&out, &reference(&q, &k, &v, shape, visible), 1e-5);
+
+        let grad = values(queries, seed ^ 3);
+        let (mut gq, mut gk, mut gv) = (vec![f32::NAN; queries], vec![f32::NAN; keys], vec![f32::NAN; keys]);
+        attention_backward(&q, &k, &v, shape, visible, &out, &grad, &mut gq, &mut gk, &mut gv);
+        let last = |length: usize| length - length.min(5)..length;
+        assert_gradient(&q, &grad, &gq, last(queries), |q| reference(q, &k, &v, shape, visible));
+        assert_gradient(&k, &grad, &gk, last(keys), |k| reference(&q, k, &v, shape, visible));
+        assert_gradient(&v, &grad, &gv, last(keys), |v| reference(&q, &k, v, shape, visible));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn full_attention_agrees_with_its_definition(
+            (batch, queries, keys, heads, head_dim) in (1usize..3, 1usize..80, 1usize..80, 1usize..4, 1usize..9),
+            seed: u64
+        ) {
+            check(AttentionShape { batch, queries, keys, heads, head_dim }, &|_| (0..keys, keys..keys), seed);
+        }
+
+        #[test]
+        fn causal_attention_agrees_with_its_definition(queries in 1usize..140, earlier in 0usize..20, seed: u64) {
+            let keys = earlier + queries;
+            let shape = AttentionShape { batch: 1, queries, keys, heads: 2, head_dim: 4 };
+            check(shape, &|i| (0..earlier + i + 1, keys..keys), seed);
+        }
+
+        #[test]
+        fn branched_attention_agrees_with_its_definition(
+            prefix in 0usize..100, branch in 1usize..90, count in 1usize..4, seed: u64
+        ) {
+            let length = prefix + branch * count;
+            let shape = AttentionShape { batch: 1, queries: length, keys: length, heads: 1, head_dim: 4 };
+            let visible = |i: usize| match i.checked_sub(prefix) {
+                Some(within) => (0..prefix, prefix + within / branch * branch..i + 1),
+                None => (0..i + 1, length..length),
+            };
+            check(shape, &visible, seed);
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_hidden() {
+        let shape = AttentionShape { batch: 1, queries: 2, keys: 2, heads: 1, head_dim: 1 };
+        let mut out = [0.0; 2];
+        attention(&[1.0, 1.0], &[1.0, f32::NAN], &[1.0, 1.0], shape, &|i| (0..i + 1, 2..2), &mut out);
+        assert_eq!(out[0], 1.0);
+        assert!(out[1].is_nan());
+    }
+}

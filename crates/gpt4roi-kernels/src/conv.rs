@@ -109,11 +109,7 @@ wide! {
 }
 
 /// `[output, input, 3, 3]` as nine matrices, each value at the tap and place that `target` says.
-fn split_taps(
-    weight: &[f32],
-    shape: Conv3x3Shape,
-    target: impl Fn(usize, usize, usize) -> (usize, usize),
-) -> Vec<f32> {
+fn split_taps(weight: &[f32], shape: Conv3x3Shape, target: impl Fn(usize, usize, usize) -> (usize, usize)) -> Vec<f32> {
     let mut taps = vec![0.0; weight.len()];
     let size = shape.output * shape.input;
     for (pair, values) in weight.as_chunks::<TAPS>().0.iter().enumerate() {
@@ -278,9 +274,8 @@ mod tests {
     }
 
     fn shapes() -> impl Strategy<Value = Conv3x3Shape> {
-        (1usize..4, 1usize..6, 1usize..6, 1usize..10, 1usize..10).prop_map(|(batch, input, output, height, width)| {
-            Conv3x3Shape { batch, input, output, height, width }
-        })
+        (1usize..4, 1usize..6, 1usize..6, 1usize..10, 1usize..10)
+            .prop_map(|(batch, input, output, height, width)| Conv3x3Shape { batch, input, output, height, width })
     }
 
     proptest! {

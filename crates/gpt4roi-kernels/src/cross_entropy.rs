@@ -57,3 +57,41 @@ wide! {
         grad[target] -= scale;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::{assert_close, assert_gradient, values};
+    use proptest::prelude::*;
+
+    fn reference(logits: &[f32], targets: &[u32]) -> Vec<f32> {
+        let rows = logits.chunks_exact(logits.len() / targets.len());
+        rows.zip(targets)
+            .map(|(row, &target)| {
+                let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                (total.ln() - f64::from(row[target as usize])) as f32
+            })
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn the_loss_agrees_with_its_definition(rows in 1usize..9, classes in 1usize..70, seed: u64) {
+            let logits = values(rows * classes, seed);
+            let targets: Vec<u32> = (0..rows).map(|row| (seed % 101 + row as u64) as u32 % classes as u32).collect();
+            let losses: Vec<f32> = cross_entropy(&logits, &targets).into_iter().map(|loss| loss as f32).collect();
+            assert_close(&losses, &reference(&logits, &targets), 1e-6);
+            let mut grad = vec![f32::NAN; logits.len()];
+            cross_entropy_backward(&logits, &targets, 0.5, &mut grad);
+            let half = vec![0.5; rows];
+            assert_gradient(&logits, &half, &grad, 0..logits.len().min(20), |logits| reference(logits, &targets));
+        }
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow() {
+        let loss = cross_entropy(&[1000.0, 0.0, -1000.0], &[1]);
+        assert_eq!(loss, [1000.0]);
+    }
+}

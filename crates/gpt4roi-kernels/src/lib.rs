@@ -17,10 +17,13 @@ mod parallel;
 mod activation;
 mod attention;
 mod bias;
+mod conv;
 mod cross_entropy;
 mod exp;
 mod gemm;
 mod norm;
+mod resize;
+mod roi_align;
 mod rotary;
 
 #[cfg(test)]
@@ -30,14 +33,14 @@ pub use crate::{
     activation::{gelu, gelu_backward, quick_gelu, quick_gelu_backward, relu, relu_backward, swiglu, swiglu_backward},
     attention::{AttentionShape, Visible, attention, attention_backward},
     bias::{repeat_row, sum_rows},
-    //TMP    conv::{Conv3x3Shape, conv3x3, conv3x3_backward_input, conv3x3_backward_weight},
+    conv::{Conv3x3Shape, conv3x3, conv3x3_backward_input, conv3x3_backward_weight},
     cross_entropy::{cross_entropy, cross_entropy_backward},
     exp::exp,
     gemm::{MatMut, MatRef, gemm},
     norm::{
         GroupNormShape, group_norm, group_norm_backward, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
     },
-    //TMP    resize::{MapSize, resize_bilinear, resize_bilinear_backward},
-    //TMP    roi_align::{RoiAlignShape, roi_align, roi_align_backward},
+    resize::{MapSize, resize_bilinear, resize_bilinear_backward},
+    roi_align::{RoiAlignShape, roi_align, roi_align_backward},
     rotary::{rotary, rotary_backward},
 };

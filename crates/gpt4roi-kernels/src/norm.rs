@@ -298,3 +298,99 @@ fn add(total: &mut [f32], part: &[f32]) {
         *total += part;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::{assert_close, assert_gradient, values};
+    use proptest::prelude::*;
+
+    const EPS: f32 = 0.01;
+
+    /// Each span of `span` values brought to mean 0 and variance 1, in f64.
+    fn normalised(x: &[f32], span: usize) -> Vec<f64> {
+        let mut out = Vec::new();
+        for x in x.chunks_exact(span) {
+            let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / span as f64;
+            let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / span as f64;
+            out.extend(x.iter().map(|&x| (f64::from(x) - mean) / (variance + f64::from(EPS)).sqrt()));
+        }
+        out
+    }
+
+    fn affine(normal: &[f64], weight: &[f32], bias: &[f32], area: usize) -> Vec<f32> {
+        let channel = |index: usize| index / area % weight.len();
+        let value = |(index, n): (usize, &f64)| (n * f64::from(weight[channel(index)])) as f32 + bias[channel(index)];
+        normal.iter().enumerate().map(value).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn layer_norm_agrees_with_its_definition(rows in 1usize..150, size in 1usize..40, seed: u64) {
+            let (x, grad) = (values(rows * size, seed), values(rows * size, seed ^ 1));
+            let (weight, bias) = (values(size, seed ^ 2), values(size, seed ^ 3));
+            let reference =
+                |x: &[f32], weight: &[f32], bias: &[f32]| affine(&normalised(x, size), weight, bias, 1);
+            let mut out = vec![f32::NAN; x.len()];
+            layer_norm(&x, &weight, &bias, EPS, &mut out);
+            assert_close(&out, &reference(&x, &weight, &bias), 1e-5);
+
+            let mut grads = (vec![f32::NAN; x.len()], vec![0.0; size], vec![0.0; size]);
+            layer_norm_backward(&x, &weight, EPS, &grad, &mut grads.0, &mut grads.1, &mut grads.2);
+            let places = 0..size.min(4);
+            // Differences need a value that bends little within a step.
+            if size > 4 {
+                assert_gradient(&x, &grad, &grads.0, places.clone(), |x| reference(x, &weight, &bias));
+            }
+            assert_gradient(&weight, &grad, &grads.1, places.clone(), |weight| reference(&x, weight, &bias));
+            assert_gradient(&bias, &grad, &grads.2, places, |bias| reference(&x, &weight, bias));
+        }
+
+        #[test]
+        fn rms_norm_agrees_with_its_definition(rows in 1usize..150, size in 5usize..40, seed: u64) {
+            let (x, grad) = (values(rows * size, seed), values(rows * size, seed ^ 1));
+            let weight = values(size, seed ^ 2);
+            let reference = |x: &[f32], weight: &[f32]| -> Vec<f32> {
+                x.chunks_exact(size)
+                    .flat_map(|x| {
+                        let square = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / size as f64;
+                        let scale = 1.0 / (square + f64::from(EPS)).sqrt();
+                        x.iter().zip(weight).map(move |(&x, &w)| (f64::from(x) * scale * f64::from(w)) as f32)
+                    })
+                    .collect()
+            };
+            let mut out = vec![f32::NAN; x.len()];
+            rms_norm(&x, &weight, EPS, &mut out);
+            assert_close(&out, &reference(&x, &weight), 1e-5);
+
+            let (mut grad_x, mut grad_weight) = (vec![f32::NAN; x.len()], vec![0.0; size]);
+            rms_norm_backward(&x, &weight, EPS, &grad, &mut grad_x, &mut grad_weight);
+            assert_gradient(&x, &grad, &grad_x, 0..4, |x| reference(x, &weight));
+            assert_gradient(&weight, &grad, &grad_weight, 0..4, |weight| reference(&x, weight));
+        }
+
+        #[test]
+        fn group_norm_agrees_with_its_definition(
+            (batch, groups, per_group, area) in (1usize..4, 1usize..4, 1usize..4, 5usize..40), seed: u64
+        ) {
+            let channels = groups * per_group;
+            let shape = GroupNormShape { channels, groups, area };
+            let length = batch * channels * area;
+            let (x, grad) = (values(length, seed), values(length, seed ^ 1));
+            let (weight, bias) = (values(channels, seed ^ 2), values(channels, seed ^ 3));
+            let reference = |x: &[f32], weight: &[f32], bias: &[f32]| {
+                affine(&normalised(x, per_group * area), weight, bias, area)
+            };
+            let mut out = vec![f32::NAN; length];
+            group_norm(&x, &weight, &bias, shape, EPS, &mut out);
+            assert_close(&out, &reference(&x, &weight, &bias), 1e-5);
+
+            let mut grads = (vec![f32::NAN; length], vec![0.0; channels], vec![0.0; channels]);
+            group_norm_backward(&x, &weight, shape, EPS, &grad, &mut grads.0, &mut grads.1, &mut grads.2);
+            assert_gradient(&x, &grad, &grads.0, 0..4, |x| reference(x, &weight, &bias));
+            assert_gradient(&weight, &grad, &grads.1, 0..channels, |weight| reference(&x, weight, &bias));
+            assert_gradient(&bias, &grad, &grads.2, 0..channels, |bias| reference(&x, &weight, bias));
+        }
+    }
+}

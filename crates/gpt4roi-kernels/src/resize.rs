@@ -118,3 +118,56 @@ fn check(source: usize, from: MapSize, target: usize, to: MapSize) -> usize {
     assert_eq!((source, target), (maps * from.area(), maps * to.area()), "{from:?} to {to:?}");
     maps
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::{assert_close, assert_gradient, values};
+    use proptest::prelude::*;
+
+    /// Each value by the definition, in f64.
+    fn reference(x: &[f32], from: MapSize, to: MapSize) -> Vec<f32> {
+        let step = |from: usize, to: usize| if to > 1 { (from - 1) as f64 / (to - 1) as f64 } else { 0.0 };
+        let (down, across) = (step(from.height, to.height), step(from.width, to.width));
+        let mut out = Vec::new();
+        for map in x.chunks_exact(from.area()) {
+            let at = |row: usize, column: usize| {
+                f64::from(map[row.min(from.height - 1) * from.width + column.min(from.width - 1)])
+            };
+            for (row, column) in (0..to.height).flat_map(|row| (0..to.width).map(move |column| (row, column))) {
+                let (y, x) = (row as f64 * down, column as f64 * across);
+                let (top, left, dy, dx) = (y as usize, x as usize, y.fract(), x.fract());
+                let above = at(top, left) * (1.0 - dx) + at(top, left + 1) * dx;
+                let below = at(top + 1, left) * (1.0 - dx) + at(top + 1, left + 1) * dx;
+                out.push((above * (1.0 - dy) + below * dy) as f32);
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn resizing_agrees_with_its_definition(
+            (h, w, height, width) in (1usize..9, 1usize..9, 1usize..20, 1usize..20), maps in 1usize..4, seed: u64
+        ) {
+            let (from, to) = (MapSize { height: h, width: w }, MapSize { height, width });
+            let x = values(maps * h * w, seed);
+            let mut out = vec![f32::NAN; maps * height * width];
+            resize_bilinear(&x, from, to, &mut out);
+            assert_close(&out, &reference(&x, from, to), 1e-5);
+            let grad = values(out.len(), seed ^ 1);
+            let mut grad_x = vec![f32::NAN; x.len()];
+            resize_bilinear_backward(&grad, from, to, &mut grad_x);
+            assert_gradient(&x, &grad, &grad_x, 0..x.len().min(10), |x| reference(x, from, to));
+        }
+    }
+
+    #[test]
+    fn corners_stay_and_the_middle_is_between() {
+        let (from, to) = (MapSize { height: 2, width: 2 }, MapSize { height: 3, width: 3 });
+        let mut out = [0.0; 9];
+        resize_bilinear(&[0.0, 2.0, 4.0, 6.0], from, to, &mut out);
+        assert_eq!(out, [0.0, 1.0, 2.0, 2.0, 3.0, 4.0, 4.0, 5.0, 6.0]);
+    }
+}

@@ -52,3 +52,28 @@ wide! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::{assert_close, values};
+
+    #[test]
+    fn a_quarter_turn_moves_one_half_to_the_other() {
+        let mut out = [0.0; 4];
+        rotary(&[1.0, 2.0, 3.0, 4.0], &[0.0], &[1.0], 1, 2, &mut out);
+        assert_eq!(out, [-2.0, 1.0, -4.0, 3.0]);
+    }
+
+    #[test]
+    fn the_turn_back_undoes_the_turn() {
+        let (tokens, half, heads) = (40, 3, 2);
+        let angles = values(tokens * half, 1);
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+        let x = values(2 * tokens * 2 * half * heads, 2);
+        let (mut turned, mut back) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        rotary(&x, &cos, &sin, half, heads, &mut turned);
+        rotary_backward(&turned, &cos, &sin, half, heads, &mut back);
+        assert_close(&back, &x, 1e-6);
+    }
+}

@@ -3,7 +3,7 @@
 
 use candle_core::{D, Device, Result, Tensor};
 
-use crate::layers::AttentionMask;
+use crate::layers::{self, AttentionMask};
 
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (output, input) = weight.dims2()?;
@@ -124,6 +124,15 @@ pub(crate) fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result
     let wide = x.reshape((batch * channels * h, w))?.matmul(&across)?; // [B·C·h, width]
     let columns = wide.reshape((batch * channels, h, width))?;
     down.broadcast_left(batch * channels)?.matmul(&columns)?.reshape((batch, channels, height, width))
+}
+
+pub(crate) fn scale_shuffle(own: &Tensor, coarser: &Tensor, finer: &Tensor) -> Result<Tensor> {
+    let (_, channels, height, width) = own.dims4()?;
+    let quarter = channels / 4;
+    let keep = channels - 2 * quarter;
+    let from_coarser = layers::resize_bilinear(&coarser.narrow(1, keep + quarter, quarter)?, height, width)?;
+    let from_finer = layers::resize_bilinear(&finer.narrow(1, keep, quarter)?, height, width)?;
+    Tensor::cat(&[&own.narrow(1, 0, keep)?, &from_coarser, &from_finer], 1)
 }
 
 /// The matrix `[to, from]` of bilinear weights with aligned corners.

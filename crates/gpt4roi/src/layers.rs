@@ -113,7 +113,11 @@ impl GroupNorm {
     /// # Shapes
     /// `[B, C, H, W]` → the same
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        composed::group_norm(x, &self.weight, &self.bias, self.groups, self.eps)
+        let (weight, bias) = (&self.weight, &self.bias);
+        match ops::serve(&[x, weight, bias]) {
+            true => ops::group_norm(x, weight, bias, self.groups, self.eps),
+            false => composed::group_norm(x, weight, bias, self.groups, self.eps),
+        }
     }
 }
 
@@ -148,7 +152,10 @@ impl Conv3x3 {
 /// # Shapes
 /// x `[B, I, H, W]`, weight `[O, I, 3, 3]`, bias `[O]` → `[B, O, H, W]`
 pub fn conv3x3(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    composed::conv3x3(x, weight, bias)
+    match ops::serve(&[x, weight]) {
+        true => ops::conv3x3(x, weight, bias),
+        false => composed::conv3x3(x, weight, bias),
+    }
 }
 
 /// x·sigmoid(1.702·x), the approximation that OpenAI trained CLIP with.
@@ -291,7 +298,22 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor
     if (h, w) == (height, width) {
         return Ok(x.clone());
     }
-    composed::resize_bilinear(x, height, width)
+    match ops::serve(&[x]) {
+        true => ops::resize_bilinear(x, height, width),
+        false => composed::resize_bilinear(x, height, width),
+    }
+}
+
+/// Lends a level of a pyramid channels of its neighbours. It keeps its first half; its third quarter
+/// comes from the coarser level's fourth, its fourth from the finer level's third, both resized.
+///
+/// # Shapes
+/// own `[B, C, h, w]`, the others `[B, C, .., ..]` → as own
+pub fn scale_shuffle(own: &Tensor, coarser: &Tensor, finer: &Tensor) -> Result<Tensor> {
+    match ops::serve(&[own, coarser, finer]) {
+        true => ops::scale_shuffle(own, coarser, finer),
+        false => composed::scale_shuffle(own, coarser, finer),
+    }
 }
 
 #[cfg(test)]
@@ -400,6 +422,59 @@ mod tests {
             let rms = |t: &[&Tensor]| RmsNorm { weight: t[1].clone(), eps: 1e-3 };
             assert_same(&[&x, &w], |t| rms(t).forward(t[0]), |t| composed::rms_norm(t[0], t[1], 1e-3));
         }
+    }
+
+    #[test]
+    fn group_norm_agrees_with_its_composition() {
+        for (shape, groups) in [([2, 8, 3, 5], 4), ([1, 3, 4, 4], 3), ([3, 64, 14, 14], 16)] {
+            let (x, w, b) = (var(&shape, 1), var(&[shape[1]], 2), var(&[shape[1]], 3));
+            let layer = |t: &[&Tensor]| GroupNorm { weight: t[1].clone(), bias: t[2].clone(), groups, eps: 1e-3 };
+            assert_same(
+                &[&x, &w, &b],
+                |t| layer(t).forward(t[0]),
+                |t| composed::group_norm(t[0], t[1], t[2], groups, 1e-3),
+            );
+        }
+    }
+
+    #[test]
+    fn conv3x3_agrees_with_its_composition() {
+        for (shape, output) in [([1, 3, 5, 7], 4), ([3, 8, 14, 14], 6), ([1, 2, 1, 1], 2)] {
+            let (x, w, b) = (var(&shape, 1), var(&[output, shape[1], 3, 3], 2), var(&[output], 3));
+            assert_same(
+                &[&x, &w, &b],
+                |t| conv3x3(t[0], t[1], Some(t[2])),
+                |t| composed::conv3x3(t[0], t[1], Some(t[2])),
+            );
+            assert_same(&[&x, &w], |t| conv3x3(t[0], t[1], None), |t| composed::conv3x3(t[0], t[1], None));
+        }
+        let (x, frozen) = (var(&[1, 2, 3, 3], 1), var(&[2, 2, 3, 3], 2).detach());
+        let grads = conv3x3(&x, &frozen, None).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&x).is_some() && grads.get(&frozen).is_none());
+    }
+
+    #[test]
+    fn resizing_agrees_with_its_composition() {
+        for (h, w, height, width) in [(3, 4, 7, 5), (16, 16, 32, 32), (32, 32, 16, 16), (1, 5, 4, 1)] {
+            let x = var(&[2, 3, h, w], 1);
+            assert_same(
+                &[&x],
+                |t| resize_bilinear(t[0], height, width),
+                |t| composed::resize_bilinear(t[0], height, width),
+            );
+        }
+    }
+
+    #[test]
+    fn the_scale_shuffle_agrees_with_its_composition() {
+        let (fine, own, coarse) = (var(&[2, 9, 8, 6], 1), var(&[2, 9, 4, 5], 2), var(&[2, 9, 2, 5], 3));
+        assert_same(
+            &[&own, &coarse, &fine],
+            |t| scale_shuffle(t[0], t[1], t[2]),
+            |t| composed::scale_shuffle(t[0], t[1], t[2]),
+        );
+        // At an end of the pyramid a level lends to itself.
+        assert_same(&[&own, &fine], |t| scale_shuffle(t[0], t[0], t[1]), |t| composed::scale_shuffle(t[0], t[0], t[1]));
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::{
 };
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
-use gpt4roi_kernels::{self as kernels, AttentionShape, MatMut, MatRef};
+use gpt4roi_kernels::{
+    self as kernels, AttentionShape, Conv3x3Shape, GroupNormShape, MapSize, MatMut, MatRef, RoiAlignShape,
+};
 
 use crate::layers::AttentionMask;
 
@@ -473,5 +475,318 @@ impl CustomOp1 for CrossEntropy {
         let scale = grad.to_scalar::<f32>()?;
         kernels::cross_entropy_backward(&values(logits)?, &self.targets, scale, &mut grad_logits);
         Ok(Some(shaped(grad_logits, logits)?))
+    }
+}
+
+/// Each group of channels normalised, each channel scaled and shifted.
+pub(crate) fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64) -> Result<Tensor> {
+    let (_, channels, height, width) = x.dims4()?;
+    if weight.dims() != [channels] || bias.dims() != [channels] || groups == 0 || channels % groups != 0 {
+        let shapes = (x.shape(), weight.shape(), bias.shape());
+        candle_core::bail!("group_norm: {groups} groups, x, weight and bias {shapes:?}")
+    }
+    let shape = GroupNormShape { channels, groups, area: height * width };
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, GroupNorm { shape, eps: eps as f32 })
+}
+
+struct GroupNorm {
+    shape: GroupNormShape,
+    eps: f32,
+}
+
+impl CustomOp3 for GroupNorm {
+    fn name(&self) -> &'static str {
+        "group-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut y = vec![0.0; lx.shape().elem_count()];
+        kernels::group_norm(slice(x, lx)?, slice(w, lw)?, slice(b, lb)?, self.shape, self.eps, &mut y);
+        done(y, lx.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Gradients3> {
+        let grad = grad.contiguous()?;
+        let (xs, ws, grad) = (values(x)?, values(w)?, values(&grad)?);
+        let (mut grad_x, mut grad_w, mut grad_b) = (fresh(x), fresh(w), fresh(b));
+        kernels::group_norm_backward(&xs, &ws, self.shape, self.eps, &grad, &mut grad_x, &mut grad_w, &mut grad_b);
+        Ok((shaped_if_tracked(grad_x, x)?, shaped_if_tracked(grad_w, w)?, shaped_if_tracked(grad_b, b)?))
+    }
+}
+
+/// The 3×3 convolution with zero padding.
+pub(crate) fn conv3x3(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (batch, input, height, width) = x.dims4()?;
+    let output = weight.dim(0)?;
+    if weight.dims() != [output, input, 3, 3] || bias.is_some_and(|bias| bias.dims() != [output]) {
+        candle_core::bail!(
+            "conv3x3: x {:?}, weight {:?}, bias {:?}",
+            x.shape(),
+            weight.shape(),
+            bias.map(Tensor::shape)
+        )
+    }
+    let op = Conv3x3(Conv3x3Shape { batch, input, output, height, width });
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
+        None => x.apply_op2(&weight, op),
+    }
+}
+
+struct Conv3x3(Conv3x3Shape);
+
+impl Conv3x3 {
+    fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let Conv3x3Shape { batch, output, height, width, .. } = self.0;
+        let mut y = vec![0.0; batch * output * height * width];
+        kernels::conv3x3(x, weight, bias, self.0, &mut y);
+        done(y, (batch, output, height, width))
+    }
+
+    fn backward(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, grad: &Tensor) -> Result<Gradients3> {
+        let grad = grad.contiguous()?;
+        let grad = values(&grad)?;
+        let grad_x = match x.track_op() {
+            true => {
+                let mut out = fresh(x);
+                kernels::conv3x3_backward_input(&*values(weight)?, &grad, self.0, &mut out);
+                Some(shaped(out, x)?)
+            }
+            false => None,
+        };
+        let bias = bias.filter(|bias| bias.track_op());
+        if !weight.track_op() && bias.is_none() {
+            return Ok((grad_x, None, None));
+        }
+        let (mut grad_weight, mut grad_bias) = (fresh(weight), bias.map(fresh));
+        kernels::conv3x3_backward_weight(&*values(x)?, &grad, self.0, &mut grad_weight, grad_bias.as_deref_mut());
+        let grad_bias = bias.zip(grad_bias).map(|(bias, values)| shaped(values, bias)).transpose()?;
+        Ok((grad_x, shaped_if_tracked(grad_weight, weight)?, grad_bias))
+    }
+}
+
+impl CustomOp2 for Conv3x3 {
+    fn name(&self) -> &'static str {
+        "conv3x3"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(slice(x, lx)?, slice(w, lw)?, None)
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (grad_x, grad_w, _) = self.backward(x, w, None, grad)?;
+        Ok((grad_x, grad_w))
+    }
+}
+
+impl CustomOp3 for Conv3x3 {
+    fn name(&self) -> &'static str {
+        "conv3x3"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(slice(x, lx)?, slice(w, lw)?, Some(slice(b, lb)?))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Gradients3> {
+        self.backward(x, w, Some(b), grad)
+    }
+}
+
+/// Bilinear resizing with aligned corners.
+pub(crate) fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    if h * w * height * width == 0 {
+        candle_core::bail!("resize_bilinear: {:?} to {height}×{width}", x.shape())
+    }
+    let (from, to) = (MapSize { height: h, width: w }, MapSize { height, width });
+    x.contiguous()?.apply_op1(Resize { from, to })
+}
+
+struct Resize {
+    from: MapSize,
+    to: MapSize,
+}
+
+impl CustomOp1 for Resize {
+    fn name(&self) -> &'static str {
+        "resize-bilinear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (batch, channels, _, _) = lx.shape().dims4()?;
+        let mut y = vec![0.0; batch * channels * self.to.height * self.to.width];
+        kernels::resize_bilinear(slice(x, lx)?, self.from, self.to, &mut y);
+        done(y, (batch, channels, self.to.height, self.to.width))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let mut grad_x = fresh(x);
+        kernels::resize_bilinear_backward(&values(&grad)?, self.from, self.to, &mut grad_x);
+        Ok(Some(shaped(grad_x, x)?))
+    }
+}
+
+/// `[N, C, size, size]` out of a map `[1, C, H, W]`.
+pub(crate) fn roi_align(
+    map: &Tensor,
+    boxes: Vec<[f32; 4]>,
+    spatial_scale: f64,
+    size: usize,
+    sampling_ratio: usize,
+) -> Result<Tensor> {
+    let (batch, channels, height, width) = map.dims4()?;
+    if batch != 1 || map.elem_count() == 0 || size == 0 || sampling_ratio == 0 {
+        candle_core::bail!(
+            "roi_align: expected a map [1, C, H, W], bins and samples, got {:?}, {size} and {sampling_ratio}",
+            map.shape()
+        )
+    }
+    let spatial_scale = spatial_scale as f32;
+    let shape = RoiAlignShape { channels, height, width, size, sampling_ratio, spatial_scale };
+    map.contiguous()?.apply_op1(RoiAlign { boxes, shape })
+}
+
+struct RoiAlign {
+    boxes: Vec<[f32; 4]>,
+    shape: RoiAlignShape,
+}
+
+impl CustomOp1 for RoiAlign {
+    fn name(&self) -> &'static str {
+        "roi-align"
+    }
+
+    fn cpu_fwd(&self, map: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let RoiAlignShape { channels, size, .. } = self.shape;
+        let mut out = vec![0.0; self.boxes.len() * channels * size * size];
+        kernels::roi_align(slice(map, layout)?, &self.boxes, self.shape, &mut out);
+        done(out, (self.boxes.len(), channels, size, size))
+    }
+
+    fn bwd(&self, map: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let mut grad_map = fresh(map);
+        kernels::roi_align_backward(&values(&grad)?, &self.boxes, self.shape, &mut grad_map);
+        Ok(Some(shaped(grad_map, map)?))
+    }
+}
+
+/// A level with a quarter of its channels from the coarser neighbour and a quarter from the finer.
+pub(crate) fn scale_shuffle(own: &Tensor, coarser: &Tensor, finer: &Tensor) -> Result<Tensor> {
+    let size = |x: &Tensor| -> Result<_> {
+        let (batch, channels, height, width) = x.dims4()?;
+        Ok(((batch, channels), MapSize { height, width }))
+    };
+    let ((dims, own_size), (coarser_dims, coarser_size), (finer_dims, finer_size)) =
+        (size(own)?, size(coarser)?, size(finer)?);
+    if (coarser_dims, finer_dims) != (dims, dims) || own.elem_count() * coarser.elem_count() * finer.elem_count() == 0 {
+        let shapes = (own.shape(), coarser.shape(), finer.shape());
+        candle_core::bail!("scale_shuffle: own, coarser and finer level are {shapes:?}")
+    }
+    let op = ScaleShuffle { batch: dims.0, channels: dims.1, own: own_size, coarser: coarser_size, finer: finer_size };
+    own.contiguous()?.apply_op3(&coarser.contiguous()?, &finer.contiguous()?, op)
+}
+
+struct ScaleShuffle {
+    batch: usize,
+    channels: usize,
+    own: MapSize,
+    coarser: MapSize,
+    finer: MapSize,
+}
+
+impl ScaleShuffle {
+    fn quarter(&self) -> usize {
+        self.channels / 4
+    }
+
+    fn keep(&self) -> usize {
+        self.channels - 2 * self.quarter()
+    }
+
+    /// The values of some channels of one batch element.
+    fn place(&self, batch: usize, first: usize, channels: usize, size: MapSize) -> Range<usize> {
+        let area = size.height * size.width;
+        let start = (batch * self.channels + first) * area;
+        start..start + channels * area
+    }
+
+    /// For one batch element, where each part stands: in its level, in the result, and its level's size.
+    fn parts(&self, batch: usize) -> [(Range<usize>, Range<usize>, MapSize); 3] {
+        let (keep, quarter) = (self.keep(), self.quarter());
+        let target = |first, channels| self.place(batch, first, channels, self.own);
+        [
+            (target(0, keep), target(0, keep), self.own),
+            (self.place(batch, keep + quarter, quarter, self.coarser), target(keep, quarter), self.coarser),
+            (self.place(batch, keep, quarter, self.finer), target(keep + quarter, quarter), self.finer),
+        ]
+    }
+}
+
+impl CustomOp3 for ScaleShuffle {
+    fn name(&self) -> &'static str {
+        "scale-shuffle"
+    }
+
+    fn cpu_fwd(
+        &self,
+        own: &CpuStorage,
+        lo: &Layout,
+        coarser: &CpuStorage,
+        lc: &Layout,
+        finer: &CpuStorage,
+        lf: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let levels = [slice(own, lo)?, slice(coarser, lc)?, slice(finer, lf)?];
+        let mut out = vec![0.0; lo.shape().elem_count()];
+        for batch in 0..self.batch {
+            for (level, (source, target, size)) in levels.iter().zip(self.parts(batch)) {
+                match size == self.own {
+                    true => out[target].copy_from_slice(&level[source]),
+                    false => kernels::resize_bilinear(&level[source], size, self.own, &mut out[target]),
+                }
+            }
+        }
+        done(out, lo.shape())
+    }
+
+    fn bwd(&self, own: &Tensor, coarser: &Tensor, finer: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Gradients3> {
+        let grad = grad.contiguous()?;
+        let grad = values(&grad)?;
+        let mut grads = [fresh(own), fresh(coarser), fresh(finer)];
+        for batch in 0..self.batch {
+            for (level, (source, target, size)) in grads.iter_mut().zip(self.parts(batch)) {
+                match size == self.own {
+                    true => level[source].copy_from_slice(&grad[target]),
+                    false => kernels::resize_bilinear_backward(&grad[target], size, self.own, &mut level[source]),
+                }
+            }
+        }
+        let [grad_own, grad_coarser, grad_finer] = grads;
+        Ok((
+            shaped_if_tracked(grad_own, own)?,
+            shaped_if_tracked(grad_coarser, coarser)?,
+            shaped_if_tracked(grad_finer, finer)?,
+        ))
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor};
 
 use crate::{
     config::{Config, RegionConfig},
-    layers::{Conv3x3, GroupNorm, LayerNorm, Linear, linear, resize_bilinear},
+    layers::{Conv3x3, GroupNorm, LayerNorm, Linear, linear, relu, resize_bilinear, scale_shuffle},
     roi_align::roi_align,
     weights::{Weights, WeightsResult},
 };
@@ -131,25 +131,18 @@ impl FuseRound {
     }
 
     fn forward(&self, levels: &[Tensor]) -> Result<Vec<Tensor>> {
-        (0..levels.len()).map(|level| self.gn.forward(&self.conv.forward(&shuffle(levels, level)?)?)?.relu()).collect()
+        (0..levels.len()).map(|level| relu(&self.gn.forward(&self.conv.forward(&shuffle(levels, level)?)?)?)).collect()
     }
 }
 
-/// A level keeps its first half. Its third quarter comes from the coarser level's fourth, its fourth
-/// from the finer level's third; at the ends of the pyramid the neighbour is the level itself.
+/// One level with channels of its neighbours; at the ends of the pyramid the neighbour is the level
+/// itself.
 ///
 /// # Shapes
 /// per level `[B, C, h, w]` → as `levels[level]`
 fn shuffle(levels: &[Tensor], level: usize) -> Result<Tensor> {
-    let own = &levels[level];
-    let (_, channels, height, width) = own.dims4()?;
-    let quarter = channels / 4;
-    let keep = channels - 2 * quarter;
-    let coarser = levels[(level + 1).min(levels.len() - 1)].narrow(1, keep + quarter, quarter)?;
-    let finer = levels[level.saturating_sub(1)].narrow(1, keep, quarter)?;
-    let from_coarser = resize_bilinear(&coarser.contiguous()?, height, width)?;
-    let from_finer = resize_bilinear(&finer.contiguous()?, height, width)?;
-    Tensor::cat(&[&own.narrow(1, 0, keep)?, &from_coarser, &from_finer], 1)
+    let coarser = &levels[(level + 1).min(levels.len() - 1)];
+    scale_shuffle(&levels[level], coarser, &levels[level.saturating_sub(1)])
 }
 
 /// What RoIAlign cut out, and the box itself, as one embedding.
@@ -214,7 +207,7 @@ impl RegionHead {
     pub fn fuse(&self, rois: &[Tensor]) -> Result<Tensor> {
         let mut levels = self.pconvs.iter().zip(rois).map(|(conv, roi)| conv.forward(roi));
         let first = levels.next().unwrap_or_else(|| candle_core::bail!("a pyramid without levels"))?;
-        levels.try_fold(first, |sum, level| sum + level?)?.relu()
+        relu(&levels.try_fold(first, |sum, level| sum + level?)?)
     }
 
     /// The grid of each box as one vector.
@@ -259,7 +252,7 @@ impl BoxEmbedding {
     }
 
     fn forward(&self, boxes: &Tensor) -> Result<Tensor> {
-        let inner = self.inner.1.forward(&self.inner.0.forward(boxes)?.relu()?)?;
-        self.outer.1.forward(&self.outer.0.forward(&inner)?.relu()?)
+        let inner = self.inner.1.forward(&relu(&self.inner.0.forward(boxes)?)?)?;
+        self.outer.1.forward(&relu(&self.outer.0.forward(&inner)?)?)
     }
 }
