@@ -14,6 +14,7 @@ mod inspect;
 mod options;
 mod scenes;
 mod session;
+mod trace;
 mod train;
 
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ enum Command {
     Eval(eval::Args),
     Scenes(scenes::Args),
     Inspect(inspect::Args),
+    Trace(trace::Args),
     Completions(completions::Args),
 }
 
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Scenes(args) => scenes::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Trace(args) => trace::run(args),
         Command::Completions(args) => completions::run(args),
     };
     match outcome {

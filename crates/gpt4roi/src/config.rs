@@ -107,6 +107,10 @@ pub struct RegionConfig {
     pub sampling_ratio: usize,
     /// Width inside the box embedding.
     pub pos_hidden: usize,
+    /// If training put a small box around every point: from the point to each side, as a fraction of
+    /// width and height. Absent, a box is grown around what lies at the point.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub point_reach: Option<f64>,
 }
 
 impl Default for RegionConfig {
@@ -120,6 +124,7 @@ impl Default for RegionConfig {
             roi_size: 14,
             sampling_ratio: 2,
             pos_hidden: 256,
+            point_reach: None,
         }
     }
 }
@@ -224,6 +229,7 @@ impl Config {
                 fuse_rounds: 3,
                 gn_groups: 16,
                 pos_hidden: 64,
+                point_reach: Some(0.03),
                 ..RegionConfig::default()
             },
             select_layer: -2,
