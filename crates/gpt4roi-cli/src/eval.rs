@@ -32,7 +32,7 @@ enum On {
 /// Each scene is asked one question of each type. Two controls show where the answers come from: with
 /// the box of another region, and with a blank picture, names have to be wrong.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 struct SceneArgs {
     /// Which scenes: each seed is a world of its own
     #[arg(long, value_name = "N", env = "GPT4ROI_SEED", default_value_t = 1)]

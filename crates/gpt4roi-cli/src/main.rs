@@ -26,7 +26,7 @@ use clap::{Parser, Subcommand};
 /// GPT4RoI answers questions about a picture and about regions of it. Regions are boxes given with
 /// --region and mentioned as <region1>, <region2>, …, or coordinates inside the question itself.
 #[derive(Debug, Parser)]
-#[command(name = "gpt4roi", version, arg_required_else_help = true, after_help = EXIT_CODES, after_long_help = EXAMPLES)]
+#[command(name = "gpt4roi", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -44,14 +44,6 @@ enum Command {
     Trace(trace::Args),
     Completions(completions::Args),
 }
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  it worked
-  1  it failed: a file, a model or a number was not what it should be
-  2  the command was not understood: an unknown flag, an impossible value, a missing mention
-
-Every flag can also be set in the environment: --max-new-tokens is GPT4ROI_MAX_NEW_TOKENS.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,7 +63,7 @@ Examples:
 Exit codes:
   0  it worked
   1  it failed: a file, a model or a number was not what it should be
-  2  the command was not understood: an unknown flag, an impossible value, a missing mention
+  2  the command was not understood: an unknown flag, an impossible value or question
 
 Every flag can also be set in the environment: --max-new-tokens is GPT4ROI_MAX_NEW_TOKENS.";
 

@@ -12,7 +12,7 @@ use crate::failure::tell;
 /// Pictures, boxes in COCO's format (annotations.json) and questions with their answers
 /// (questions.jsonl): what the embedded model is trained and tested on, for people to look at.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Which scenes: each seed is a world of its own
     #[arg(long, value_name = "N", env = "GPT4ROI_SEED", default_value_t = 1)]

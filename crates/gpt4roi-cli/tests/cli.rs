@@ -187,7 +187,7 @@ fn what_can_not_be_is_refused_with_a_word_of_advice() {
         },
         Case {
             arguments: &["ask", "scene.png", "What is <region2>?", "--region", "8,6,40,30"],
-            code: 1,
+            code: 2,
             says: &["<region2> is not declared", "hint: regions are declared with --region"],
         },
         Case {
@@ -205,7 +205,7 @@ fn what_can_not_be_is_refused_with_a_word_of_advice() {
             code: 2,
             says: &["error: region `left`: expected four numbers", "hint: for example"],
         },
-        Case { arguments: &["ask", "scene.png", " "], code: 1, says: &["error: round 1: expected a question"] },
+        Case { arguments: &["ask", "scene.png", " "], code: 2, says: &["error: round 1: expected a question"] },
         Case { arguments: &["ask", "absent.png", "What?"], code: 1, says: &["error: absent.png: "] },
         Case { arguments: &["ask", "model/config.json", "What?"], code: 1, says: &["error: model/config.json: "] },
         Case {
@@ -252,7 +252,7 @@ fn a_question_too_long_is_refused_and_not_cut() {
     place
         .with_model(&["ask", "scene.png", &long])
         .assert()
-        .code(1)
+        .code(2)
         .stderr(contains("expected at most 2048").and(contains("hint: shorten the question")));
 }
 

@@ -130,7 +130,7 @@ impl Initializer {
             "3.weight" => Distribution::Normal((2.0 / fan_in).sqrt()),
             "5.weight" => {
                 let count = shape.iter().product::<usize>().saturating_sub(self.choices.place_channels);
-                Distribution::Split { lead: 0.1, count, rest: 2.5 }
+                Distribution::Split { lead: 0.1, count, rest: 5.0 }
             }
             norm if norm.ends_with("weight") => Distribution::Constant(1.0),
             _ => Distribution::Constant(0.0),
