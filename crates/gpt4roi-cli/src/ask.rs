@@ -22,7 +22,7 @@ use crate::{
 /// Coordinates in the question work, too: (x, y) for a point, [x1, y1, x2, y2] for a box. Numbers
 /// there are fractions of the picture if all of them have a decimal point and lie in 0..1, else pixels.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     picture: PictureOptions,
@@ -150,6 +150,11 @@ pub(crate) fn notes(answer: &Answer) {
         let [x1, y1, x2, y2] = region.pixels.map(|edge| edge.round());
         tell(&format!("note: region{} is the box {x1},{y1},{x2},{y2} (pixels)", region.id));
     }
+    note_if_cut_off(answer);
+}
+
+/// An answer that stops in the middle should not pass for a whole one.
+pub(crate) fn note_if_cut_off(answer: &Answer) {
     if answer.finish == FinishReason::Length {
         let tokens = answer.generated_tokens;
         tell(&format!("note: the answer was cut off after {tokens} tokens; --max-new-tokens allows more"));

@@ -10,7 +10,11 @@ use gpt4roi::{
     bbox::ImageSize,
     chat::{AskOptions, Region, Undone},
 };
-use rustyline::{Config, DefaultEditor, config::BellStyle, error::ReadlineError};
+use rustyline::{
+    Config, DefaultEditor,
+    config::{Behavior, BellStyle},
+    error::ReadlineError,
+};
 
 use crate::{
     ask,
@@ -19,12 +23,34 @@ use crate::{
     session::{Session, write_annotated},
 };
 
+macro_rules! commands {
+    () => {
+        "\
+Commands in a chat:
+  /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1
+  /regions             list the regions
+  /undo                take back the last region or the last round
+  /save FILE           write the conversation (.json), or the picture with its regions (.png, .jpg, .webp)
+  /help                this list
+  /quit                leave (so does the end of the input)"
+    };
+}
+
+macro_rules! examples {
+    () => {
+        "\
+Examples:
+  gpt4roi chat scene.png
+  printf '/region 62,41,240,180\\nWhat is <region1>?\\nWhat can region 1 do?\\n' | gpt4roi chat scene.png"
+    };
+}
+
 /// Talk about a picture, round after round
 ///
 /// Every line is a question or one of the commands below. Answers go to standard output, all else
 /// to standard error. Lines can be piped in as well; the exit code then says whether all went well.
 #[derive(Debug, clap::Args)]
-#[command(after_help = COMMANDS, after_long_help = EXAMPLES)]
+#[command(after_help = COMMANDS, after_long_help = concat!(commands!(), "\n\n", examples!()))]
 pub(crate) struct Args {
     #[command(flatten)]
     picture: PictureOptions,
@@ -40,27 +66,7 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
-const COMMANDS: &str = "\
-Commands in a chat:
-  /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1
-  /regions             list the regions
-  /undo                take back the last region or the last round
-  /save FILE           write the conversation (.json), or the picture with its regions (.png, .jpg, .webp)
-  /help                this list
-  /quit                leave (so does the end of the input)";
-
-const EXAMPLES: &str = "\
-Commands in a chat:
-  /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1
-  /regions             list the regions
-  /undo                take back the last region or the last round
-  /save FILE           write the conversation (.json), or the picture with its regions (.png, .jpg, .webp)
-  /help                this list
-  /quit                leave (so does the end of the input)
-
-Examples:
-  gpt4roi chat scene.png
-  printf '/region 62,41,240,180\\nWhat is <region1>?\\nWhat can region 1 do?\\n' | gpt4roi chat scene.png";
+const COMMANDS: &str = commands!();
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.generation.resolve()?;
@@ -106,7 +112,9 @@ enum Next {
 impl Talk<'_> {
     /// At a terminal: with line editing and a memory of what was typed.
     fn interactive(&mut self) -> anyhow::Result<()> {
-        let config = Config::builder().auto_add_history(true).bell_style(BellStyle::None).build();
+        // The prompt goes to the terminal itself, so that standard output holds nothing but answers.
+        let config = Config::builder().auto_add_history(true).bell_style(BellStyle::None);
+        let config = config.behavior(Behavior::PreferTerm).build();
         let mut editor = DefaultEditor::with_config(config)?;
         if !self.quiet {
             let ImageSize { width, height } = self.session.image.size();

@@ -5,7 +5,7 @@ use gpt4roi::chat::{Answer, Origin, ResolvedRegion};
 use serde::Serialize;
 
 use crate::{
-    ask::{ImageReport, Tokens},
+    ask::{ImageReport, Tokens, note_if_cut_off},
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions, RegionOptions},
     session::{Session, Timings, print, print_json, write_annotated},
 };
@@ -15,7 +15,7 @@ use crate::{
 /// Without --region the whole picture is described. With several, each is described on its own, and
 /// each gets a line of its own.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     picture: PictureOptions,
@@ -59,7 +59,7 @@ impl Detail {
     fn about_picture(self) -> &'static str {
         match self {
             Self::Short => "What is in the picture?",
-            Self::Full => "Describe the picture in detail.",
+            Self::Full => "Describe the picture.",
         }
     }
 }
@@ -93,6 +93,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut descriptions = Vec::new();
     session.time(&mut timings, || {
         let mut describe = |region: Option<ResolvedRegion>, answer: Answer| {
+            if !args.output.json && !args.output.quiet {
+                note_if_cut_off(&answer);
+            }
             let description = Description { region, tokens: Tokens::from(&answer), text: answer.text };
             if !args.output.json {
                 print(&description.line())?;

@@ -46,7 +46,16 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     print(error);
-    ExitCode::from(error.downcast_ref::<Refusal>().map_or(1, |refusal| refusal.code))
+    ExitCode::from(code(error))
+}
+
+/// Everything that stands on the command line counts as usage, the question included.
+fn code(error: &anyhow::Error) -> u8 {
+    match (error.downcast_ref::<Refusal>(), error.downcast_ref::<Error>()) {
+        (Some(refusal), _) => refusal.code,
+        (_, Some(Error::Mention(_) | Error::Prompt(_))) => 2,
+        _ => 1,
+    }
 }
 
 /// Prints an error with its hint, for a program that goes on.

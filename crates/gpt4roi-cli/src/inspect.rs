@@ -24,7 +24,7 @@ use crate::{
 /// Without a subcommand: the checkpoint's tensors with their types and shapes, and what the model would
 /// load, leave aside or miss. Only headers are read, so that this is quick for any size.
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, after_long_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: Option<What>,

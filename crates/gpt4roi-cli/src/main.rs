@@ -14,6 +14,7 @@ mod inspect;
 mod options;
 mod scenes;
 mod session;
+mod trace;
 mod train;
 
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ use clap::{Parser, Subcommand};
 /// GPT4RoI answers questions about a picture and about regions of it. Regions are boxes given with
 /// --region and mentioned as <region1>, <region2>, …, or coordinates inside the question itself.
 #[derive(Debug, Parser)]
-#[command(name = "gpt4roi", version, arg_required_else_help = true, after_help = EXIT_CODES, after_long_help = EXAMPLES)]
+#[command(name = "gpt4roi", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -40,16 +41,9 @@ enum Command {
     Eval(eval::Args),
     Scenes(scenes::Args),
     Inspect(inspect::Args),
+    Trace(trace::Args),
     Completions(completions::Args),
 }
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  it worked
-  1  it failed: a file, a model or a number was not what it should be
-  2  the command was not understood: an unknown flag, an impossible value, a missing mention
-
-Every flag can also be set in the environment: --max-new-tokens is GPT4ROI_MAX_NEW_TOKENS.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,7 +63,7 @@ Examples:
 Exit codes:
   0  it worked
   1  it failed: a file, a model or a number was not what it should be
-  2  the command was not understood: an unknown flag, an impossible value, a missing mention
+  2  the command was not understood: an unknown flag, an impossible value or question
 
 Every flag can also be set in the environment: --max-new-tokens is GPT4ROI_MAX_NEW_TOKENS.";
 
@@ -82,6 +76,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Scenes(args) => scenes::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Trace(args) => trace::run(args),
         Command::Completions(args) => completions::run(args),
     };
     match outcome {

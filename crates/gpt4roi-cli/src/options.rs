@@ -174,7 +174,7 @@ pub(crate) struct GenerationOptions {
     pub(crate) max_new_tokens: usize,
 
     /// 0 always takes the most likely token; larger values draw more freely (the original demo uses 0.2)
-    #[arg(long, value_name = "T", env = "GPT4ROI_TEMPERATURE", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", env = "GPT4ROI_TEMPERATURE", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
 
     /// Draw from the K most likely tokens only; 0 means all. Needs a temperature
@@ -182,7 +182,7 @@ pub(crate) struct GenerationOptions {
     pub(crate) top_k: usize,
 
     /// Draw from the most likely tokens that together reach this probability only. Needs a temperature
-    #[arg(long, value_name = "P", env = "GPT4ROI_TOP_P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", env = "GPT4ROI_TOP_P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) top_p: f64,
 
     /// Where the draws begin: the same seed gives the same answer

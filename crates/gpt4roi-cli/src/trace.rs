@@ -17,7 +17,7 @@ use gpt4roi::{
 
 /// Run a case and write its intermediate tensors, to compare with another implementation
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Model directory
     #[arg(long, env = "GPT4ROI_MODEL", value_name = "DIR")]
     model: PathBuf,
@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 /// Runs the subcommand.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let case = fs::read_to_string(&args.case).with_context(|| args.case.display().to_string())?;
     let case: Case = serde_json::from_str(&case).with_context(|| args.case.display().to_string())?;
     let image = Image::open(args.case.with_file_name(&case.image), DEFAULT_MAX_PIXELS)?;

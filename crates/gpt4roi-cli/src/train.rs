@@ -12,7 +12,7 @@ use crate::failure::tell;
 /// Checkpoints, a log (log.jsonl) and the loss curve (loss.svg) go to the output directory. A run that was
 /// interrupted goes on from its last checkpoint with --resume, and ends with the very same weights.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The stage: a TOML file, as in configs/
     #[arg(value_name = "CONFIG")]

@@ -77,7 +77,7 @@ fn stripes(canvas: &mut [[f32; 3]], side: usize, first: [f32; 3], second: [f32; 
 
 fn checks(canvas: &mut [[f32; 3]], side: usize, first: [f32; 3], second: [f32; 3], rng: &mut ChaCha8Rng) {
     let cell = (rng.random_range(0.04..0.15) * side as f32).max(2.0);
-    fill(canvas, side, |x, y| if ((x / cell) as u32 + (y / cell) as u32) % 2 == 0 { first } else { second });
+    fill(canvas, side, |x, y| if ((x / cell) as u32 + (y / cell) as u32).is_multiple_of(2) { first } else { second });
 }
 
 fn dots(canvas: &mut [[f32; 3]], side: usize, first: [f32; 3], second: [f32; 3], rng: &mut ChaCha8Rng) {

@@ -85,9 +85,8 @@ impl Initializer {
         let vector = shape.len() == 1;
         let fan_in = shape.iter().skip(1).product::<usize>().max(1) as f64;
         let ends = |suffix: &str| name.ends_with(suffix);
-        if ends("pos_embedd.5.weight") && self.choices.place_channels > 0 {
-            let count = shape.iter().product::<usize>().saturating_sub(self.choices.place_channels);
-            return Distribution::Split { lead: 0.1, count, rest: 2.5 };
+        if let (Some(part), true) = (name.split_once("pos_embedd."), self.choices.place_channels > 0) {
+            return self.box_embedding(part.1, shape, fan_in);
         }
         if vector && ends("weight") {
             return Distribution::Constant(1.0); // every one-dimensional weight is a norm's
@@ -116,6 +115,26 @@ impl Initializer {
             return Distribution::Normal(LLAMA_STD / (2.0 * self.llama_layers as f64).sqrt());
         }
         Distribution::Normal(LLAMA_STD)
+    }
+
+    /// The box embedding of a model that starts from nothing.
+    ///
+    /// Small weights without bias, as the original draws them, make it almost the same for all boxes: the
+    /// LayerNorm behind takes away the scale, and what is left of the direction hardly differs. Here the
+    /// hinges of the first ReLU are spread over the picture, so that boxes differ from the first step.
+    fn box_embedding(&self, part: &str, shape: &[usize], fan_in: f64) -> Distribution {
+        const SPREAD: f64 = 2.0;
+        match part {
+            "0.weight" => Distribution::Normal(SPREAD),
+            "0.bias" => Distribution::Uniform(SPREAD),
+            "3.weight" => Distribution::Normal((2.0 / fan_in).sqrt()),
+            "5.weight" => {
+                let count = shape.iter().product::<usize>().saturating_sub(self.choices.place_channels);
+                Distribution::Split { lead: 0.1, count, rest: 5.0 }
+            }
+            norm if norm.ends_with("weight") => Distribution::Constant(1.0),
+            _ => Distribution::Constant(0.0),
+        }
     }
 
     /// What is looked up for a kind stands in the channels for content.

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
 pub use crate::{
     conversation::{Converse, ConverseConfig},
     language::{Language, LanguageConfig},
     patches::{Patches, PatchesConfig},
 };
-use crate::error::Result;
 
 /// Turns the picture of a given index into a loss.
 pub trait Objective: Send + Sync {

@@ -79,8 +79,8 @@ pub struct AskOptions {
     pub text_mode: TextMode,
     /// In which precision boxes reach the model.
     pub box_precision: BoxPrecision,
-    /// How a point becomes a box.
-    pub point_box: PointBox,
+    /// How a point becomes a box, if not as the model's training did it.
+    pub point_box: Option<PointBox>,
 }
 
 impl Default for AskOptions {
@@ -91,7 +91,7 @@ impl Default for AskOptions {
             sampling: Sampling::Greedy,
             text_mode: TextMode::Literal,
             box_precision: BoxPrecision::F32,
-            point_box: PointBox::default(),
+            point_box: None,
         }
     }
 }
@@ -263,7 +263,7 @@ impl<'m> Chat<'m> {
         on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
         let mut regions = self.regions.clone();
-        let asked = Round { question: self.resolve(question, &mut regions, &options.point_box)?, answer: None };
+        let asked = Round { question: self.resolve(question, &mut regions, options.point_box)?, answer: None };
         let mut rounds: Vec<Round> = self.turns.iter().map(|turn| turn.round.clone()).collect();
         rounds.push(asked.clone());
         let answer = self.respond(&rounds, &regions, options, on_text)?;
@@ -285,7 +285,7 @@ impl<'m> Chat<'m> {
         let describe = |bbox: &BBox| {
             let mut regions = Vec::new();
             push_region(&mut regions, *bbox, Origin::Given);
-            let question = self.resolve(question, &mut regions, &options.point_box)?;
+            let question = self.resolve(question, &mut regions, options.point_box)?;
             let rounds = [Round { question, answer: None }];
             self.respond(&rounds, &regions, options, |_| ControlFlow::Continue(()))
         };
@@ -302,8 +302,9 @@ impl<'m> Chat<'m> {
     }
 
     /// A question's pieces; what stands there as coordinates joins the regions.
-    fn resolve(&self, question: &str, regions: &mut Vec<Region>, point_box: &PointBox) -> Result<Vec<Piece>> {
+    fn resolve(&self, question: &str, regions: &mut Vec<Region>, point_box: Option<PointBox>) -> Result<Vec<Piece>> {
         let declared: Vec<_> = regions.iter().map(|region| region.id).collect();
+        let point_box = point_box.unwrap_or_else(|| PointBox::of(&self.model.config.region));
         let mut pieces = Vec::new();
         for part in mention::parse(question.trim(), &declared, self.size)? {
             pieces.push(match part {
@@ -311,7 +312,7 @@ impl<'m> Chat<'m> {
                 Part::Mention(id) => Piece::Region(id),
                 Part::Box(bbox) => Piece::Region(push_region(regions, bbox, Origin::Coordinates)),
                 Part::Point(point) => {
-                    let bbox = point::box_at(&self.features, point, point_box)?;
+                    let bbox = point::box_at(&self.features, point, &point_box)?;
                     Piece::Region(push_region(regions, bbox, Origin::Point))
                 }
             });
@@ -695,7 +696,8 @@ mod tests {
         let (model, picture) = (tiny(), picture());
         let mut chat = Chat::new(&model, &picture).unwrap();
         chat.add_region(bbox([0.0, 0.0, 1.0, 1.0]));
-        let answer = chat.ask_with("Is [8, 6, 40, 30] in <region1>, or at (0.5, 0.75)?", &short()).unwrap();
+        let grown = AskOptions { point_box: Some(PointBox::default()), ..short() };
+        let answer = chat.ask_with("Is [8, 6, 40, 30] in <region1>, or at (0.5, 0.75)?", &grown).unwrap();
         assert_eq!(answer.question, "Is <region2> in <region1>, or at <region3>?");
         let origins: Vec<_> = answer.regions.iter().map(|region| (region.id, region.origin)).collect();
         assert_eq!(origins, [(2, Origin::Coordinates), (1, Origin::Given), (3, Origin::Point)]);
@@ -711,6 +713,14 @@ mod tests {
         assert_eq!(chat.regions().len(), 3);
         assert!(matches!(chat.undo(), Some(Undone::Round(_))));
         assert_eq!(chat.regions().len(), 1);
+
+        // Without a wish of ours, the box is the one that this model's training put around points.
+        let answer = chat.ask_with("What is at (0.5, 0.75)?", &short()).unwrap();
+        let reach = model.config.region.point_reach.unwrap();
+        let expected = [0.5 - reach, 0.75 - reach, 0.5 + reach, 0.75 + reach];
+        assert_eq!(answer.regions[0].pixels, bbox(expected).pixels(picture.size()));
+        chat.clear();
+        assert_eq!(chat.transcript().rounds.len() + chat.regions().len(), 0);
     }
 
     #[test]

@@ -107,6 +107,10 @@ pub struct RegionConfig {
     pub sampling_ratio: usize,
     /// Width inside the box embedding.
     pub pos_hidden: usize,
+    /// If training put a small box around every point: from the point to each side, as a fraction of
+    /// width and height. Absent, a box is grown around what lies at the point.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub point_reach: Option<f64>,
 }
 
 impl Default for RegionConfig {
@@ -120,6 +124,7 @@ impl Default for RegionConfig {
             roi_size: 14,
             sampling_ratio: 2,
             pos_hidden: 256,
+            point_reach: None,
         }
     }
 }
@@ -224,6 +229,7 @@ impl Config {
                 fuse_rounds: 3,
                 gn_groups: 16,
                 pos_hidden: 64,
+                point_reach: Some(0.03),
                 ..RegionConfig::default()
             },
             select_layer: -2,
@@ -270,6 +276,7 @@ impl Config {
             Some(given) => fields("config.json, \"region\"", given)?,
         };
         let select_layer = model.get("mm_vision_select_layer").and_then(|v| v.as_i64()).unwrap_or(-2);
+        refuse_variants(&model)?;
         let config = Self {
             llama: fields("config.json", &model)?,
             vision: fields("vision_tower/config.json", &tower)?,
@@ -317,6 +324,32 @@ impl Config {
 
     /// Refuses dimensions that no model can have, before anything is computed with them.
     fn check(&self) -> Result<()> {
+        let Self { llama, vision, region, .. } = self;
+        for (field, value) in [
+            ("vocab_size", llama.vocab_size),
+            ("hidden_size", llama.hidden_size),
+            ("intermediate_size", llama.intermediate_size),
+            ("num_hidden_layers", llama.num_hidden_layers),
+            ("max_position_embeddings", llama.max_position_embeddings),
+            ("vision hidden_size", vision.hidden_size),
+            ("vision num_hidden_layers", vision.num_hidden_layers),
+            ("vision intermediate_size", vision.intermediate_size),
+            ("vision image_size", vision.image_size),
+            ("region.dim", region.dim),
+            ("region.levels", region.levels),
+            ("region.roi_size", region.roi_size),
+            ("region.sampling_ratio", region.sampling_ratio),
+            ("region.pos_hidden", region.pos_hidden),
+            ("region.scales", region.scales.iter().copied().max().unwrap_or(1)),
+            // No convolution without a round is fine.
+            ("region.fuse_rounds", region.fuse_rounds.max(1)),
+        ] {
+            // No product of a tensor's dimensions may overflow.
+            let most = if field.starts_with("region") || field.ends_with("layers") { 1 << 14 } else { 1 << 20 };
+            if !(1..=most).contains(&value) {
+                return Err(Error::config(field, format!("1 to {most}"), value.to_string()));
+            }
+        }
         let divides = |field: &str, part: usize, whole: usize| {
             if part == 0 || whole == 0 || !whole.is_multiple_of(part) {
                 return Err(Error::config(field, format!("a divisor of {whole}"), part.to_string()));
@@ -345,6 +378,25 @@ impl Config {
         }
         self.level_states().map(|_| ())
     }
+}
+
+/// Language models with something that this one does not have would compute, but compute nonsense.
+fn refuse_variants(model: &serde_json::Value) -> Result<()> {
+    let default = serde_json::Value::Null;
+    let of = |field: &str| model.get(field).unwrap_or(&default);
+    let heads = of("num_attention_heads");
+    for (field, expected) in [
+        ("hidden_act", &serde_json::json!("silu")),
+        ("num_key_value_heads", heads),
+        ("rope_scaling", &default),
+        ("tie_word_embeddings", &serde_json::json!(false)),
+    ] {
+        let got = of(field);
+        if !got.is_null() && got != expected {
+            return Err(Error::config(format!("config.json, {field:?}"), expected.to_string(), got.to_string()));
+        }
+    }
+    Ok(())
 }
 
 fn parse(file: &str, text: &str) -> Result<serde_json::Value> {
@@ -376,7 +428,7 @@ fn clip_mean() -> [f32; 3] {
 }
 
 fn clip_std() -> [f32; 3] {
-    [0.268_629_54, 0.261_302_58, 0.275_777_11]
+    [0.268_629_54, 0.261_302_6, 0.275_777_1] // in f32 the published 0.26130258 and 0.27577711
 }
 
 #[cfg(test)]
@@ -408,5 +460,35 @@ mod tests {
         model["region"]["colour"] = 1.into();
         let error = Config::from_json(&model.to_string(), &tower.to_string(), None).unwrap_err().to_string();
         assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn variants_of_llama_that_are_not_implemented_are_refused() {
+        for (field, value) in [
+            ("hidden_act", serde_json::json!("gelu")),
+            ("num_key_value_heads", serde_json::json!(2)),
+            ("rope_scaling", serde_json::json!({"type": "linear", "factor": 2.0})),
+            ("tie_word_embeddings", serde_json::json!(true)),
+        ] {
+            let (mut model, tower) = (Config::nano(600).to_json(), Config::nano(600).tower_to_json());
+            model[field] = value.clone();
+            let error = Config::from_json(&model.to_string(), &tower.to_string(), None).unwrap_err().to_string();
+            assert!(error.contains(field) && error.contains(&value.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_dimension_can_overflow_or_exhaust_memory() {
+        let given = Config::nano(600).to_json();
+        let tower = Config::nano(600).tower_to_json().to_string();
+        for field in ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"]
+        {
+            for value in [0u64, 1 << 40, u64::MAX] {
+                let mut model = given.clone();
+                model[field] = value.into();
+                let error = Config::from_json(&model.to_string(), &tower, None).unwrap_err().to_string();
+                assert!(error.contains(field) && error.contains(&value.to_string()), "{error}");
+            }
+        }
     }
 }

@@ -295,3 +295,112 @@ fn report(config: &Config, model: &Checkpoint, tower: &Checkpoint) -> Result<Loa
     let tower = tower.report(&of_tower.asked(), |name| is_leftover_of_tower(name, depth));
     Ok(model.report(&of_model.asked(), is_leftover_of_model).and(tower))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// One of the models that `reference/make_golden.py` makes.
+    const GOLDEN: EmbeddedModel = EmbeddedModel {
+        config: include_str!("../tests/golden/openclip/config.json"),
+        model: include_bytes!("../tests/golden/openclip/model.safetensors"),
+        tokenizer: include_bytes!("../tests/golden/openclip/tokenizer.model"),
+        added_tokens: include_str!("../tests/golden/openclip/added_tokens.json"),
+        tower_config: include_str!("../tests/golden/openclip/vision_tower/config.json"),
+        preprocessor_config: Some(include_str!("../tests/golden/openclip/vision_tower/preprocessor_config.json")),
+        tower: include_bytes!("../tests/golden/openclip/vision_tower/model.safetensors"),
+    };
+
+    /// The same model on disk, with another `config.json`.
+    fn directory(config: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).unwrap();
+        fs::create_dir(directory.path().join("vision_tower")).unwrap();
+        write("config.json", config.as_bytes());
+        write("model.safetensors", GOLDEN.model);
+        write("tokenizer.model", GOLDEN.tokenizer);
+        write("added_tokens.json", GOLDEN.added_tokens.as_bytes());
+        write("vision_tower/config.json", GOLDEN.tower_config.as_bytes());
+        write("vision_tower/model.safetensors", GOLDEN.tower);
+        directory
+    }
+
+    fn error_of(directory: &Path) -> String {
+        Gpt4Roi::open(directory, &Device::Cpu).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_model_in_memory_is_the_one_on_disk() {
+        let pixels = Tensor::rand(-1f32, 1., (1, 3, 35, 35), &Device::Cpu).unwrap();
+        let tokens = |model: Gpt4Roi| {
+            let features = model.network.encode_image(&pixels).unwrap();
+            features.image_tokens.to_vec2::<f32>().unwrap()
+        };
+        let on_disk = directory(GOLDEN.config);
+        let on_disk = tokens(Gpt4Roi::open(on_disk.path(), &Device::Cpu).unwrap());
+        let files = ModelFiles::Embedded(GOLDEN);
+        assert_eq!(on_disk, tokens(Gpt4Roi::from_files(&files, &Device::Cpu).unwrap()));
+    }
+
+    #[test]
+    fn a_tower_named_as_on_a_hub_lies_beside() {
+        let config = GOLDEN.config.replace("\"vision_tower\"", "\"openai/clip-vit-large-patch14\"");
+        let directory = directory(&config);
+        assert!(Gpt4Roi::open(directory.path(), &Device::Cpu).is_ok());
+        fs::rename(directory.path().join("vision_tower"), directory.path().join("tower")).unwrap();
+        let error = error_of(directory.path());
+        for part in ["mm_vision_tower", "openai/clip-vit-large-patch14", "download the vision tower"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_that_do_not_fit_together_are_refused() {
+        for (from, to, expected) in [
+            ("\"vocab_size\": 806", "\"vocab_size\": 805", "\"vocab_size\": expected 806"),
+            ("\"vocab_size\": 806", "\"vocab_size\": 870", "got 870"),
+            ("\"vocab_size\": 806", "\"vocab_size\": 808", "`lm_head.weight` expected [808, 16], got [806, 16]"),
+            (
+                "\"num_hidden_layers\": 3",
+                "\"num_hidden_layers\": 4",
+                "9 missing: `model.layers.3.input_layernorm.weight`",
+            ),
+            ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2", "unknown: `model.layers.2."),
+            (
+                "\"pos_hidden\": 10",
+                "\"pos_hidden\": 11",
+                "of another shape: `model.spi_module.roi_align.pos_embedd.0.bias`",
+            ),
+        ] {
+            let config = GOLDEN.config.replace(from, to);
+            assert_ne!(config, GOLDEN.config);
+            let error = error_of(directory(&config).path());
+            assert!(error.contains(expected), "{error}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        for name in ["config.json", "tokenizer.model", "added_tokens.json", "model.safetensors"] {
+            let directory = directory(GOLDEN.config);
+            fs::remove_file(directory.path().join(name)).unwrap();
+            let error = error_of(directory.path());
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_report_lists_what_is_left_aside() {
+        let report = ModelFiles::Embedded(GOLDEN).report().unwrap().strict().unwrap();
+        let ignored = [
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.layers.1.self_attn.rotary_emb.inv_freq",
+            "model.layers.2.self_attn.rotary_emb.inv_freq",
+            "vision_model.post_layernorm.bias",
+            "vision_model.post_layernorm.weight",
+        ];
+        assert_eq!(report.ignored, ignored);
+    }
+}

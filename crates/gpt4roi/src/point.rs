@@ -21,6 +21,7 @@ use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
     bbox::{BBox, BoxError, Point},
+    config::RegionConfig,
     error::Result,
     model::ImageFeatures,
 };
@@ -40,6 +41,13 @@ pub enum PointBox {
 impl Default for PointBox {
     fn default() -> Self {
         Self::Grown(Growth::default())
+    }
+}
+
+impl PointBox {
+    /// As a model's training did it.
+    pub fn of(config: &RegionConfig) -> Self {
+        config.point_reach.map_or_else(Self::default, |reach| Self::Around { reach })
     }
 }
 

@@ -561,6 +561,15 @@ mod tests {
     }
 
     #[test]
+    fn the_embedded_vocabulary_learns_what_it_will_write() {
+        let model = include_bytes!("../../../models/nano/tokenizer.model");
+        let nano = Tokenizer::from_bytes(model, include_str!("../../../models/nano/added_tokens.json")).unwrap();
+        assert!(answers_continue_open_turns(&nano));
+        // The small one has `▁Assistant`, as LLaMA's has `▁Ass`.
+        assert!(!answers_continue_open_turns(&small()));
+    }
+
+    #[test]
     fn without_an_answer_nothing_is_learnt() {
         let encoded = encode(&[asked(&[text("Hello?")])], &small(), PATCHES, TextMode::Literal).unwrap();
         assert!(!encoded.targets.contains(&true));

@@ -94,10 +94,9 @@ impl SentencePiece {
         self.pieces.get(id as usize).map(|piece| &*piece.text)
     }
 
-    /// The id of a piece of any kind.
-    pub(crate) fn id(&self, text: &str) -> Option<u32> {
-        let index = self.pieces.iter().position(|piece| &*piece.text == text)?;
-        Some(index as u32)
+    /// Id of the piece that stands for what no piece covers.
+    pub(crate) fn unknown(&self) -> u32 {
+        self.unknown
     }
 
     /// What a piece is for.

@@ -595,3 +595,192 @@ fn unreadable(file: &Path) -> impl FnOnce(io::Error) -> WeightsError {
 fn corrupt(file: &Path) -> impl Fn(String) -> WeightsError {
     move |what| WeightsError::Corrupt { file: file.to_owned(), what }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A safetensors file: header as given, then so many bytes of data.
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend((0..data).map(|index| index as u8));
+        bytes
+    }
+
+    const PAIR: &str = r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},
+        "b":{"dtype":"BF16","shape":[3],"data_offsets":[8,14]},"__metadata__":{"format":"pt"}}"#;
+
+    fn open(bytes: Vec<u8>) -> WeightsResult<Checkpoint> {
+        Checkpoint::from_bytes("some.safetensors", bytes, &Device::Cpu)
+    }
+
+    fn values(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Vec<f32> {
+        checkpoint.tensor(name, shape).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn every_kind_of_float_becomes_f32() {
+        let header = r#"{"f32":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+            "f16":{"dtype":"F16","shape":[2],"data_offsets":[8,12]},
+            "bf16":{"dtype":"BF16","shape":[1,2],"data_offsets":[12,16]},
+            "i64":{"dtype":"I64","shape":[],"data_offsets":[16,24]},
+            "none":{"dtype":"F32","shape":[0,7],"data_offsets":[24,24]}}"#;
+        let mut bytes = file(header, 0);
+        bytes.extend([1.5f32, -2.0].iter().flat_map(|value| value.to_le_bytes()));
+        bytes.extend([0x00, 0x3e, 0x00, 0xc0]); // 1.5 and -2 in half precision
+        bytes.extend([0xc0, 0x3f, 0x00, 0xc0]); // and in bfloat16
+        bytes.extend(7i64.to_le_bytes());
+        let checkpoint = open(bytes).unwrap();
+        for (name, shape) in [("f32", [2].as_slice()), ("f16", &[2]), ("bf16", &[1, 2])] {
+            assert_eq!(values(&checkpoint, name, shape), [1.5, -2.0], "{name}");
+        }
+        assert_eq!(values(&checkpoint, "none", &[0, 7]), [0f32; 0]);
+        let error = checkpoint.tensor("i64", &[]).unwrap_err().to_string();
+        assert_eq!(error, "tensor `i64` in some.safetensors holds I64, expected F16, BF16 or F32");
+        let error = checkpoint.tensor("f16", &[2, 1]).unwrap_err().to_string();
+        assert_eq!(error, "tensor `f16` has shape [2], expected [2, 1]");
+        let error = checkpoint.tensor("f64", &[1]).unwrap_err().to_string();
+        assert_eq!(error, "tensor `f64` is missing (expected shape [1])");
+    }
+
+    #[test]
+    fn long_tensors_are_read_whole() {
+        let count = 3 * (1 << 16) + 5; // several pieces, the last one short
+        let header = format!(r#"{{"x":{{"dtype":"F16","shape":[{count}],"data_offsets":[0,{}]}}}}"#, 2 * count);
+        let mut bytes = file(&header, 0);
+        bytes.extend((0..count).flat_map(|index| f16::from_f32((index % 2048) as f32).to_le_bytes()));
+        let expected: Vec<f32> = (0..count).map(|index| (index % 2048) as f32).collect();
+        assert_eq!(values(&open(bytes).unwrap(), "x", &[count]), expected);
+    }
+
+    #[test]
+    fn damaged_headers_are_refused() {
+        let entry = |fields: &str| format!(r#"{{"a":{{{fields}}}}}"#);
+        for (bytes, expected) in [
+            (vec![1, 2, 3], "3 bytes are too short"),
+            (u64::MAX.to_le_bytes().to_vec(), "a header of 18446744073709551615 bytes in a file of 8"),
+            (file(PAIR, 14)[..100].to_vec(), "bytes in a file of 100"),
+            (file("nonsense", 0), "header: expected ident"),
+            (file("[]", 0), "expected tensors by name"),
+            (file(PAIR, 13), "tensor `b` claims bytes 8..14, expected them to begin at 8 and to end within 13"),
+            (file(PAIR, 15), "1 bytes behind the last tensor"),
+            (file(&PAIR.replace("[8,14]", "[7,13]"), 14), "tensor `b` claims bytes 7..13, expected them to begin at 8"),
+            (file(&PAIR.replace("[8,14]", "[9,15]"), 15), "tensor `b` claims bytes 9..15"),
+            (file(&PAIR.replace("\"b\"", "\"a\""), 14), "`a` stands there twice"),
+            (file(&entry(r#""dtype":"F32","shape":[2],"data_offsets":[0,7]"#), 7), "of F32 [2] claims 7 bytes"),
+            (file(&entry(r#""dtype":"F32","shape":[2],"data_offsets":[8,0]"#), 8), "tensor `a` claims bytes 8..0"),
+            (file(&entry(r#""dtype":"F3","shape":[2],"data_offsets":[0,8]"#), 8), "unknown variant `F3`"),
+            (file(&entry(r#""dtype":"F32","shape":[-2],"data_offsets":[0,8]"#), 8), "invalid value: integer `-2`"),
+            (
+                file(&entry(r#""dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,8]"#), 8),
+                "claims 8 bytes",
+            ),
+        ] {
+            let error = open(bytes).unwrap_err().to_string();
+            assert!(error.starts_with("some.safetensors: ") && error.contains(expected), "{error}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_directory_may_hold_shards() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).unwrap();
+        let open = || Checkpoint::open(directory.path(), &Device::Cpu);
+        let error_of = || open().unwrap_err().to_string();
+        assert!(error_of().contains("no weights; expected one of model.safetensors, "), "{}", error_of());
+
+        let one = r#"{"c":{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}"#;
+        write("one.safetensors", &file(one, 2));
+        write("two.safetensors", &file(PAIR, 14));
+        let index =
+            r#"{"metadata":{},"weight_map":{"a":"two.safetensors","b":"two.safetensors","c":"one.safetensors"}}"#;
+        write("model.safetensors.index.json", index.as_bytes());
+        let names: Vec<_> = open().unwrap().tensors().map(|(name, ..)| name.to_owned()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+
+        for (index, expected) in [
+            (index.replace("\"a\"", "\"d\""), "tensor `d` is not in two.safetensors"),
+            (index.replace("one.safetensors", "gone.safetensors"), "gone.safetensors"),
+            (index.replace("one.safetensors", "../one.safetensors"), "shard \"../one.safetensors\" is not a file name"),
+            ("{}".to_owned(), "missing field `weight_map`"),
+        ] {
+            write("model.safetensors.index.json", index.as_bytes());
+            assert!(error_of().contains(expected), "{}", error_of());
+        }
+        write("model.safetensors.index.json", index.as_bytes());
+        write("one.safetensors", &file(&one.replace("\"c\"", "\"a\""), 2));
+        assert!(error_of().contains("tensor `a` stands in"), "{}", error_of());
+    }
+
+    #[test]
+    fn the_report_tells_what_became_of_every_tensor() {
+        let checkpoint = open(file(PAIR, 14)).unwrap();
+        let asked = |names: &[(&str, &[usize])]| -> BTreeMap<String, Vec<usize>> {
+            names.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect()
+        };
+        let report = checkpoint.report(&asked(&[("a", &[2, 1]), ("b", &[3])]), |_| false);
+        assert_eq!(report.clone().strict().unwrap().loaded, ["a", "b"]);
+        assert_eq!(report.to_string(), "2 tensors loaded, 0 left aside");
+        assert!(checkpoint.report(&asked(&[("a", &[2, 1])]), |name| name == "b").strict().is_ok());
+
+        let wrong = checkpoint.report(&asked(&[("a", &[1, 2]), ("c", &[4]), ("d", &[])]), |_| false);
+        assert_eq!(
+            wrong.strict().unwrap_err().to_string(),
+            "the checkpoint does not fit its configuration: 0 tensors loaded, 0 left aside; 2 missing: `c` [4], `d` []; \
+             1 of another shape: `a` expected [1, 2], got [2, 1]; 1 unknown: `b`"
+        );
+        let many = LoadReport { unused: (0..7).map(|index| index.to_string()).collect(), ..LoadReport::default() };
+        assert!(many.to_string().ends_with("7 unknown: `0`, `1`, `2`, `3`, `4` and 2 more"), "{many}");
+    }
+
+    #[test]
+    fn leftovers_of_published_files_are_known() {
+        assert!(is_leftover_of_model("model.layers.3.self_attn.rotary_emb.inv_freq"));
+        assert!(!is_leftover_of_model("model.layers.3.self_attn.q_proj.weight"));
+        for (name, expected) in [
+            ("vision_model.encoder.layers.23.mlp.fc1.bias", true),
+            ("vision_model.encoder.layers.22.mlp.fc1.bias", false),
+            ("vision_model.embeddings.position_ids", true),
+            ("vision_model.post_layernorm.weight", true),
+            ("vision_model.pre_layrnorm.weight", false),
+            ("text_model.final_layer_norm.weight", true),
+            ("visual_projection.weight", true),
+            ("text_projection.weight", true),
+            ("logit_scale", true),
+            ("vision_model.head.weight", false),
+        ] {
+            assert_eq!(is_leftover_of_tower(name, 23), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_census_takes_no_memory() {
+        let census = Arc::new(Census::default());
+        let huge = Weights::new(census.clone()).at("model").get("weight", &[1 << 20, 1 << 20]).unwrap();
+        assert_eq!(huge.dims(), [1 << 20, 1 << 20]);
+        assert_eq!(
+            census.asked().into_iter().collect::<Vec<_>>(),
+            [("model.weight".to_owned(), vec![1 << 20, 1 << 20])]
+        );
+    }
+
+    proptest! {
+        /// A damaged file is an error, or yields tensors that can be read.
+        #[test]
+        fn any_damage_ends_in_a_result(at in 0..file(PAIR, 14).len(), byte in any::<u8>(), cut in 0usize..300) {
+            let mut bytes = file(PAIR, 14);
+            bytes[at] = byte;
+            bytes.truncate(bytes.len().min(cut));
+            if let Ok(checkpoint) = open(bytes) {
+                for (name, entry, _) in checkpoint.tensors() {
+                    let _ = checkpoint.tensor(name, &entry.shape);
+                }
+            }
+        }
+    }
+}

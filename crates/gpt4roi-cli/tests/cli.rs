@@ -1,0 +1,441 @@
+//! The program as a user runs it, with a model of random weights: what it answers means nothing, but
+//! everything on the way to the answer is real.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command as StdCommand, Stdio},
+    sync::Arc,
+};
+
+use assert_cmd::Command;
+use candle_core::{Device, Tensor};
+use gpt4roi::{
+    Config, Network,
+    tokenizer::Tokenizer,
+    weights::{Census, Weights},
+};
+use predicates::{prelude::*, str::contains};
+use tempfile::TempDir;
+
+const TOKENIZER: &[u8] = include_bytes!("../../gpt4roi/tests/data/tokenizer.model");
+const ADDED_TOKENS: &str = include_str!("../../gpt4roi/tests/data/added_tokens.json");
+
+/// A directory with a model in `model` and a picture of 80 × 60 pixels in `scene.png`.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        write_model(&place.path("model"));
+        let color = |x, y| image::Rgb([(3 * x) as u8, (4 * y) as u8, (x * y) as u8]);
+        image::RgbImage::from_fn(80, 60, color).save(place.path("scene.png")).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The program in this directory, knowing nothing of the caller's settings.
+    fn gpt4roi(&self, arguments: &[&str]) -> Command {
+        let mut command = bare();
+        command.current_dir(self.0.path()).args(arguments);
+        command
+    }
+
+    /// The same with the model and few tokens.
+    fn with_model(&self, arguments: &[&str]) -> Command {
+        let mut command = self.gpt4roi(arguments);
+        command.args(["--model", "model", "--max-new-tokens", "5"]);
+        command
+    }
+
+    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = self.with_model(arguments).arg("--json").assert().success().get_output().clone();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "nothing but the object is said");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+fn bare() -> Command {
+    let mut command = Command::cargo_bin("gpt4roi").unwrap();
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("GPT4ROI_") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// The published layout with the architecture in miniature.
+fn write_model(directory: &Path) {
+    let tower = directory.join("vision_tower");
+    fs::create_dir_all(&tower).unwrap();
+    let config = tiny_config();
+    fs::write(directory.join("config.json"), config.to_json().to_string()).unwrap();
+    fs::write(tower.join("config.json"), config.tower_to_json().to_string()).unwrap();
+    fs::write(directory.join("tokenizer.model"), TOKENIZER).unwrap();
+    fs::write(directory.join("added_tokens.json"), ADDED_TOKENS).unwrap();
+    let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
+    Network::load(&config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone())).unwrap();
+    for (census, file) in [(of_model, directory.join("model.safetensors")), (of_tower, tower.join("model.safetensors"))]
+    {
+        let noisy = |(name, shape): (String, Vec<usize>)| (name.clone(), noise(&name, &shape));
+        let tensors: HashMap<String, Tensor> = census.asked().into_iter().map(noisy).collect();
+        candle_core::safetensors::save(&tensors, file).unwrap();
+    }
+}
+
+fn tiny_config() -> Config {
+    let vocabulary = Tokenizer::from_bytes(TOKENIZER, ADDED_TOKENS).unwrap().vocab_size();
+    let mut config = Config::nano(vocabulary);
+    (config.llama.hidden_size, config.llama.intermediate_size, config.llama.num_hidden_layers) = (32, 48, 2);
+    (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (16, 32, 56);
+    (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (8, 2, 1);
+    (config.region.roi_size, config.region.pos_hidden) = (4, 8);
+    config
+}
+
+/// Numbers in −0.5..0.5 that look random and depend on the name only.
+fn noise(name: &str, shape: &[usize]) -> Tensor {
+    let mut state = name.bytes().fold(1u64, |state, byte| state.wrapping_mul(31).wrapping_add(byte.into()));
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn help_names_every_command_and_the_exit_codes() {
+    let commands = ["ask", "describe", "chat", "train", "eval", "scenes", "inspect", "trace", "completions"];
+    let help = bare().arg("--help").assert().success().get_output().stdout.clone();
+    let help = String::from_utf8(help).unwrap();
+    for expected in commands.into_iter().chain(["Exit codes:", "Examples:", "GPT4ROI_"]) {
+        assert!(help.contains(expected), "{expected}:\n{help}");
+    }
+    for command in commands {
+        bare().args([command, "--help"]).assert().success().stdout(contains("Usage: gpt4roi"));
+    }
+    bare().assert().code(2).stderr(contains("Usage: gpt4roi"));
+    bare().arg("frobnicate").assert().code(2);
+}
+
+#[test]
+fn ask_prints_the_answer_and_nothing_else() {
+    let place = Place::new();
+    let region = ["ask", "scene.png", "What is <region1>?", "--region", "8,6,40,30"];
+    let answer = place.with_model(&region).assert().success().get_output().clone();
+    let text = String::from_utf8(answer.stdout).unwrap();
+    assert!(text.ends_with('\n') && text.trim().len() > 1, "{text:?}");
+    let report = place.json(&region);
+    assert_eq!(report["answer"], text.trim_end_matches('\n'));
+    assert_eq!(report["question"], "What is <region1>?");
+    assert_eq!(report["regions"], serde_json::json!([{"id": 1, "box": [8.0, 6.0, 40.0, 30.0], "origin": "given"}]));
+    assert_eq!(report["tokens"]["generated"], 5);
+    assert_eq!(report["finish"], "length");
+    assert_eq!(report["image"]["width"], 80);
+    for timing in ["load_seconds", "encode_seconds", "answer_seconds", "total_seconds"] {
+        assert!(report["timings"][timing].as_f64().is_some_and(|seconds| seconds > 0.0), "{timing}: {report}");
+    }
+}
+
+#[test]
+fn every_unit_of_coordinates_asks_the_same() {
+    let place = Place::new();
+    let ask = |region, coords| {
+        let report = place.json(&["ask", "scene.png", "What is <region1>?", "--region", region, "--coords", coords]);
+        (report["answer"].clone(), report["regions"].clone(), report["mean_log_probability"].clone())
+    };
+    let pixels = ask("8,6,40,30", "pixel");
+    assert_eq!(ask("0.1,0.1,0.5,0.5", "norm"), pixels);
+    assert_eq!(ask("100,100,500,500", "norm1000"), pixels);
+}
+
+#[test]
+fn coordinates_in_the_question_are_reported_in_pixels() {
+    let place = Place::new();
+    let question = "Is [0.1, 0.1, 0.5, 0.5] at (60, 30)?";
+    place
+        .with_model(&["ask", "scene.png", question])
+        .assert()
+        .success()
+        .stderr(contains("note: region1 is the box 8,6,40,30 (pixels)").and(contains("note: region2 is the box")));
+    let report = place.json(&["ask", "scene.png", question]);
+    assert_eq!(report["question"], "Is <region1> at <region2>?");
+    assert_eq!(report["regions"][0]["origin"], "coordinates");
+    assert_eq!(report["regions"][1]["origin"], "point");
+    place.with_model(&["ask", "scene.png", question, "--quiet"]).assert().success().stderr("");
+}
+
+#[test]
+fn what_can_not_be_is_refused_with_a_word_of_advice() {
+    struct Case {
+        arguments: &'static [&'static str],
+        code: i32,
+        says: &'static [&'static str],
+    }
+    let cases = [
+        Case {
+            arguments: &["ask", "scene.png", "What is this?", "--region", "8,6,40,30"],
+            code: 2,
+            says: &["error: the question does not mention <region1>", "hint: write for example"],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What is <region2>?", "--region", "8,6,40,30"],
+            code: 2,
+            says: &["<region2> is not declared", "hint: regions are declared with --region"],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What is <region1>?", "--region", "8,6,90,30"],
+            code: 2,
+            says: &["error: region `8,6,90,30`: x2: expected 0 to 80 (pixels), got 90", "hint: the picture is 80×60"],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What is <region1>?", "--region", "0.1,0.1,0.5,0.5"],
+            code: 2,
+            says: &["error: region `0.1,0.1,0.5,0.5`", "hint: --coords norm"],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What is <region1>?", "--region", "left"],
+            code: 2,
+            says: &["error: region `left`: expected four numbers", "hint: for example"],
+        },
+        Case { arguments: &["ask", "scene.png", " "], code: 2, says: &["error: round 1: expected a question"] },
+        Case { arguments: &["ask", "absent.png", "What?"], code: 1, says: &["error: absent.png: "] },
+        Case { arguments: &["ask", "model/config.json", "What?"], code: 1, says: &["error: model/config.json: "] },
+        Case {
+            arguments: &["ask", "scene.png", "What?", "--max-pixels", "4799"],
+            code: 1,
+            says: &["at most 4799 pixels, got 80×60", "hint: allow more with --max-pixels"],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What?", "--temperature", "-1"],
+            code: 2,
+            says: &["error: sampling: temperature must be", "got -1"],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What?", "--device", "abacus"],
+            code: 2,
+            says: &["error: --device: expected cpu"],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What?", "--device", "cuda:9"],
+            code: 1,
+            says: &["error: --device cuda:9: no such device", "hint: --device cpu"],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What?", "--annotate", "marked.gif"],
+            code: 2,
+            says: &["ends in .png, .jpg or .webp"],
+        },
+        Case { arguments: &["describe", "scene.png", "--coords", "furlong"], code: 2, says: &["pixel", "norm1000"] },
+    ];
+    let place = Place::new();
+    for Case { arguments, code, says } in cases {
+        let output = place.with_model(arguments).assert().code(code).stdout("").get_output().stderr.clone();
+        let output = String::from_utf8(output).unwrap();
+        for expected in says {
+            assert!(output.contains(expected), "{arguments:?} should say {expected:?}:\n{output}");
+        }
+    }
+}
+
+#[test]
+fn a_question_too_long_is_refused_and_not_cut() {
+    let place = Place::new();
+    let long = "what is this ".repeat(2000);
+    place
+        .with_model(&["ask", "scene.png", &long])
+        .assert()
+        .code(2)
+        .stderr(contains("expected at most 2048").and(contains("hint: shorten the question")));
+}
+
+#[test]
+fn a_model_directory_that_is_none_is_named() {
+    let place = Place::new();
+    place
+        .gpt4roi(&["ask", "scene.png", "What?", "--model", "nowhere"])
+        .assert()
+        .code(1)
+        .stderr(contains("error: nowhere is not a directory").and(contains("hint: --model takes")));
+    fs::remove_file(place.path("model/tokenizer.model")).unwrap();
+    place.with_model(&["ask", "scene.png", "What?"]).assert().code(1).stderr(contains("tokenizer.model"));
+}
+
+#[test]
+fn annotate_writes_a_marked_copy() {
+    let place = Place::new();
+    let boxes = ["--region", "8,20,40,50", "--region", "50,20,70,50"];
+    place.with_model(&["describe", "scene.png", "--annotate", "marked.png"]).args(boxes).assert().success();
+    let (original, marked) = (
+        image::open(place.path("scene.png")).unwrap().to_rgb8(),
+        image::open(place.path("marked.png")).unwrap().to_rgb8(),
+    );
+    assert_eq!(marked.dimensions(), original.dimensions());
+    assert_ne!(marked.get_pixel(8, 30), marked.get_pixel(50, 30), "each region has a colour of its own");
+    assert_ne!(marked.get_pixel(8, 30), original.get_pixel(8, 30));
+    assert_eq!(marked.get_pixel(24, 35), original.get_pixel(24, 35));
+}
+
+#[test]
+fn describe_gives_each_region_a_line() {
+    let place = Place::new();
+    let boxes = ["--region", "8,20,40,50", "--region", "50,20,70,50"];
+    let output =
+        place.with_model(&["describe", "scene.png"]).args(boxes).assert().success().get_output().stdout.clone();
+    let output = String::from_utf8(output).unwrap();
+    assert!(output.starts_with("region1: ") && output.contains("\nregion2: "), "{output}");
+
+    let arguments: Vec<_> = ["describe", "scene.png", "--detail", "full"].into_iter().chain(boxes).collect();
+    let report = place.json(&arguments);
+    assert_eq!(report["descriptions"].as_array().unwrap().len(), 2);
+    assert_eq!(report["descriptions"][1]["region"]["box"], serde_json::json!([50.0, 20.0, 70.0, 50.0]));
+    let whole = place.json(&["describe", "scene.png"]);
+    assert_eq!(whole["descriptions"][0]["region"], serde_json::Value::Null);
+}
+
+#[test]
+fn chat_reads_commands_and_questions_from_a_pipe() {
+    let place = Place::new();
+    let lines = "/region 8,6,40,30\n\nWhat is <region1>?\nIs region 1 at (0.5, 0.5)?\n/regions\n/undo\n/regions\n/save chat.json\n/save marked.png\n/quit\nnever read\n";
+    let output = place.with_model(&["chat", "scene.png"]).write_stdin(lines).assert().success().get_output().clone();
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(notes.contains("<region1> declared"), "{notes}");
+    assert!(notes.contains("<region1> 8,6,40,30 (pixels)\n<region2> "), "{notes}");
+    assert!(notes.contains("taken back: Is <region1> at <region2>?\n<region1> 8,6,40,30 (pixels)\nsaved"), "{notes}");
+    let saved: serde_json::Value = serde_json::from_slice(&fs::read(place.path("chat.json")).unwrap()).unwrap();
+    assert_eq!(saved["rounds"].as_array().unwrap().len(), 1);
+    assert_eq!(saved["rounds"][0]["question"], "What is <region1>?");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.starts_with(saved["rounds"][0]["answer"].as_str().unwrap()), "{said}");
+    assert!(place.path("marked.png").is_file());
+}
+
+#[test]
+fn chat_goes_on_after_a_bad_line_and_tells_in_the_end() {
+    let place = Place::new();
+    place
+        .with_model(&["chat", "scene.png"])
+        .write_stdin("What is <region3>?\n/dance\nWhat is in the picture?\n")
+        .assert()
+        .code(1)
+        .stdout(predicate::str::is_empty().not())
+        .stderr(
+            contains("error: line 1: character 9: <region3> is not declared")
+                .and(contains("error: line 2: there is no command /dance\nhint: /help lists the commands"))
+                .and(contains("error: 2 lines failed")),
+        );
+}
+
+#[test]
+fn draws_repeat_with_their_seed() {
+    let place = Place::new();
+    let ask = |seed| {
+        let arguments = ["ask", "scene.png", "What?", "--temperature", "9", "--top-k", "0", "--seed", seed];
+        place.json(&arguments)["answer"].clone()
+    };
+    assert_eq!(ask("7"), ask("7"));
+    assert_ne!(ask("7"), ask("8"));
+}
+
+#[test]
+fn flags_can_stand_in_the_environment() {
+    let place = Place::new();
+    let mut command = place.gpt4roi(&["ask", "scene.png", "Is <region1> left of <region2>?"]);
+    command.env("GPT4ROI_MODEL", "model").env("GPT4ROI_REGION", "100,100,500,500;500,500,900,900");
+    command.env("GPT4ROI_COORDS", "norm1000").env("GPT4ROI_MAX_NEW_TOKENS", "3").env("GPT4ROI_JSON", "1");
+    let output = command.assert().success().get_output().stdout.clone();
+    let report: serde_json::Value = serde_json::from_slice(&output).unwrap();
+    assert_eq!(report["tokens"]["generated"], 3);
+    assert_eq!(report["regions"][1]["box"], serde_json::json!([40.0, 30.0, 72.0, 54.0]));
+    command.env("GPT4ROI_JSON", "0").assert().success().stdout(predicate::str::starts_with("{").not());
+}
+
+#[test]
+fn inspect_compares_a_checkpoint_with_its_configuration() {
+    let place = Place::new();
+    place
+        .gpt4roi(&["inspect", "--model", "model"])
+        .assert()
+        .success()
+        .stdout(contains("model.mm_projector.weight").and(contains("0 unused, 0 missing, 0 of a wrong shape")));
+
+    let file = place.path("model/model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    tensors.remove("model.norm.weight").unwrap();
+    tensors.insert("model.extra".into(), noise("extra", &[2, 3]));
+    tensors.insert("model.mm_projector.bias".into(), noise("bias", &[31]));
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let output = place.gpt4roi(&["inspect", "--model", "model", "--json"]).assert().code(1).get_output().stdout.clone();
+    let report: serde_json::Value = serde_json::from_slice(&output).unwrap();
+    assert_eq!(report["missing"], serde_json::json!({"model.norm.weight": [32]}));
+    assert_eq!(report["unused"], serde_json::json!(["model.extra"]));
+    assert_eq!(report["wrong_shape"], serde_json::json!({"model.mm_projector.bias": {"expected": [32], "got": [31]}}));
+    place.with_model(&["ask", "scene.png", "What?"]).assert().code(1).stderr(contains("hint: `gpt4roi inspect"));
+}
+
+#[test]
+fn inspect_shows_a_prompt_token_by_token() {
+    let place = Place::new();
+    let prompt = ["inspect", "prompt", "What is <region1>?", "--regions", "1", "--model", "model"];
+    place
+        .gpt4roi(&prompt)
+        .assert()
+        .success()
+        .stdout(contains("×16, replaced by the picture's patches").and(contains("replaced by <region1>'s vector")));
+    let output =
+        place.gpt4roi(&prompt).args(["--answer", "a car", "--json"]).assert().success().get_output().stdout.clone();
+    let report: serde_json::Value = serde_json::from_slice(&output).unwrap();
+    let tokens = report["tokens"].as_array().unwrap();
+    assert_eq!(tokens[0]["piece"], "<s>");
+    let place_of_region = report["regions"][0]["position"].as_u64().unwrap() as usize;
+    assert_eq!(tokens[place_of_region]["piece"], "<bbox>");
+    assert!(tokens.iter().any(|token| token["learned"] == true));
+}
+
+#[test]
+fn scenes_are_written_with_annotations_and_questions() {
+    let place = Place::new();
+    place
+        .gpt4roi(&["scenes", "--seed", "3", "--count", "2", "--out", "scenes"])
+        .assert()
+        .success()
+        .stdout("")
+        .stderr(contains("2 scenes with"));
+    let annotations: serde_json::Value =
+        serde_json::from_slice(&fs::read(place.path("scenes/annotations.json")).unwrap()).unwrap();
+    assert_eq!(annotations["images"].as_array().unwrap().len(), 2);
+    assert!(place.path("scenes/images/000001.png").is_file());
+    assert!(fs::read_to_string(place.path("scenes/questions.jsonl")).unwrap().lines().count() > 2);
+    place.gpt4roi(&["scenes", "--kinds", "0", "--out", "none"]).assert().code(1).stderr(contains("error: "));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    for arguments in [&["completions", "bash"][..], &["--help"]] {
+        let program = assert_cmd::cargo::cargo_bin("gpt4roi");
+        let mut child =
+            StdCommand::new(program).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+    }
+}
+
+#[test]
+fn completions_for_every_shell_know_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        bare()
+            .args(["completions", shell])
+            .assert()
+            .success()
+            .stdout(contains("describe").and(contains("max-new-tokens")));
+    }
+}
