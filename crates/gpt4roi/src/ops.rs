@@ -558,7 +558,7 @@ impl Conv3x3 {
         let grad_x = match x.track_op() {
             true => {
                 let mut out = fresh(x);
-                kernels::conv3x3_backward_input(&*values(weight)?, &grad, self.0, &mut out);
+                kernels::conv3x3_backward_input(&values(weight)?, &grad, self.0, &mut out);
                 Some(shaped(out, x)?)
             }
             false => None,
@@ -568,7 +568,7 @@ impl Conv3x3 {
             return Ok((grad_x, None, None));
         }
         let (mut grad_weight, mut grad_bias) = (fresh(weight), bias.map(fresh));
-        kernels::conv3x3_backward_weight(&*values(x)?, &grad, self.0, &mut grad_weight, grad_bias.as_deref_mut());
+        kernels::conv3x3_backward_weight(&values(x)?, &grad, self.0, &mut grad_weight, grad_bias.as_deref_mut());
         let grad_bias = bias.zip(grad_bias).map(|(bias, values)| shaped(values, bias)).transpose()?;
         Ok((grad_x, shaped_if_tracked(grad_weight, weight)?, grad_bias))
     }
