@@ -35,13 +35,10 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def bicubic(image: Image.Image) -> Image.Image:
-    """Columns first, then rows, each by itself: Pillow 13 turns the order round for pictures that get
-    much lower, while the versions that the published model knew never did."""
     short, long = sorted(image.size)
     long = int(SIDE * long / short)
     width, height = (SIDE, long) if image.width <= image.height else (long, SIDE)
-    narrow = image.resize((width, image.height), Image.Resampling.BICUBIC)
-    return narrow.resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def pixel_values(resized: Image.Image) -> np.ndarray:

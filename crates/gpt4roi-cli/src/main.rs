@@ -9,6 +9,7 @@ mod chat;
 mod completions;
 mod describe;
 mod eval;
+mod export;
 mod failure;
 mod inspect;
 mod options;
@@ -38,6 +39,7 @@ enum Command {
     Describe(describe::Args),
     Chat(chat::Args),
     Train(train::Args),
+    Export(export::Args),
     Eval(eval::Args),
     Scenes(scenes::Args),
     Inspect(inspect::Args),
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Describe(args) => describe::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Train(args) => train::run(args),
+        Command::Export(args) => export::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Scenes(args) => scenes::run(args),
         Command::Inspect(args) => inspect::run(args),

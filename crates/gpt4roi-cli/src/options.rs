@@ -9,6 +9,7 @@ use gpt4roi::{
     bbox::ImageSize,
     chat::AskOptions,
     model::ModelFiles,
+    nano::NANO,
     sampling::{Sampler, Sampling},
 };
 
@@ -50,7 +51,7 @@ impl ModelOptions {
             Some(directory) => Err(Refusal::failure(format!("{} is not a directory", directory.display()))
                 .hint("--model takes the directory that holds config.json, the weights and tokenizer.model")
                 .into()),
-            None => crate::session::embedded(),
+            None => Ok(ModelFiles::Embedded(NANO)),
         }
     }
 

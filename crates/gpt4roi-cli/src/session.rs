@@ -2,7 +2,7 @@
 
 use std::{io, path::Path, time::Instant};
 
-use gpt4roi::{Chat, Gpt4Roi, Image, chat::ResolvedRegion, model::ModelFiles};
+use gpt4roi::{Chat, Gpt4Roi, Image, chat::ResolvedRegion};
 use serde::Serialize;
 
 use crate::{
@@ -10,11 +10,6 @@ use crate::{
     failure::{Refusal, tell},
     options::{ModelOptions, OutputOptions, PictureOptions},
 };
-
-/// The files of the model inside this program.
-pub(crate) fn embedded() -> anyhow::Result<ModelFiles> {
-    Err(Refusal::failure("this build carries no model").hint("name a model directory with --model").into())
-}
 
 /// A model and a picture, both in memory.
 #[derive(Debug)]

@@ -25,6 +25,7 @@ pub mod kv_cache;
 pub mod llama;
 
 pub mod model;
+pub mod nano;
 
 pub mod generate;
 pub mod sampling;
