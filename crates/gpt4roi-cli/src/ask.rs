@@ -43,7 +43,8 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   gpt4roi ask scene.png 'What is <region1>?' --region 62,41,240,180
-  gpt4roi ask scene.png 'Is <region2> left of <region1>?' --region 62,41,240,180 --region 300,50,420,200
+  gpt4roi ask scene.png 'Is <region2> left of <region1>?' \\
+    --region 62,41,240,180 --region 300,50,420,200
   gpt4roi ask scene.png 'What is at (0.5, 0.6)?'
   gpt4roi ask scene.png 'What is <region1>?' --region 0.1,0.2,0.4,0.5 --coords norm --json";
 

@@ -30,7 +30,7 @@ Commands in a chat:
   /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1
   /regions             list the regions
   /undo                take back the last region or the last round
-  /save FILE           write the conversation (.json), or the picture with its regions (.png, .jpg, .webp)
+  /save FILE           write the conversation (.json) or the marked picture (.png, .jpg, .webp)
   /help                this list
   /quit                leave (so does the end of the input)"
     };

@@ -16,7 +16,11 @@ use gpt4roi::{
 };
 
 /// Run a case and write its intermediate tensors, to compare with another implementation
+///
+/// The case names a picture beside it, boxes, and a conversation; decoding is greedy. What is written has
+/// the names of the reference's recordings: pixels, hidden states, pyramid, regions, ids, logits, answers.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Model directory
     #[arg(long, env = "GPT4ROI_MODEL", value_name = "DIR")]
@@ -28,6 +32,10 @@ pub(crate) struct Args {
     #[arg(long, env = "GPT4ROI_OUT", value_name = "FILE")]
     out: PathBuf,
 }
+
+const EXAMPLES: &str = "\
+Example:
+  gpt4roi trace --model models/gpt4roi-7b --case cases/one/case.json --out trace.safetensors";
 
 /// Runs the subcommand.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
