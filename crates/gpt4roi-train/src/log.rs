@@ -85,3 +85,26 @@ fn line(record: &Record) -> String {
     line.push('\n');
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(step: u64) -> Record {
+        Record { step, loss: 1.0 / step as f64, ..Record::default() }
+    }
+
+    #[test]
+    fn a_log_goes_on_behind_the_checkpoint() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log.jsonl");
+        let mut log = Log::open(&path, 0).unwrap();
+        for step in 1..=5 {
+            log.append(record(step)).unwrap();
+        }
+        let mut log = Log::open(&path, 3).unwrap();
+        log.append(record(4)).unwrap();
+        assert_eq!(read(&path).unwrap(), [record(1), record(2), record(3), record(4)]);
+        assert_eq!(log.records(), read(&path).unwrap());
+    }
+}
