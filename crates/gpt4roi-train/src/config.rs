@@ -203,3 +203,54 @@ impl StageConfig {
         json
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configs() -> Vec<PathBuf> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/nano");
+        let mut paths: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        paths
+    }
+
+    #[test]
+    fn the_stages_of_the_repository_can_be_read() {
+        assert!(configs().len() >= 4);
+        for path in configs() {
+            StageConfig::open(&path).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
+    fn a_misspelt_field_is_refused_by_name() {
+        let path = configs().into_iter().find(|path| path.ends_with("0-tower.toml")).unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
+        for (right, wrong) in
+            [("\nbatch =", "\nbatches ="), ("background =", "backgroud ="), ("momentum =", "momentun =")]
+        {
+            let error = toml::from_str::<StageConfig>(&text.replace(right, wrong)).unwrap_err().to_string();
+            assert!(error.contains(wrong.trim_matches(['\n', ' ', '='])), "{error}");
+        }
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        let good = || crate::tiny::stage(crate::tiny::patches(), &["vision_model."]);
+        let cases: [(&str, fn(&mut StageConfig)); 5] = [
+            ("steps", |stage| stage.steps = 0),
+            ("batch", |stage| stage.batch = 0),
+            ("trainable", |stage| stage.trainable.clear()),
+            ("clip_norm", |stage| stage.clip_norm = f64::NAN),
+            ("checkpoint", |stage| stage.checkpoint.keep = 0),
+        ];
+        assert!(good().check().is_ok());
+        for (field, spoil) in cases {
+            let mut stage = good();
+            spoil(&mut stage);
+            let error = stage.check().unwrap_err();
+            assert!(matches!(&error, TrainError::Value { field: got, .. } if got == field), "{error}");
+        }
+    }
+}

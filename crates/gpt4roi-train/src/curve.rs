@@ -52,3 +52,39 @@ fn render(svg: &mut String, title: &str, points: &[(f64, f64)]) -> std::result::
     area.present()?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(count: u64) -> Vec<Record> {
+        (1..=count).map(|step| Record { step, loss: 4.0 / step as f64, ..Record::default() }).collect()
+    }
+
+    #[test]
+    fn long_logs_are_averaged_in_stretches() {
+        let points = averaged(&records(801)); // stretches of 3
+        assert_eq!(points.len(), 267);
+        assert_eq!(points[0].0, 3.0);
+        assert!((points[0].1 - (4.0 + 2.0 + 4.0 / 3.0) / 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_curve_is_an_svg_with_its_title_and_axes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("loss.svg");
+        draw(&path, "0-tower", &records(10)).unwrap();
+        let svg = std::fs::read_to_string(&path).unwrap();
+        for part in ["<svg", "0-tower", "step", "loss", "<polyline"] {
+            assert!(svg.contains(part), "no {part} in {svg}");
+        }
+    }
+
+    #[test]
+    fn one_point_is_no_curve() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("loss.svg");
+        draw(&path, "", &records(1)).unwrap();
+        assert!(!path.exists());
+    }
+}

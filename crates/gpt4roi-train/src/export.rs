@@ -35,3 +35,31 @@ fn fits(tensor: &Tensor) -> Result<bool> {
     let largest = tensor.abs()?.flatten_all()?.max(0)?.to_dtype(DType::F32)?.to_scalar::<f32>()?;
     Ok(largest <= 65504.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::safetensors::load;
+
+    use super::*;
+    use crate::{StageConfig, progress::Silent, tiny};
+
+    #[test]
+    fn a_stage_becomes_a_model_that_opens() {
+        let directory = tempfile::tempdir().unwrap();
+        let (out, model) = (directory.path().join("out"), directory.path().join("model"));
+        let stage = StageConfig { steps: 1, batch: 1, ..tiny::stage(tiny::conversation(), &["model.", "lm_head."]) };
+        tiny::trainer(stage, &out).unwrap().run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+        export(&out, &model).unwrap();
+        let tensors = load(model.join("model.safetensors"), &Device::Cpu).unwrap();
+        assert!(tensors.values().all(|tensor| tensor.dtype() == DType::F16));
+        assert!(!tensors.keys().any(|name| name.starts_with("aux.")));
+        assert!(!model.join("trainer.safetensors").exists());
+    }
+
+    #[test]
+    fn what_float16_cannot_hold_is_found() {
+        let fits_at = |value: f32| fits(&Tensor::new(&[1.0, value], &Device::Cpu).unwrap()).unwrap();
+        assert!(fits_at(-65504.0));
+        assert!(!fits_at(-70000.0) && !fits_at(f32::INFINITY));
+    }
+}

@@ -190,3 +190,69 @@ pub(crate) fn mix(a: u64, b: u64) -> u64 {
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn initializer(seed: u64, place_channels: usize) -> Initializer {
+        Initializer::new(seed, &Config::gpt4roi_7b(), InitChoices { place_channels })
+    }
+
+    fn values(initializer: &Initializer, name: &str, shape: &[usize]) -> Vec<f32> {
+        initializer.tensor(name, shape, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_value_depends_on_seed_and_name_alone() {
+        let name = "model.layers.0.self_attn.q_proj.weight";
+        let one = values(&initializer(1, 0), name, &[8, 8]);
+        assert_eq!(one, values(&initializer(1, 0), name, &[8, 8]));
+        assert_ne!(one, values(&initializer(2, 0), name, &[8, 8]));
+        assert_ne!(one, values(&initializer(1, 0), "model.layers.1.self_attn.q_proj.weight", &[8, 8]));
+    }
+
+    /// The original's rules for the region module, and LLaMA's.
+    #[test]
+    fn rules_follow_the_original() {
+        let region = "model.spi_module";
+        let cases: [(String, &[usize], Distribution); 9] = [
+            (format!("{region}.roi_align.pconvs.1.weight"), &[1024, 1024, 3, 3], Distribution::Normal(0.01)),
+            (format!("{region}.roi_align.pconvs.1.bias"), &[1024], Distribution::Constant(0.0)),
+            (format!("{region}.roi_align.flatten_linear.weight"), &[1024, 200_704], Distribution::Normal(0.02)),
+            (format!("{region}.roi_align.pos_embedd.0.weight"), &[256, 4], Distribution::Normal(0.02)),
+            (format!("{region}.roi_align.pos_embedd.5.weight"), &[1024], Distribution::Constant(1.0)),
+            (format!("{region}.mlvl_fuse.fuse_convs.0.gn.weight"), &[1024], Distribution::Constant(1.0)),
+            // Kaiming: √(2 / (1024·9)).
+            (
+                format!("{region}.mlvl_fuse.fuse_convs.0.conv.weight"),
+                &[1024, 1024, 3, 3],
+                Distribution::Normal((2f64 / 9216.0).sqrt()),
+            ),
+            // PyTorch's convolution: 1/√fan-in.
+            (format!("{region}.mlvl_fuse.input_conv.0.bias"), &[1024], Distribution::Uniform(1.0 / 1026f64.sqrt())),
+            // 32 layers write twice each to the residual stream.
+            ("model.layers.3.mlp.down_proj.weight".into(), &[4096, 11008], Distribution::Normal(0.02 / 8.0)),
+        ];
+        for (name, shape, expected) in cases {
+            assert_eq!(initializer(1, 0).distribution(&name, shape), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn normal_values_have_the_deviation_of_a_normal_cut_at_two() {
+        let values = values(&initializer(3, 0), "model.embed_tokens.weight", &[100, 100]);
+        let variance = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
+        // Var = 1 − 2·2·φ(2)/(2Φ(2) − 1) = 0.7737 for deviation 1.
+        assert!((variance.sqrt() / LLAMA_STD - 0.7737f64.sqrt()).abs() < 0.02, "{}", variance.sqrt());
+        assert!(values.iter().all(|v| v.abs() <= 2.0 * LLAMA_STD as f32));
+    }
+
+    #[test]
+    fn kinds_leave_channels_to_the_place() {
+        let rows = values(&initializer(1, 3), KINDS, &[2, 8]);
+        for row in rows.chunks_exact(8) {
+            assert!(row[..5].iter().all(|v| *v != 0.0) && row[5..].iter().all(|v| *v == 0.0), "{row:?}");
+        }
+    }
+}

@@ -23,6 +23,8 @@ pub mod scenes;
 pub mod schedule;
 pub mod stage;
 pub mod standardize;
+#[cfg(test)]
+mod tiny;
 pub mod trainer;
 
 pub use crate::{

@@ -47,9 +47,14 @@ impl Log {
     /// dropped. Step 0 begins anew.
     pub fn open(path: impl Into<PathBuf>, step: u64) -> Result<Self> {
         let path = path.into();
-        let records: Vec<Record> = read(&path)?.into_iter().filter(|record| record.step <= step).collect();
-        let lines: Vec<String> = records.iter().map(line).collect();
-        replace(&path, lines.concat().as_bytes())?;
+        // The lines are kept as they are: numbers that went through a parser may differ in the last digit.
+        let (mut kept, mut records) = (String::new(), Vec::new());
+        for (line, record) in parse(&text(&path)?).filter(|(_, record)| record.step <= step) {
+            kept.push_str(line);
+            kept.push('\n');
+            records.push(record);
+        }
+        replace(&path, kept.as_bytes())?;
         Ok(Self { path, records })
     }
 
@@ -73,10 +78,18 @@ impl Log {
 
 /// Reads a log; a last line that was cut off is left out, a missing file is empty.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
+    Ok(parse(&text(path)?).map(|(_, record)| record).collect())
+}
+
+/// The whole lines of a log.
+fn parse(text: &str) -> impl Iterator<Item = (&str, Record)> {
+    text.lines().map_while(|line| Some((line, serde_json::from_str(line).ok()?)))
+}
+
+fn text(path: &Path) -> Result<String> {
     match fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(TrainError::file(path, source)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.map_err(|source| TrainError::file(path, source)),
     }
 }
 
@@ -84,4 +97,27 @@ fn line(record: &Record) -> String {
     let mut line = serde_json::to_string(record).unwrap_or_default();
     line.push('\n');
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(step: u64) -> Record {
+        Record { step, loss: 1.0 / step as f64, ..Record::default() }
+    }
+
+    #[test]
+    fn a_log_goes_on_behind_the_checkpoint() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log.jsonl");
+        let mut log = Log::open(&path, 0).unwrap();
+        for step in 1..=5 {
+            log.append(record(step)).unwrap();
+        }
+        let mut log = Log::open(&path, 3).unwrap();
+        log.append(record(4)).unwrap();
+        assert_eq!(read(&path).unwrap(), [record(1), record(2), record(3), record(4)]);
+        assert_eq!(log.records(), read(&path).unwrap());
+    }
 }

@@ -257,3 +257,82 @@ fn is_hidden_matrix(name: &str, shape: &[usize]) -> bool {
             .any(|part| name.contains(part));
     shape.len() >= 2 && !edge
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::muon::MuonScale;
+
+    const VALUES: [[f32; 3]; 2] = [[0.5, -1.0, 2.0], [0.25, 0.0, -0.75]];
+    const GRADIENTS: [[[f32; 3]; 2]; 3] = [
+        [[0.1, -0.2, 0.3], [1.0, -0.5, 0.05]],
+        [[-0.4, 0.1, 0.2], [0.3, 0.6, -0.1]],
+        [[0.05, 0.0, -0.25], [-0.9, 0.2, 0.15]],
+    ];
+
+    fn adamw() -> AdamW {
+        AdamW { lr: 0.1, betas: [0.9, 0.98], eps: 1e-8, weight_decay: 0.2, vector_weight_decay: 0.0 }
+    }
+
+    fn muon() -> Muon {
+        Muon { lr: 0.1, momentum: 0.95, iterations: 5, weight_decay: 0.2, scale: MuonScale::Spectral }
+    }
+
+    /// The values after the three steps of `reference/optimizer_golden.py`.
+    fn three_steps(config: &OptimizerConfig, transposed: bool) -> Vec<f32> {
+        let matrix = |values: &[[f32; 3]; 2]| {
+            let matrix = Tensor::new(values, &Device::Cpu).unwrap();
+            if transposed { matrix.t().unwrap().contiguous().unwrap() } else { matrix }
+        };
+        let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let var = Var::from_tensor(&matrix(&VALUES)).unwrap();
+        let mut optimizer = Optimizer::new(config, vec![("model.layers.0.w".into(), var.clone())]);
+        for gradient in &GRADIENTS {
+            optimizer.step(&[flat(&matrix(gradient))], 1.0).unwrap();
+        }
+        assert_eq!(optimizer.updates(), 3);
+        flat(&var)
+    }
+
+    fn assert_close(got: &[f32], expected: [f32; 6], tolerance: f32) {
+        for (got, expected) in got.iter().zip(expected) {
+            assert!((got - expected).abs() < tolerance, "{got}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn adamw_steps_as_pytorch_does() {
+        let expected = [0.464_414_06, -0.798_227_7, 1.665_836_1, 0.046_707_05, 0.055_398_82, -0.800_296_07];
+        let config = OptimizerConfig { adamw: adamw(), muon: None, groups: Vec::new() };
+        assert_close(&three_steps(&config, false), expected, 1e-6);
+    }
+
+    #[test]
+    fn muon_steps_as_its_authors_code_does() {
+        let config = OptimizerConfig { adamw: adamw(), muon: Some(muon()), groups: Vec::new() };
+        let wide = [0.553_823, -0.911_050_5, 1.752_487_5, 0.159_990_88, -0.065_952_72, -0.749_262_33];
+        assert_close(&three_steps(&config, false), wide, 1e-5);
+        let tall = [0.572_527_8, 0.143_066_06, -0.904_276_3, -0.080_775_25, 1.723_293_9, -0.759_009_06];
+        assert_close(&three_steps(&config, true), tall, 1e-5);
+    }
+
+    #[test]
+    fn hidden_matrices_follow_muon_and_exceptions_hold() {
+        let group = |prefix: &str, rule| Group { prefix: prefix.into(), lr_scale: 0.5, weight_decay: Some(0.0), rule };
+        let groups = vec![group("model.layers.1.", Some(Rule::Adamw)), group("model.norm", Some(Rule::Muon))];
+        let config = OptimizerConfig { adamw: adamw(), muon: Some(muon()), groups };
+        let cases: [(&str, &[usize], Rule, f64, f64); 6] = [
+            ("model.layers.0.mlp.up_proj.weight", &[4, 2], Rule::Muon, 0.1, 0.2),
+            ("model.spi_module.roi_align.pconvs.0.weight", &[2, 2, 3, 3], Rule::Muon, 0.1, 0.2),
+            ("model.embed_tokens.weight", &[4, 2], Rule::Adamw, 0.1, 0.2),
+            ("vision_model.encoder.layers.0.mlp.fc1.bias", &[4], Rule::Adamw, 0.1, 0.0),
+            ("model.layers.1.mlp.up_proj.weight", &[4, 2], Rule::Adamw, 0.05, 0.0),
+            ("model.norm.weight", &[4], Rule::Adamw, 0.05, 0.0), // Muon is for matrices, whatever a group says
+        ];
+        for (name, shape, rule, lr, weight_decay) in cases {
+            let var = Var::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+            let member = Member::new(&config, name.into(), var);
+            assert_eq!((member.rule, member.rate), (rule, Rate { lr, weight_decay }), "{name}");
+        }
+    }
+}

@@ -126,3 +126,53 @@ impl TensorSource for Parameters {
 pub(crate) fn begins(name: &str, prefixes: &[String]) -> bool {
     prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::InitChoices;
+
+    fn parameters(trainable: &[&str], taken: &[&str]) -> Arc<Parameters> {
+        let initializer = Initializer::new(1, &gpt4roi::Config::gpt4roi_7b(), InitChoices::default());
+        let value = Tensor::full(3f32, 2, &Device::Cpu).unwrap();
+        let taken = taken.iter().map(|name| (name.to_string(), value.clone())).collect();
+        Parameters::new(trainable.iter().map(|name| name.to_string()).collect(), taken, initializer, &Device::Cpu)
+    }
+
+    #[test]
+    fn the_network_sees_what_the_optimizer_sets() {
+        let parameters = parameters(&["a."], &["a.x"]);
+        let tensor = parameters.tensor("a.x", &[2]).unwrap();
+        assert_eq!(tensor.to_vec1::<f32>().unwrap(), [3.0, 3.0]);
+        let (name, var) = parameters.trainable().remove(0);
+        assert_eq!(name, "a.x");
+        var.set(&Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap()).unwrap();
+        assert_eq!(tensor.to_vec1::<f32>().unwrap(), [1.0, 2.0]);
+        assert_eq!(parameters.tensor("a.x", &[2]).unwrap().id(), tensor.id());
+    }
+
+    #[test]
+    fn other_shapes_are_refused() {
+        let error = parameters(&[], &["a.x"]).tensor("a.x", &[3]).unwrap_err();
+        assert!(matches!(error, WeightsError::Shape { .. }), "{error}");
+    }
+
+    #[test]
+    fn frozen_tensors_are_not_left_random() {
+        let parameters = parameters(&["a."], &["b.taken"]);
+        for name in ["a.fresh", "b.taken", "b.fresh"] {
+            parameters.tensor(name, &[2]).unwrap();
+        }
+        let error = parameters.check("stage", &[]).unwrap_err();
+        assert!(matches!(&error, TrainError::FrozenFresh { count: 1, first } if first == "b.fresh"), "{error}");
+        assert!(parameters.check("stage", &["b.".into()]).is_ok());
+    }
+
+    #[test]
+    fn a_beginning_that_no_parameter_has_is_refused() {
+        let parameters = parameters(&["a.", "c."], &[]);
+        parameters.tensor("a.x", &[2]).unwrap();
+        let error = parameters.check("stage", &[]).unwrap_err();
+        assert!(matches!(&error, TrainError::Value { got, .. } if got == "c."), "{error}");
+    }
+}

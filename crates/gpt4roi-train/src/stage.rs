@@ -29,6 +29,16 @@ pub fn open(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Trainer> {
     stage.check()?;
     let tokenizer = stage.model.tokenizer.as_deref().map(read_tokenizer).transpose()?;
     let config = stage.model.preset.config(tokenizer.as_ref().map_or(0, Tokenizer::vocab_size));
+    assemble(stage, config, tokenizer, out.into())
+}
+
+/// The same for a model of any dimensions.
+pub(crate) fn assemble(
+    stage: StageConfig,
+    config: Config,
+    tokenizer: Option<Tokenizer>,
+    out: PathBuf,
+) -> Result<Trainer> {
     let scenes = Arc::new(Scenes::new(stage.scenes.clone()).map_err(data)?);
     let initializer = Initializer::new(stage.seed, &config, stage.init.choices.clone());
     let mut taken = read_sources(&stage.init.from, &stage.init.fresh)?;
@@ -76,7 +86,7 @@ fn objective(
     })
 }
 
-fn read_tokenizer(directory: &Path) -> Result<Tokenizer> {
+pub(crate) fn read_tokenizer(directory: &Path) -> Result<Tokenizer> {
     let read = |name: &str| {
         let path = directory.join(name);
         std::fs::read(&path).map_err(|source| TrainError::file(path, source))

@@ -141,3 +141,72 @@ fn fold(
 fn named(name: &str, source: candle_core::Error) -> gpt4roi::weights::WeightsError {
     gpt4roi::weights::WeightsError::Tensor { name: name.into(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use gpt4roi::weights::TensorSource;
+    use gpt4roi_data::Scenes;
+
+    use super::*;
+    use crate::{init::InitChoices, tiny};
+
+    const SCENES: u64 = 4;
+
+    /// The patches of one level over all scenes.
+    fn states(taken: &BTreeMap<String, Tensor>, initializer: &Initializer, level: usize) -> Tensor {
+        let config = tiny::config(8);
+        let source = Parameters::new(Vec::new(), taken.clone(), initializer.clone(), &Device::Cpu);
+        let states = config.level_states().unwrap();
+        let clip = ClipVision::load(&Weights::new(source), &config.vision, *states.last().unwrap()).unwrap();
+        let scenes = scenes();
+        let patches: Vec<Tensor> = (0..SCENES)
+            .map(|index| {
+                let pixels = Image::from_rgb(scenes.scene(index).image).pixel_values(&config.vision, &Device::Cpu);
+                let all = clip.forward(&pixels.unwrap()).unwrap();
+                all[states[level]].squeeze(0).unwrap().narrow(0, 1, config.vision.patches()).unwrap()
+            })
+            .collect();
+        Tensor::cat(&patches, 0).unwrap()
+    }
+
+    fn scenes() -> Scenes {
+        Scenes::new(tiny::stage(tiny::patches(), &["aux."]).scenes).unwrap()
+    }
+
+    #[test]
+    fn the_projector_reads_standardised_states_of_the_same_tower() {
+        let config = tiny::config(8);
+        let initializer = Initializer::new(5, &config, InitChoices::default());
+        // A tower whose stream is loud: all its tensors as drawn, what writes to the stream ten times that.
+        let source = Parameters::new(Vec::new(), BTreeMap::new(), initializer.clone(), &Device::Cpu);
+        ClipVision::load(&Weights::new(source.clone()), &config.vision, 4).unwrap();
+        let mut taken: BTreeMap<_, _> = source.all().into_iter().map(|(name, p)| (name, p.tensor)).collect();
+        for (_, tensor) in taken.iter_mut().filter(|(name, _)| writes_to_stream(name)) {
+            *tensor = (&*tensor * 10.0).unwrap();
+        }
+        let before = states(&taken, &initializer, 1);
+        standardize(&mut taken, &initializer, &config, &scenes(), SCENES).unwrap();
+        let after = states(&taken, &initializer, 1);
+
+        // The tower computes the same up to a number.
+        let ratio = (before.sqr().unwrap().mean_all().unwrap() / after.sqr().unwrap().mean_all().unwrap()).unwrap();
+        let ratio = f64::from(ratio.to_scalar::<f32>().unwrap()).sqrt();
+        let difference = ((before / ratio).unwrap() - &after).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(difference.to_scalar::<f32>().unwrap() < 1e-3, "{difference}");
+
+        // What the projector makes of it has mean 0, and the spread of weights N(0, 0.02²) on 16 inputs of variance 1.
+        let source = Parameters::new(Vec::new(), taken, initializer.clone(), &Device::Cpu);
+        let weight = source.tensor("model.mm_projector.weight", &[16, 16]).unwrap();
+        let bias = source.tensor("model.mm_projector.bias", &[16]).unwrap();
+        let tokens = after.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
+        for mean in tokens.mean(0).unwrap().to_vec1::<f32>().unwrap() {
+            assert!(mean.abs() < 1e-4, "{mean}");
+        }
+        let whitened = initializer.tensor("model.mm_projector.weight", &[16, 16], &Device::Cpu).unwrap();
+        let deviation = after.var(0).unwrap().sqrt().unwrap();
+        let rescaled = weight.broadcast_mul(&deviation).unwrap();
+        let difference = (rescaled / whitened).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // `var` divides by one patch less than there are: √(16/15).
+        assert!(difference.iter().all(|ratio| (ratio - 1.0328).abs() < 1e-2), "{difference:?}");
+    }
+}

@@ -132,8 +132,9 @@ impl Trainer {
     pub fn resume(&mut self) -> Result<Option<PathBuf>> {
         let Some(path) = complete(&self.checkpoints())?.pop() else { return Ok(None) };
         let checkpoint = Checkpoint::read(&path)?;
-        if checkpoint.counters.stage != self.counters.stage {
-            let field = first_difference(&checkpoint.counters.stage, &self.counters.stage);
+        let stage = as_written(&self.counters.stage);
+        if checkpoint.counters.stage != stage {
+            let field = first_difference(&checkpoint.counters.stage, &stage);
             return Err(TrainError::checkpoint(path, format!("it belongs to another stage: `{field}` differs")));
         }
         for (name, parameter) in self.parameters.all() {
@@ -150,7 +151,8 @@ impl Trainer {
             }
         }
         self.optimizer.restore(&checkpoint.moments, checkpoint.counters.updates)?;
-        self.counters = checkpoint.counters;
+        let stage = std::mem::take(&mut self.counters.stage);
+        self.counters = Counters { stage, ..checkpoint.counters };
         Ok(Some(path))
     }
 
@@ -380,6 +382,11 @@ fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
     Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
 }
 
+/// What reading a value back gives: a number's last digit may be another.
+fn as_written(value: &serde_json::Value) -> serde_json::Value {
+    serde_json::from_str(&value.to_string()).unwrap_or_default()
+}
+
 /// The first field in which two stages differ.
 fn first_difference(a: &serde_json::Value, b: &serde_json::Value) -> String {
     let names = |value: &serde_json::Value| {
@@ -387,4 +394,196 @@ fn first_difference(a: &serde_json::Value, b: &serde_json::Value) -> String {
     };
     let differs = |name: &String| a.get(name) != b.get(name);
     names(a).into_iter().chain(names(b)).find(differs).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use candle_core::Device;
+    use gpt4roi::weights::Weights;
+
+    use super::*;
+    use crate::{init::Initializer, objective::Outcome, progress::Silent, tiny};
+
+    const STILL: fn() -> Duration = || Duration::ZERO;
+
+    /// Breaks at a step.
+    struct Until(u64);
+
+    impl Progress for Until {
+        fn record(&mut self, record: &Record) -> ControlFlow<()> {
+            if record.step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+
+    fn last_files(out: &Path) -> Vec<(&'static str, Vec<u8>)> {
+        let last = complete(&checkpoints_below(out)).unwrap().pop().unwrap();
+        let files = ["model.safetensors", "vision_tower/model.safetensors", "trainer.safetensors", "trainer.json"];
+        let mut files: Vec<_> =
+            files.into_iter().map(|name| (name, fs::read(last.join(name)).unwrap_or_default())).collect(); // the tower alone has no model.safetensors
+        files.push(("log.jsonl", fs::read(out.join("log.jsonl")).unwrap()));
+        files
+    }
+
+    fn assert_same(a: &Path, b: &Path) {
+        for ((name, a), (_, b)) in last_files(a).into_iter().zip(last_files(b)) {
+            assert!(a == b, "{name} differs");
+        }
+    }
+
+    fn run(stage: StageConfig, out: &Path, resume: bool, progress: &mut dyn Progress) {
+        let mut trainer = tiny::trainer(stage, out).unwrap();
+        if resume {
+            assert!(trainer.resume().unwrap().is_some(), "nothing to resume");
+        }
+        trainer.run(&STILL, progress).unwrap();
+    }
+
+    #[test]
+    fn resuming_equals_not_stopping_bit_for_bit() {
+        let stage = || tiny::stage(tiny::conversation(), &["model.", "lm_head.", "aux."]);
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        run(stage(), whole.path(), false, &mut Silent);
+        run(stage(), parts.path(), false, &mut Until(3));
+        run(stage(), parts.path(), true, &mut Silent);
+        assert_same(whole.path(), parts.path());
+    }
+
+    #[test]
+    fn a_killed_run_loses_only_the_steps_since_the_last_checkpoint() {
+        let stage = || tiny::stage(tiny::patches(), &["vision_model.", "aux."]);
+        let (whole, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        run(stage(), whole.path(), false, &mut Silent);
+        run(stage(), killed.path(), false, &mut Until(4));
+        // The process died in step 5: in the middle of a checkpoint, and of a line of the log.
+        let partial = checkpoints_below(killed.path()).join(".step-00000005.partial");
+        fs::create_dir_all(&partial).unwrap();
+        fs::write(partial.join("model.safetensors"), b"half").unwrap();
+        let log = killed.path().join("log.jsonl");
+        let mut lines = fs::read_to_string(&log).unwrap();
+        let record = Record { step: 5, ..Record::default() };
+        lines.push_str(&serde_json::to_string(&record).unwrap());
+        lines.push_str("\n{\"step\":6,\"lo");
+        fs::write(&log, lines).unwrap();
+        run(stage(), killed.path(), true, &mut Silent);
+        assert_same(whole.path(), killed.path());
+        assert_eq!(complete(&checkpoints_below(killed.path())).unwrap().len(), 2, "keeps two");
+    }
+
+    #[test]
+    fn the_number_of_workers_does_not_change_the_result() {
+        let stage =
+            |threads| StageConfig { threads, steps: 2, ..tiny::stage(tiny::patches(), &["vision_model.", "aux."]) };
+        let (one, three) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        run(stage(1), one.path(), false, &mut Silent);
+        run(stage(3), three.path(), false, &mut Silent);
+        assert_same(one.path(), three.path());
+    }
+
+    #[test]
+    fn every_trainable_parameter_gets_a_gradient() {
+        let all: &[&str] = &["model.", "lm_head.", "aux."];
+        let language = &[
+            "model.layers.",
+            "model.embed_tokens.",
+            "model.norm.",
+            "model.mm_projector.",
+            "lm_head.",
+            "aux.",
+            "model.spi_module.roi_align.pos_embedd.",
+            "model.spi_module.roi_align.updims.",
+        ];
+        let cases: [(_, &[&str]); 3] =
+            [(tiny::patches(), &["vision_model.", "aux."]), (tiny::language(), language), (tiny::conversation(), all)];
+        for (objective, trainable) in cases {
+            let out = tempfile::tempdir().unwrap();
+            let trainer = tiny::trainer(tiny::stage(objective.clone(), trainable), out.path()).unwrap();
+            let batch = trainer.batch(0).unwrap();
+            for ((name, _), gradient) in trainer.optimizer.parameters().zip(&batch.gradients) {
+                let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{objective:?}: none for {name}"));
+                assert!(gradient.iter().all(|g| g.is_finite()), "{objective:?}: {name} is not finite");
+                // Softmax does not see what is added to all its inputs: a key's bias has no gradient.
+                let blind = name.ends_with("k_proj.bias");
+                assert!(blind || gradient.iter().any(|&g| g != 0.0), "{objective:?}: {name} is zero");
+            }
+        }
+    }
+
+    #[test]
+    fn frozen_parameters_stay_and_trainable_ones_move() {
+        let out = tempfile::tempdir().unwrap();
+        let stage = StageConfig { steps: 2, ..tiny::stage(tiny::conversation(), &["model.spi_module."]) };
+        let mut trainer = tiny::trainer(stage, out.path()).unwrap();
+        let values = |trainer: &Trainer| -> BTreeMap<String, Vec<u32>> {
+            let all = trainer.parameters.all().into_iter();
+            all.map(|(name, parameter)| (name, bits(&parameter.tensor).unwrap())).collect()
+        };
+        let before = values(&trainer);
+        trainer.run(&STILL, &mut Silent).unwrap();
+        for (name, after) in values(&trainer) {
+            let moved = before[&name] != after;
+            assert_eq!(moved, name.starts_with("model.spi_module."), "{name}: moved {moved}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_stage_is_refused() {
+        let stage = |seed| StageConfig { steps: 2, seed, ..tiny::stage(tiny::patches(), &["vision_model.", "aux."]) };
+        let out = tempfile::tempdir().unwrap();
+        run(stage(1), out.path(), false, &mut Silent);
+        let error = tiny::trainer(stage(2), out.path()).unwrap().resume().unwrap_err();
+        assert!(error.to_string().contains("`seed` differs"), "{error}");
+    }
+
+    /// ½·|w − target|², whose gradient is w − target; not a number for some pictures.
+    struct Quadratic {
+        w: Tensor,
+        broken: fn(u64) -> bool,
+        cut: bool,
+    }
+
+    impl Objective for Quadratic {
+        fn outcome(&self, index: u64) -> Result<Option<Outcome>> {
+            let target = if (self.broken)(index) { f64::NAN } else { 1.0 };
+            let w = if self.cut { self.w.detach() } else { self.w.clone() };
+            let loss = ((w - target)?.sqr()?.sum_all()? * 0.5)?;
+            Ok(Some(Outcome { loss, weight: 1.0, metrics: Metrics::default() }))
+        }
+    }
+
+    fn quadratic(broken: fn(u64) -> bool, cut: bool, out: &Path) -> Trainer {
+        let mut stage = tiny::stage(tiny::patches(), &["aux."]);
+        (stage.batch, stage.optimizer.muon, stage.clip_norm) = (1, None, 100.0);
+        let config = tiny::config(8);
+        let initializer = Initializer::new(1, &config, stage.init.choices.clone());
+        let parameters = Parameters::new(stage.trainable.clone(), BTreeMap::new(), initializer, &Device::Cpu);
+        let w = Weights::new(parameters.clone()).get("aux.w", &[2]).unwrap();
+        let files = ModelFiles { config, tokenizer: None };
+        Trainer::new(stage, parameters, Box::new(Quadratic { w, broken, cut }), files, out).unwrap()
+    }
+
+    #[test]
+    fn steps_that_are_not_finite_are_skipped_and_counted() {
+        let out = tempfile::tempdir().unwrap();
+        let mut trainer = quadratic(|index| index.is_multiple_of(2), false, out.path());
+        trainer.run(&STILL, &mut Silent).unwrap();
+        assert_eq!((trainer.counters.skipped, trainer.counters.updates, trainer.counters.step), (3, 3, 6));
+        let w = trainer.parameters.all()["aux.w"].tensor.to_vec1::<f32>().unwrap();
+        assert!(w.iter().all(|w| w.is_finite()), "{w:?}");
+    }
+
+    #[test]
+    fn too_many_bad_steps_in_a_row_end_the_run() {
+        let out = tempfile::tempdir().unwrap();
+        let error = quadratic(|_| true, false, out.path()).run(&STILL, &mut Silent).unwrap_err();
+        assert!(matches!(error, TrainError::NotFinite { step: 2, in_a_row: 3 }), "{error}");
+    }
+
+    #[test]
+    fn a_cut_graph_ends_the_run_in_its_first_step() {
+        let out = tempfile::tempdir().unwrap();
+        let error = quadratic(|_| false, true, out.path()).run(&STILL, &mut Silent).unwrap_err();
+        assert!(matches!(&error, TrainError::NoGradient { name } if name == "aux.w"), "{error}");
+    }
 }

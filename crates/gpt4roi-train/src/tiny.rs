@@ -1,0 +1,101 @@
+//! A model and stages small enough for tests.
+
+use std::path::{Path, PathBuf};
+
+use gpt4roi::{Config, tokenizer::Tokenizer};
+use gpt4roi_data::{QuestionMix, SceneConfig};
+
+use crate::{
+    config::{CheckpointConfig, InitConfig, ModelConfig, Preset, StageConfig},
+    error::Result,
+    init::InitChoices,
+    muon::{Muon, MuonScale},
+    objective::{ConverseConfig, LanguageConfig, ObjectiveConfig, PatchesConfig},
+    optimizer::{AdamW, OptimizerConfig},
+    schedule::{Decay, Schedule},
+    stage::{assemble, read_tokenizer},
+    trainer::Trainer,
+};
+
+/// Channels of the region vector that are left to the box.
+const PLACE_CHANNELS: usize = 2;
+
+/// Two levels of a four-layer tower over 2×2 patches.
+pub(crate) fn config(vocab_size: usize) -> Config {
+    let mut config = Config::nano(vocab_size);
+    (config.llama.hidden_size, config.llama.intermediate_size) = (16, 24);
+    (config.llama.num_hidden_layers, config.llama.num_attention_heads) = (2, 2);
+    (config.vision.hidden_size, config.vision.intermediate_size) = (16, 24);
+    (config.vision.num_hidden_layers, config.vision.num_attention_heads) = (5, 2);
+    config.vision.image_size = 28;
+    (config.region.dim, config.region.levels, config.region.scales) = (8, 2, vec![2, 1]);
+    (config.region.gn_groups, config.region.fuse_rounds) = (2, 2);
+    (config.region.roi_size, config.region.pos_hidden) = (3, 8);
+    config
+}
+
+pub(crate) fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano")
+}
+
+pub(crate) fn tokenizer() -> Tokenizer {
+    read_tokenizer(&models()).unwrap()
+}
+
+pub(crate) fn patches() -> ObjectiveConfig {
+    ObjectiveConfig::Patches(PatchesConfig::default())
+}
+
+pub(crate) fn language() -> ObjectiveConfig {
+    ObjectiveConfig::Language(LanguageConfig { noise: 0.5, place_channels: PLACE_CHANNELS, questions: questions() })
+}
+
+pub(crate) fn conversation() -> ObjectiveConfig {
+    let questions = questions();
+    ObjectiveConfig::Conversation(ConverseConfig { language: 1.0, class: 0.5, distance: 0.1, questions })
+}
+
+fn questions() -> QuestionMix {
+    QuestionMix { count: 3, ..QuestionMix::default() }
+}
+
+/// Six steps of three pictures; nothing is required to come from a checkpoint.
+pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConfig {
+    StageConfig {
+        name: "tiny".into(),
+        model: ModelConfig { preset: Preset::Nano, tokenizer: Some(models()) },
+        trainable: trainable.iter().map(|prefix| prefix.to_string()).collect(),
+        init: InitConfig {
+            fresh: vec![String::new()],
+            choices: InitChoices { place_channels: PLACE_CHANNELS },
+            ..InitConfig::default()
+        },
+        steps: 6,
+        batch: 3,
+        seed: 7,
+        threads: 2,
+        optimizer: OptimizerConfig {
+            adamw: AdamW { lr: 1e-3, betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.1, vector_weight_decay: 0.0 },
+            muon: Some(Muon { lr: 0.01, momentum: 0.95, iterations: 5, weight_decay: 0.1, scale: MuonScale::Spectral }),
+            groups: Vec::new(),
+        },
+        schedule: Schedule { warmup: 2, decay: Decay::Cosine, floor: 0.1 },
+        clip_norm: 1.0,
+        max_bad_steps: 2,
+        checkpoint: CheckpointConfig { every_steps: 2, every_seconds: 0, keep: 2 },
+        log_every: 1,
+        scenes: SceneConfig {
+            kinds: 3,
+            size: 28,
+            objects: (1, 2),
+            object_size: (12.0, 20.0),
+            ..SceneConfig::default()
+        },
+        objective,
+    }
+}
+
+pub(crate) fn trainer(stage: StageConfig, out: &Path) -> Result<Trainer> {
+    let tokenizer = tokenizer();
+    assemble(stage, config(tokenizer.vocab_size()), Some(tokenizer), out.into())
+}
