@@ -1,6 +1,19 @@
 //! GPT4RoI: an image, regions of it and a question go in, an answer comes out.
 //!
 //! The modules stand in the order in which data flows. No network, no terminal, no global state.
+//!
+//! ```
+//! use candle_core::Device;
+//! use gpt4roi::{BBox, Chat, Gpt4Roi, Image, image::DEFAULT_MAX_PIXELS};
+//!
+//! let model = Gpt4Roi::nano(&Device::Cpu)?; // the embedded model; or Gpt4Roi::open("models/gpt4roi-7b", …)
+//! let image = Image::open("../../docs/example.png", DEFAULT_MAX_PIXELS)?;
+//! let mut chat = Chat::new(&model, &image)?; // the picture is encoded once
+//! let thing = chat.add_region(BBox::from_pixels([8.0, 14.0, 54.0, 59.0], image.size())?);
+//! assert_eq!(chat.ask(&format!("What is {thing}?"))?.text, "An octopus.");
+//! assert_eq!(chat.ask("Where is region 1?")?.text, "At the top left.");
+//! # Ok::<(), gpt4roi::Error>(())
+//! ```
 
 pub mod config;
 pub mod error;
