@@ -179,7 +179,7 @@ impl StageConfig {
         if self.trainable.is_empty() {
             return refuse("trainable", "at least one beginning of a name", "none".into());
         }
-        if !(self.clip_norm > 0.0) {
+        if self.clip_norm.is_nan() || self.clip_norm <= 0.0 {
             return refuse("clip_norm", "more than 0", self.clip_norm.to_string());
         }
         if self.checkpoint.every_steps == 0 || self.checkpoint.keep == 0 {
@@ -238,7 +238,8 @@ mod tests {
     #[test]
     fn impossible_values_are_refused() {
         let good = || crate::tiny::stage(crate::tiny::patches(), &["vision_model."]);
-        let cases: [(&str, fn(&mut StageConfig)); 5] = [
+        type Spoil = fn(&mut StageConfig);
+        let cases: [(&str, Spoil); 5] = [
             ("steps", |stage| stage.steps = 0),
             ("batch", |stage| stage.batch = 0),
             ("trainable", |stage| stage.trainable.clear()),

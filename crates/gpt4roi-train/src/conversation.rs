@@ -32,6 +32,9 @@ pub struct ConverseConfig {
     /// The weight of the mean squared distance from the kind's vector.
     #[serde(default)]
     pub distance: f64,
+    /// How often the first token of an answer counts; yes or no is decided there.
+    #[serde(default = "crate::language::once")]
+    pub first_token: f64,
     /// What is asked.
     pub questions: QuestionMix,
 }
@@ -99,7 +102,8 @@ impl Objective for Converse {
         let mut loss = self.feature_loss(&talk, &features, &mut metrics)?;
         if self.config.language > 0.0 {
             let tokens = head.project(&(features + head.box_embedding(&boxes)?)?)?;
-            let language = talk.loss(&self.network, &image.image_tokens, &tokens, &mut metrics)?;
+            let language =
+                talk.loss(&self.network, &image.image_tokens, &tokens, self.config.first_token, &mut metrics)?;
             metrics.add("language_loss", f64::from(language.to_scalar::<f32>()?) * talk.targets(), talk.targets());
             let language = (language * self.config.language)?;
             loss = Some(match loss {

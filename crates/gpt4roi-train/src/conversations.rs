@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use gpt4roi::{Network, tokenizer::Tokenizer};
-use gpt4roi_data::{Conversation, Packed, Questions, Scene, pack};
+use gpt4roi_data::{Conversation, Packed, QuestionType, Questions, Scene, pack};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 use crate::{
@@ -89,7 +89,7 @@ impl Talk {
         Tensor::from_vec(values, (self.packed.boxes.len(), 4), device)
     }
 
-    /// The mean cross-entropy of the answers' tokens.
+    /// The mean cross-entropy of the answers' tokens; the first of each answer counts `first_token` times.
     ///
     /// # Shapes
     /// image_tokens `[patches, H]`, region_tokens `[boxes, H]` → a scalar
@@ -98,6 +98,7 @@ impl Talk {
         network: &Network,
         image_tokens: &Tensor,
         region_tokens: &Tensor,
+        first_token: f64,
         metrics: &mut Metrics,
     ) -> Result<Tensor> {
         let (packed, device) = (&self.packed, region_tokens.device());
@@ -114,7 +115,20 @@ impl Talk {
         let logits = network.llama.logits(&hidden)?;
         let targets = packed.target_ids();
         self.score(&correct(&logits, &targets)?, metrics);
-        Ok(cross_entropy(&logits, &targets, &vec![1.0 / targets.len() as f32; targets.len()])?)
+        Ok(cross_entropy(&logits, &targets, &self.weights(first_token))?)
+    }
+
+    /// For each target whether an answer begins with it.
+    fn firsts(&self) -> impl Iterator<Item = bool> {
+        let before = std::iter::once(false).chain(self.packed.targets.iter().copied());
+        self.packed.targets.iter().zip(before).filter(|(target, _)| **target).map(|(_, before)| !before)
+    }
+
+    /// The targets' weights, which add up to 1.
+    fn weights(&self, first_token: f64) -> Vec<f32> {
+        let weight = |first| if first { first_token } else { 1.0 };
+        let sum: f64 = self.firsts().map(weight).sum();
+        self.firsts().map(|first| (weight(first) / sum) as f32).collect()
     }
 
     /// An answer is right if all its tokens would be predicted, each from the right ones before it:
@@ -124,13 +138,56 @@ impl Talk {
         let mut right = right.iter();
         for (conversation, branch) in self.conversations.iter().zip(&self.packed.branches) {
             let targets = self.packed.targets[branch.clone()].iter().filter(|&&target| target).count();
-            let all = right.by_ref().take(targets).fold(true, |all, &right| all && right);
-            metrics.add(conversation.question_type.name(), f64::from(u8::from(all)), 1.0);
+            let answer: Vec<bool> = right.by_ref().take(targets).copied().collect();
+            let score = |right: bool| f64::from(u8::from(right));
+            metrics.add(conversation.question_type.name(), score(answer.iter().all(|right| *right)), 1.0);
+            if let (QuestionType::YesNo, Some(first)) = (conversation.question_type, answer.first()) {
+                metrics.add("verdict", score(*first), 1.0); // yes or no, whatever follows
+            }
         }
     }
 
     /// The number of tokens that are learned.
     pub fn targets(&self) -> f64 {
         self.packed.predictors.len() as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpt4roi_data::{QuestionMix, Scenes};
+
+    use super::*;
+    use crate::tiny;
+
+    fn talk() -> Talk {
+        let scenes = Scenes::new(tiny::stage(tiny::patches(), &["aux."]).scenes).unwrap();
+        let mix = QuestionMix { count: 6, point: 0.0, dialogue: 0.0, ..QuestionMix::default() };
+        let questions = Questions::new(mix, scenes.kinds()).unwrap();
+        let tokenizer = tiny::tokenizer();
+        let conversations = Conversations { scenes: Arc::new(scenes), questions, tokenizer, seed: 1, patches: 4 };
+        conversations.talk(0).unwrap().unwrap()
+    }
+
+    #[test]
+    fn each_box_has_the_kind_of_its_object() {
+        let talk = talk();
+        assert_eq!(talk.kinds.len(), talk.packed.boxes.len());
+        for (kind, bbox) in talk.kinds.iter().zip(&talk.packed.boxes) {
+            let object = talk.scene.objects.iter().find(|object| object.bbox == *bbox).unwrap();
+            assert_eq!(*kind as usize, object.kind);
+        }
+    }
+
+    #[test]
+    fn first_tokens_count_as_told() {
+        let talk = talk();
+        let firsts: Vec<bool> = talk.firsts().collect();
+        assert_eq!(firsts.len() as f64, talk.targets());
+        assert_eq!(firsts.iter().filter(|first| **first).count(), talk.conversations.len(), "one round each");
+        let weights = talk.weights(3.0);
+        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        let of = |wanted: bool| weights[firsts.iter().position(|first| *first == wanted).unwrap()];
+        assert!((of(true) / of(false) - 3.0).abs() < 1e-5);
     }
 }

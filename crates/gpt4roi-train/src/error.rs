@@ -83,7 +83,7 @@ pub enum TrainError {
     Data(String),
     /// The model refused.
     #[error(transparent)]
-    Model(#[from] gpt4roi::Error),
+    Model(Box<gpt4roi::Error>),
     /// The tensor engine refused an operation.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -109,8 +109,14 @@ impl TrainError {
     }
 }
 
+impl From<gpt4roi::Error> for TrainError {
+    fn from(error: gpt4roi::Error) -> Self {
+        Self::Model(Box::new(error))
+    }
+}
+
 impl From<gpt4roi::weights::WeightsError> for TrainError {
     fn from(error: gpt4roi::weights::WeightsError) -> Self {
-        Self::Model(error.into())
+        gpt4roi::Error::from(error).into()
     }
 }

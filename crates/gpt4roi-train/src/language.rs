@@ -27,8 +27,15 @@ pub struct LanguageConfig {
     /// The last so many channels are left to the box and get a tenth of the noise.
     #[serde(default)]
     pub place_channels: usize,
+    /// How often the first token of an answer counts; yes or no is decided there.
+    #[serde(default = "once")]
+    pub first_token: f64,
     /// What is asked.
     pub questions: QuestionMix,
+}
+
+pub(crate) fn once() -> f64 {
+    1.0
 }
 
 /// Conversations with symbols for regions.
@@ -89,7 +96,13 @@ impl Objective for Language {
         let head = &self.network.region.head;
         let features = ((features + noise)? + head.box_embedding(&talk.boxes(&self.device)?)?)?;
         let mut metrics = Metrics::default();
-        let loss = talk.loss(&self.network, &image.image_tokens, &head.project(&features)?, &mut metrics)?;
+        let loss = talk.loss(
+            &self.network,
+            &image.image_tokens,
+            &head.project(&features)?,
+            self.config.first_token,
+            &mut metrics,
+        )?;
         Ok(Some(Outcome { loss, weight: talk.targets(), metrics }))
     }
 }

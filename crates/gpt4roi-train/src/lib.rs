@@ -1,6 +1,22 @@
 //! Trains GPT4RoI in stages.
 //!
-//! A stage is a TOML file: which parameters learn, from what, how long. See [`StageConfig`].
+//! A stage is a TOML file: which parameters learn, from what, how long. See [`StageConfig`]; those of
+//! the embedded model lie in `configs/nano`.
+//!
+//! ```no_run
+//! use gpt4roi_train::{Bar, StageConfig, open};
+//!
+//! let start = std::time::Instant::now();
+//! let mut trainer = open(StageConfig::open("configs/nano/0-tower.toml")?, "runs/nano/0-tower")?;
+//! trainer.resume()?; // goes on where an earlier run stopped, if there was one
+//! trainer.run(&|| start.elapsed(), &mut Bar::default())?;
+//! # Ok::<(), gpt4roi_train::TrainError>(())
+//! ```
+//!
+//! Data flows so: an [`objective`] makes the loss of one picture out of a scene; the [`trainer`] has
+//! pictures computed on all cores and adds up their gradients; the [`optimizer`] changes the
+//! [`parameters`] from which the network was built; [`checkpoint`], [`log`](mod@log) and [`curve`] write
+//! down where things stand; [`export`](mod@export) makes a model of it.
 
 pub mod checkpoint;
 pub mod config;

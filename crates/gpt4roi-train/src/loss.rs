@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 
-/// Σᵢ weightᵢ · −log softmax(logitsᵢ)[targetᵢ].
+/// `Σᵢ weightᵢ · −log softmax(logitsᵢ)[targetᵢ]`.
 ///
 /// # Shapes
 /// logits `[N, V]` (f32), `N` targets below `V`, `N` weights → a scalar

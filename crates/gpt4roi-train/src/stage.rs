@@ -93,7 +93,7 @@ pub(crate) fn read_tokenizer(directory: &Path) -> Result<Tokenizer> {
     };
     let added_tokens = String::from_utf8_lossy(&read("added_tokens.json")?).into_owned();
     let tokenizer = Tokenizer::from_bytes(&read("tokenizer.model")?, &added_tokens);
-    tokenizer.map_err(|error| TrainError::Model(error.into()))
+    tokenizer.map_err(|error| gpt4roi::Error::from(error).into())
 }
 
 fn data(error: gpt4roi_data::DataError) -> TrainError {

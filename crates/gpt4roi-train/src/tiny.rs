@@ -47,12 +47,23 @@ pub(crate) fn patches() -> ObjectiveConfig {
 }
 
 pub(crate) fn language() -> ObjectiveConfig {
-    ObjectiveConfig::Language(LanguageConfig { noise: 0.5, place_channels: PLACE_CHANNELS, questions: questions() })
+    ObjectiveConfig::Language(LanguageConfig {
+        noise: 0.5,
+        place_channels: PLACE_CHANNELS,
+        first_token: 2.0,
+        questions: questions(),
+    })
 }
 
 pub(crate) fn conversation() -> ObjectiveConfig {
     let questions = questions();
-    ObjectiveConfig::Conversation(ConverseConfig { language: 1.0, class: 0.5, distance: 0.1, questions })
+    ObjectiveConfig::Conversation(ConverseConfig {
+        language: 1.0,
+        class: 0.5,
+        distance: 0.1,
+        first_token: 1.0,
+        questions,
+    })
 }
 
 fn questions() -> QuestionMix {

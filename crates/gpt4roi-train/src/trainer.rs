@@ -420,8 +420,9 @@ mod tests {
     fn last_files(out: &Path) -> Vec<(&'static str, Vec<u8>)> {
         let last = complete(&checkpoints_below(out)).unwrap().pop().unwrap();
         let files = ["model.safetensors", "vision_tower/model.safetensors", "trainer.safetensors", "trainer.json"];
-        let mut files: Vec<_> =
-            files.into_iter().map(|name| (name, fs::read(last.join(name)).unwrap_or_default())).collect(); // the tower alone has no model.safetensors
+        // A stage of the tower alone has no `model.safetensors`.
+        let read = |name| (name, fs::read(last.join(name)).unwrap_or_default());
+        let mut files: Vec<_> = files.into_iter().map(read).collect();
         files.push(("log.jsonl", fs::read(out.join("log.jsonl")).unwrap()));
         files
     }
