@@ -6,7 +6,7 @@ use crate::{
     simd::{max, sum},
 };
 
-/// For each row, ln Σ eˣ − x[target], in f64 from the logarithm on.
+/// For each row, `ln Σ eˣ − x[target]`, in f64 from the logarithm on.
 ///
 /// # Shapes
 /// logits `[rows, classes]`, targets `[rows]` → `[rows]`

@@ -3,7 +3,7 @@
 //! `torch.save` writes a zip archive: one member `data.pkl` describes the tensors, the others hold
 //! their bytes. A pickle is a program for a small stack machine, and a general one may call any
 //! function of Python's. The machine here knows the few instructions that `torch.save` emits and, of
-//! all functions, only those of [`Global`]; at anything else it stops and says what was asked for. It
+//! all functions, only those of `Global`; at anything else it stops and says what was asked for. It
 //! finds out where the tensors lie. Their bytes are read later, by [`crate::weights`].
 //!
 //! Sources: the comments of CPython's `pickletools.py` for the instructions, `torch/serialization.py`
