@@ -28,6 +28,8 @@ pub struct Packed {
     /// For each target, in order, the token whose hidden state predicts it: the one before it in its
     /// branch, or the prefix's last.
     pub predictors: Vec<usize>,
+    /// Where the words of each answer begin, ascending.
+    pub answers: Vec<usize>,
     /// Which tokens see which.
     pub mask: AttentionMask,
     /// Where the picture's patches stand.
@@ -85,6 +87,7 @@ fn pack_encoded(encoded: &[Encoded], boxes: &[Vec<BBox>]) -> Result<Packed, Data
         positions: (0..prefix as u32).collect(),
         targets: first.targets[..prefix].to_vec(),
         predictors: Vec::new(),
+        answers: Vec::new(),
         mask: AttentionMask::Causal,
         patches: first.patches.clone(),
         boxes: Vec::new(),
@@ -110,6 +113,7 @@ impl Packed {
         for (offset, _) in conversation.targets[prefix..].iter().enumerate().filter(|(_, target)| **target) {
             self.predictors.push(if offset == 0 { prefix - 1 } else { start + offset - 1 });
         }
+        self.answers.extend(conversation.answers.iter().map(|place| place - prefix + start));
         for ((place, _), bbox) in conversation.regions.iter().zip(boxes) {
             let known = self.boxes.iter().position(|other| other == bbox);
             let index = known.unwrap_or_else(|| {
@@ -151,6 +155,7 @@ mod tests {
         let ids: Vec<u32> = [1, 10, 90, 90, 11].iter().chain(tail).copied().collect();
         Encoded {
             targets: ids.iter().map(|id| targets.contains(id)).collect(),
+            answers: ids.iter().position(|id| targets.contains(id)).into_iter().collect(),
             ids,
             patches: 2..4,
             regions: region.map(|place| (place, RegionId(3))).into_iter().collect(),
@@ -169,7 +174,7 @@ mod tests {
         assert_eq!(packed.ids, [1, 10, 90, 90, 11, 20, 80, 30, 21, 40, 41]);
         assert_eq!(packed.positions, [0, 1, 2, 3, 4, 5, 6, 7, 6, 7, 8]);
         assert_eq!(packed.target_ids(), [30, 40, 41]);
-        assert_eq!(packed.predictors, [6, 8, 9]);
+        assert_eq!((packed.predictors, packed.answers), (vec![6, 8, 9], vec![7, 9]));
         assert_eq!(packed.regions, [(6, 0)]);
         assert_eq!(packed.branches, [6..8, 8..11]);
         assert_eq!(packed.patches, 2..4);

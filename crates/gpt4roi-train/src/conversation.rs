@@ -32,7 +32,7 @@ pub struct ConverseConfig {
     /// The weight of the mean squared distance from the kind's vector.
     #[serde(default)]
     pub distance: f64,
-    /// How often the first token of an answer counts; yes or no is decided there.
+    /// How often the token counts with which the words of an answer begin; yes or no is decided there.
     #[serde(default = "crate::language::once")]
     pub first_token: f64,
     /// What is asked.

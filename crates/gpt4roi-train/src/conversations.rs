@@ -89,7 +89,7 @@ impl Talk {
         Tensor::from_vec(values, (self.packed.boxes.len(), 4), device)
     }
 
-    /// The mean cross-entropy of the answers' tokens; the first of each answer counts `first_token` times.
+    /// The mean cross-entropy of the answers' tokens; where an answer's words begin, one counts `first_token` times.
     ///
     /// # Shapes
     /// image_tokens `[patches, H]`, region_tokens `[boxes, H]` → a scalar
@@ -118,10 +118,10 @@ impl Talk {
         Ok(cross_entropy(&logits, &targets, &self.weights(first_token))?)
     }
 
-    /// For each target whether an answer begins with it.
+    /// For each target whether the words of an answer begin with it.
     fn firsts(&self) -> impl Iterator<Item = bool> {
-        let before = std::iter::once(false).chain(self.packed.targets.iter().copied());
-        self.packed.targets.iter().zip(before).filter(|(target, _)| **target).map(|(_, before)| !before)
+        let places = (0..self.packed.ids.len()).filter(|&place| self.packed.targets[place]);
+        places.map(|place| self.packed.answers.binary_search(&place).is_ok())
     }
 
     /// The targets' weights, which add up to 1.
@@ -135,14 +135,16 @@ impl Talk {
     /// exactly when greedy decoding would write it.
     fn score(&self, right: &[bool], metrics: &mut Metrics) {
         metrics.add("token_accuracy", right.iter().filter(|&&right| right).count() as f64, right.len() as f64);
-        let mut right = right.iter();
+        let mut right = right.iter().copied().zip(self.firsts());
+        let score = |right: bool| f64::from(u8::from(right));
         for (conversation, branch) in self.conversations.iter().zip(&self.packed.branches) {
             let targets = self.packed.targets[branch.clone()].iter().filter(|&&target| target).count();
-            let answer: Vec<bool> = right.by_ref().take(targets).copied().collect();
-            let score = |right: bool| f64::from(u8::from(right));
-            metrics.add(conversation.question_type.name(), score(answer.iter().all(|right| *right)), 1.0);
-            if let (QuestionType::YesNo, Some(first)) = (conversation.question_type, answer.first()) {
-                metrics.add("verdict", score(*first), 1.0); // yes or no, whatever follows
+            let answer: Vec<(bool, bool)> = right.by_ref().take(targets).collect();
+            metrics.add(conversation.question_type.name(), score(answer.iter().all(|(right, _)| *right)), 1.0);
+            if conversation.question_type == QuestionType::YesNo {
+                // Yes or no, whatever follows.
+                let verdict = answer.iter().any(|&(right, first)| right && first);
+                metrics.add("verdict", score(verdict), 1.0);
             }
         }
     }
@@ -187,6 +189,8 @@ mod tests {
         assert_eq!(firsts.iter().filter(|first| **first).count(), talk.conversations.len(), "one round each");
         let weights = talk.weights(3.0);
         assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        let spoken = |place: &usize| talk.packed.targets[place - 1] && talk.packed.targets[place - 2];
+        assert!(talk.packed.answers.iter().all(spoken), "`Assistant` and `:` stand before the words");
         let of = |wanted: bool| weights[firsts.iter().position(|first| *first == wanted).unwrap()];
         assert!((of(true) / of(false) - 3.0).abs() < 1e-5);
     }

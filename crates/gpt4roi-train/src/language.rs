@@ -27,7 +27,7 @@ pub struct LanguageConfig {
     /// The last so many channels are left to the box and get a tenth of the noise.
     #[serde(default)]
     pub place_channels: usize,
-    /// How often the first token of an answer counts; yes or no is decided there.
+    /// How often the token counts with which the words of an answer begin; yes or no is decided there.
     #[serde(default = "once")]
     pub first_token: f64,
     /// What is asked.

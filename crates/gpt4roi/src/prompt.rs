@@ -100,6 +100,8 @@ pub struct Encoded {
     pub patches: Range<usize>,
     /// Where each region's vector goes, in the order of first mention.
     pub regions: Vec<(u32, RegionId)>,
+    /// Where the words of each answer begin, behind `Assistant:`.
+    pub answers: Vec<usize>,
 }
 
 impl Encoded {
@@ -182,6 +184,8 @@ struct Renderer<'t> {
     /// Words since the last token.
     words: Words,
     after_token: bool,
+    /// Whether the last token held words of an answer.
+    in_answer: bool,
 }
 
 /// Who wrote words.
@@ -193,9 +197,14 @@ enum Author {
 
 impl<'t> Renderer<'t> {
     fn new(tokenizer: &'t Tokenizer, patches: usize, mode: TextMode) -> Self {
-        let encoded =
-            Encoded { ids: vec![tokenizer.special().bos], targets: vec![false], patches: 0..0, regions: Vec::new() };
-        Self { tokenizer, patches, mode, encoded, words: Words::default(), after_token: false }
+        let encoded = Encoded {
+            ids: vec![tokenizer.special().bos],
+            targets: vec![false],
+            patches: 0..0,
+            regions: Vec::new(),
+            answers: Vec::new(),
+        };
+        Self { tokenizer, patches, mode, encoded, words: Words::default(), after_token: false, in_answer: false }
     }
 
     fn conversation(&mut self, rounds: &[Round]) -> Result<(), PromptError> {
@@ -324,6 +333,11 @@ impl<'t> Renderer<'t> {
         }
         let barriers = if self.mode == TextMode::Literal { words.forged_turns() } else { Vec::new() };
         for (id, span) in self.tokenizer.encode_spans(&words.text, &barriers) {
+            let in_answer = span.clone().any(|byte| words.target[byte] && words.spoken[byte]);
+            if in_answer && !self.in_answer {
+                self.encoded.answers.push(self.encoded.ids.len());
+            }
+            self.in_answer = in_answer;
             self.encoded.ids.push(id);
             self.encoded.targets.push(words.target[span].contains(&true));
         }
@@ -554,6 +568,10 @@ mod tests {
             }
             let texts: Vec<String> = written.iter().map(|run| small().decode(run)).collect();
             assert_eq!(texts, ["Assistant: A dog.\n###", "Assistant: No ## 🐕\n###", ""]);
+            let from = |place: &usize| small().decode(&encoded.ids[*place..]).trim_start().to_owned();
+            let answers: Vec<String> = encoded.answers.iter().map(from).collect();
+            assert!(answers[0].starts_with("A dog.") && answers[1].starts_with("No ##"), "{answers:?}");
+            assert_eq!(answers.len(), 2);
         }
         let open = encode(&rounds[..1], &small(), PATCHES, TextMode::Literal).unwrap();
         let last = open.rows(&small()).pop().unwrap();
