@@ -78,8 +78,17 @@ fn table(report: &SceneReport) -> String {
     };
     report.questions.iter().for_each(|(name, accuracy)| line(name, accuracy));
     report.by_size.iter().for_each(|(size, accuracy)| line(&format!("name, {size}"), accuracy));
+    for (way, boxes) in &report.point_boxes {
+        let way = way.replace('_', " ");
+        line(&format!("point, {way}"), &boxes.name);
+    }
     line("name, new style", &report.held_out_style);
     line("swapped regions", &report.controls.swapped_regions);
     line("blank picture", &report.controls.blank_picture);
+    for (way, boxes) in &report.point_boxes {
+        let (iou, above) = (boxes.mean_iou, 100.0 * boxes.iou_above_half.accuracy);
+        let _ =
+            writeln!(table, "box of a point, {}: mean IoU {iou:.2}, above 0.5 in {above:.0} %", way.replace('_', " "));
+    }
     table
 }

@@ -6,7 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use gpt4roi::{BBox, Chat, Gpt4Roi, Image, prompt::Piece};
+use gpt4roi::{
+    BBox, Chat, Gpt4Roi, Image,
+    chat::AskOptions,
+    point::{Growth, PointBox},
+    prompt::Piece,
+};
 use gpt4roi_data::{
     Conversation, DataError, QuestionMix, QuestionType, Questions, Scene, SceneConfig, Scenes, Split, Style,
 };
@@ -33,6 +38,13 @@ const SMALL: f64 = 36.0 / 224.0;
 
 /// From this on, it is large.
 const LARGE: f64 = 90.0 / 224.0;
+
+/// From a point to each side of the small box that training puts around it, as a share of the picture's side.
+const REACH: f64 = 0.03;
+
+/// The ways from a point to a box, by their names in the report.
+const POINT_BOXES: [(&str, PointBox); 2] =
+    [("grown", PointBox::Grown(Growth::STANDARD)), ("around", PointBox::Around { reach: REACH })];
 
 /// What can stop an evaluation.
 #[derive(Debug, thiserror::Error)]
@@ -70,10 +82,24 @@ pub struct SceneReport {
     pub questions: BTreeMap<&'static str, Accuracy>,
     /// Names of small (longer side below 36 of 224 pixels), medium and large (90 and more) regions.
     pub by_size: BTreeMap<&'static str, Accuracy>,
+    /// The ways from a point to a box: a box that grows over what looks alike, a small box around the point, and
+    /// for comparison the true box.
+    pub point_boxes: BTreeMap<&'static str, PointBoxReport>,
     /// Names in the art style that no training scene shows.
     pub held_out_style: Accuracy,
     /// What has to fail if answers come from the regions.
     pub controls: Controls,
+}
+
+/// How good the boxes are that points become.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PointBoxReport {
+    /// The mean of intersection over union with the true box.
+    pub mean_iou: f64,
+    /// How often it is above one half.
+    pub iou_above_half: Accuracy,
+    /// How often the object in the box is named right.
+    pub name: Accuracy,
 }
 
 /// Names asked with the evidence taken away; a model that guesses reaches about 1/kinds.
@@ -90,9 +116,17 @@ pub struct Controls {
 struct Tallies {
     questions: BTreeMap<&'static str, Tally>,
     by_size: BTreeMap<&'static str, Tally>,
+    point_boxes: BTreeMap<&'static str, PointBoxTally>,
     held_out_style: Tally,
     swapped_regions: Tally,
     blank_picture: Tally,
+}
+
+#[derive(Default)]
+struct PointBoxTally {
+    iou: f64,
+    above_half: Tally,
+    name: Tally,
 }
 
 /// Asks a model about `config.count` scenes. `each` is called after each scene, from any thread.
@@ -143,6 +177,9 @@ impl Exam<'_> {
                 tallies.by_size.entry(size_class(&asked.regions[0].1)).or_default().add(right);
                 self.controls(&scene, &mut chat, &asked, &mut tallies)?;
             }
+            if question_type == QuestionType::Point {
+                point_boxes(&scene, &mut chat, &asked, &mut tallies)?;
+            }
         }
         let twin = self.held_out.scene(index);
         if let Some(asked) = self.questions.ask_one(QuestionType::Name, &twin, &mut rng) {
@@ -171,6 +208,33 @@ impl Exam<'_> {
         tallies.blank_picture.add(asked.is_correct(&ask(&mut blank, asked)?));
         Ok(())
     }
+}
+
+/// The same point question, its box found in each of the ways.
+fn point_boxes(
+    scene: &Scene,
+    chat: &mut Chat<'_>,
+    asked: &Conversation,
+    tallies: &mut Tallies,
+) -> Result<(), EvalError> {
+    let Some((_, _, object)) = asked.regions.first() else { return Ok(()) };
+    let true_box = scene.objects[*object].bbox;
+    let mut add = |way, bbox: BBox, answer: &str| {
+        let tally = tallies.point_boxes.entry(way).or_default();
+        tally.add(bbox.iou(&true_box), asked.is_correct(answer));
+    };
+    for (way, point_box) in POINT_BOXES {
+        chat.clear();
+        let options = AskOptions { point_box: Some(point_box), ..AskOptions::default() };
+        let answer = chat.ask_with(&words(&asked.rounds[0].question, asked), &options)?;
+        if let Some(region) = chat.regions().first() {
+            add(way, region.bbox, &answer.text);
+        }
+    }
+    chat.clear();
+    let region = chat.add_region(true_box);
+    add("true_box", true_box, &chat.ask(&format!("What is at {region}?"))?.text);
+    Ok(())
 }
 
 /// Plays a conversation as a user would, from its beginning, and returns the last answer.
@@ -216,6 +280,25 @@ fn size_class(bbox: &BBox) -> &'static str {
     }
 }
 
+impl PointBoxTally {
+    fn add(&mut self, iou: f64, right: bool) {
+        self.iou += iou;
+        self.above_half.add(iou > 0.5);
+        self.name.add(right);
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.iou += other.iou;
+        self.above_half.merge(other.above_half);
+        self.name.merge(other.name);
+    }
+
+    fn report(&self) -> PointBoxReport {
+        let name = self.name.accuracy();
+        PointBoxReport { mean_iou: self.iou / name.n.max(1) as f64, iou_above_half: self.above_half.accuracy(), name }
+    }
+}
+
 impl Tallies {
     fn merge(mut self, other: Self) -> Self {
         for (name, tally) in other.questions {
@@ -223,6 +306,9 @@ impl Tallies {
         }
         for (name, tally) in other.by_size {
             self.by_size.entry(name).or_default().merge(tally);
+        }
+        for (way, tally) in other.point_boxes {
+            self.point_boxes.entry(way).or_default().merge(tally);
         }
         self.held_out_style.merge(other.held_out_style);
         self.swapped_regions.merge(other.swapped_regions);
@@ -241,6 +327,7 @@ impl Tallies {
             kinds: config.kinds,
             questions: shares(&self.questions, &ASKED.map(QuestionType::name)),
             by_size: shares(&self.by_size, &["small", "medium", "large"]),
+            point_boxes: self.point_boxes.iter().map(|(way, tally)| (*way, tally.report())).collect(),
             held_out_style: self.held_out_style.accuracy(),
             controls: Controls {
                 swapped_regions: self.swapped_regions.accuracy(),
@@ -277,6 +364,18 @@ mod tests {
     fn size_classes_split_at_36_and_90_of_224_pixels() {
         let side = |pixels: f64| BBox::from_normalized([0.0, 0.0, pixels / 224.0, 0.05]).unwrap();
         assert_eq!([35.0, 37.0, 89.0, 91.0].map(|s| size_class(&side(s))), ["small", "medium", "medium", "large"]);
+    }
+
+    /// Two boxes: one that is right, one that covers a quarter.
+    #[test]
+    fn boxes_of_points_are_compared_with_true_ones() {
+        let mut tally = PointBoxTally::default();
+        tally.add(1.0, true);
+        tally.merge(PointBoxTally { iou: 0.25, ..PointBoxTally::default() });
+        tally.above_half.add(false);
+        tally.name.add(false);
+        let report = tally.report();
+        assert_eq!((report.mean_iou, report.iou_above_half.accuracy, report.name.accuracy), (0.625, 0.5, 0.5));
     }
 
     #[test]

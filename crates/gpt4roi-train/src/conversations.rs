@@ -145,6 +145,7 @@ impl Talk {
                 // Yes or no, whatever follows.
                 let verdict = answer.iter().any(|&(right, first)| right && first);
                 metrics.add("verdict", score(verdict), 1.0);
+                metrics.add(verdict_about(conversation.regions.len()), score(verdict), 1.0);
             }
         }
     }
@@ -152,6 +153,15 @@ impl Talk {
     /// The number of tokens that are learned.
     pub fn targets(&self) -> f64 {
         self.packed.predictors.len() as f64
+    }
+}
+
+/// What a yes-or-no question is about follows from how many regions it mentions.
+fn verdict_about(regions: usize) -> &'static str {
+    match regions {
+        0 => "verdict_presence",
+        1 => "verdict_kind",
+        _ => "verdict_direction",
     }
 }
 

@@ -62,11 +62,15 @@ pub struct Growth {
     pub least: f64,
 }
 
-impl Default for Growth {
+impl Growth {
     /// Threshold and count did best among thirty variants on rendered scenes, where the true size of
     /// every object is known.
+    pub const STANDARD: Self = Self { threshold: 0.6, best: 4, least: 0.5 };
+}
+
+impl Default for Growth {
     fn default() -> Self {
-        Self { threshold: 0.6, best: 4, least: 0.5 }
+        Self::STANDARD
     }
 }
 
