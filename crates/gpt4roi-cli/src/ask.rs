@@ -96,7 +96,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let size = session.image.size();
     let boxes = args.regions.boxes(size)?;
     let given: Vec<_> = (1..=boxes.len() as u32).map(RegionId).collect();
-    require_mentions(&mention::parse(&args.question, &given, size).map_err(gpt4roi::Error::from)?, &given)?;
+    let question = mention::parse(&args.question, &given, size).map_err(gpt4roi::Error::from)?;
+    let unmentioned = unmentioned(&question, &given)?;
+    if !args.output.quiet {
+        unmentioned
+            .iter()
+            .for_each(|id| tell(&format!("note: the question does not mention {id}, so it plays no part")));
+    }
 
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
@@ -162,12 +168,18 @@ pub(crate) fn note_if_cut_off(answer: &Answer) {
     }
 }
 
-/// A region that the question does not mention would silently play no part.
-fn require_mentions(question: &[Part], given: &[RegionId]) -> Result<(), Refusal> {
-    match given.iter().find(|id| !question.contains(&Part::Mention(**id))) {
-        None => Ok(()),
-        Some(id) => Err(Refusal::usage(format!("the question does not mention {id}, which --region declares"))
-            .hint(format!("write for example 'What is {id}?', or leave the --region away"))),
+/// The regions that are given and play no part, since the question does not mention them.
+///
+/// # Errors
+/// If it mentions none: then the answer would not be about what was pointed at.
+fn unmentioned(question: &[Part], given: &[RegionId]) -> Result<Vec<RegionId>, Refusal> {
+    let missing: Vec<_> = given.iter().copied().filter(|id| !question.contains(&Part::Mention(*id))).collect();
+    match missing.first() {
+        Some(id) if missing.len() == given.len() => {
+            Err(Refusal::usage(format!("the question does not mention {id}, which --region declares"))
+                .hint(format!("write for example 'What is {id}?', or leave the --region away")))
+        }
+        _ => Ok(missing),
     }
 }
 
@@ -176,11 +188,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_region_given_has_to_be_mentioned() {
+    fn a_question_that_mentions_none_of_the_regions_is_refused() {
         let question = [Part::Mention(RegionId(2)), Part::Text(" or ".into()), Part::Mention(RegionId(1))];
-        assert!(require_mentions(&question, &[RegionId(1), RegionId(2)]).is_ok());
-        assert!(require_mentions(&[Part::Text("What?".into())], &[]).is_ok());
-        let error = require_mentions(&question, &[RegionId(1), RegionId(2), RegionId(3)]).unwrap_err();
-        assert!(error.to_string().contains("<region3>"), "{error}");
+        assert_eq!(unmentioned(&question, &[RegionId(1), RegionId(2)]).unwrap(), []);
+        assert_eq!(unmentioned(&question, &[RegionId(1), RegionId(2), RegionId(3)]).unwrap(), [RegionId(3)]);
+        let nothing = [Part::Text("What?".into())];
+        assert_eq!(unmentioned(&nothing, &[]).unwrap(), []);
+        let error = unmentioned(&nothing, &[RegionId(1), RegionId(2)]).unwrap_err();
+        assert!(error.to_string().contains("<region1>"), "{error}");
     }
 }

@@ -99,6 +99,9 @@ pub struct QuestionMix {
     pub jitter: f64,
     /// Half the side of the box around a point, drawn between these shares of the picture's side.
     pub point_reach: (f64, f64),
+    /// The share of yes-or-no questions about the whole picture: whether it shows something. The others are about
+    /// what a region is and how two of them lie, nine to seven.
+    pub presence: f64,
     /// How often each type is drawn, relative to the others.
     pub name: f64,
     /// See `name`.
@@ -129,6 +132,7 @@ impl Default for QuestionMix {
             count: 16,
             jitter: 0.0,
             point_reach: (0.015, 0.04),
+            presence: 0.2,
             name: 4.0,
             multi: 3.0,
             relation: 3.0,
@@ -177,6 +181,7 @@ impl QuestionMix {
         }
         let total: f64 = QuestionType::ALL.iter().map(|question_type| self.weight(*question_type)).sum();
         check(total > 0.0, "name … dialogue", "a positive weight among them", total.to_string())?;
+        check((0.0..=1.0).contains(&self.presence), "presence", "0 to 1", self.presence.to_string())?;
         check((0.0..0.5).contains(&self.jitter), "jitter", "0 to less than 0.5", self.jitter.to_string())?;
         let (least, most) = self.point_reach;
         let reach = 0.0 < least && least <= most && most < 0.5;
@@ -252,6 +257,8 @@ struct Subject<'a> {
     scene: &'a Scene,
     kinds: &'a [Kind],
     boxes: Vec<BBox>,
+    /// As in [`QuestionMix`].
+    presence: f64,
 }
 
 impl Questions {
@@ -290,7 +297,7 @@ impl Questions {
 
     fn subject<'a>(&'a self, scene: &'a Scene, rng: &mut impl Rng) -> Subject<'a> {
         let boxes = scene.objects.iter().map(|object| jitter(object.bbox, self.mix.jitter, rng)).collect();
-        Subject { scene, kinds: &self.kinds, boxes }
+        Subject { scene, kinds: &self.kinds, boxes, presence: self.mix.presence }
     }
 
     fn conversation(
@@ -518,10 +525,12 @@ impl Subject<'_> {
     /// Half of the answers are yes. A wrong kind is as likely one that the picture shows elsewhere.
     fn yes_no(&self, known: &[usize], rng: &mut impl Rng) -> Option<Turn> {
         let yes = rng.random_bool(0.5);
-        match rng.random_range(0..20) {
+        if rng.random_bool(self.presence) {
+            return self.is_there(yes, rng);
+        }
+        match rng.random_range(0..16) {
             0..9 => self.is_kind(self.pick(known, rng), yes, rng),
-            9..16 => self.is_in_direction(known, yes, rng),
-            _ => self.is_there(yes, rng),
+            _ => self.is_in_direction(known, yes, rng),
         }
     }
 
