@@ -1,6 +1,9 @@
 //! Stages as data: everything that one run of the trainer needs, read from TOML.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use gpt4roi::Config;
 use gpt4roi_data::SceneConfig;
@@ -104,6 +107,11 @@ pub struct InitConfig {
     /// must come from a checkpoint or be named here.
     #[serde(default)]
     pub fresh: Vec<String>,
+    /// Factors for tensors that were taken, by the beginnings of their names. A model that starts from nothing
+    /// keeps token embeddings far smaller than what attention adds to them, and so forgets which token it
+    /// stands at; made larger, they come through.
+    #[serde(default)]
+    pub scale: BTreeMap<String, f64>,
     /// Scenes over which the tower's hidden states are measured before the first step. Its scale is
     /// then made 1, and mean and deviation of each channel are folded into the fresh layers that read
     /// them. 0: nothing of the kind.

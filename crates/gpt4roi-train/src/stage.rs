@@ -1,11 +1,12 @@
 //! From a stage file to a trainer.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use gpt4roi::{Config, tokenizer::Tokenizer, weights::Weights};
 use gpt4roi_data::{QuestionMix, Questions, Scenes};
 
@@ -42,6 +43,7 @@ pub(crate) fn assemble(
     let scenes = Arc::new(Scenes::new(stage.scenes.clone()).map_err(data)?);
     let initializer = Initializer::new(stage.seed, &config, stage.init.choices.clone());
     let mut taken = read_sources(&stage.init.from, &stage.init.fresh)?;
+    scale(&mut taken, &stage.init.scale)?;
     if stage.init.standardize_over > 0 {
         standardize(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.standardize_over)?;
     }
@@ -50,6 +52,15 @@ pub(crate) fn assemble(
     let objective = objective(&stage, &weights, &config, scenes, tokenizer)?;
     let files = ModelFiles { config, tokenizer: stage.model.tokenizer.clone() };
     Trainer::new(stage, parameters, objective, files, out)
+}
+
+fn scale(taken: &mut BTreeMap<String, Tensor>, factors: &BTreeMap<String, f64>) -> Result<()> {
+    for (prefix, factor) in factors {
+        for (_, tensor) in taken.iter_mut().filter(|(name, _)| name.starts_with(prefix)) {
+            *tensor = (&*tensor * *factor)?;
+        }
+    }
+    Ok(())
 }
 
 fn objective(
