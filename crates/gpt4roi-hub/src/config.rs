@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    cache::Cache,
     error::{HubError, Result},
     retry::Retry,
 };
@@ -86,18 +87,25 @@ impl HubConfig {
     /// If a value can't be, there is no home directory to put the cache in, or the token file can't be read.
     pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let variables = Variables(lookup);
-        let home = variables.home();
-        let within = |name: &str| home.as_ref().map(|home| home.join(name)).ok_or_else(no_home);
-        let cache = variables.path("HF_HUB_CACHE").or_else(|| variables.path("HUGGINGFACE_HUB_CACHE"));
         let endpoint = variables.text("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-        let mut config = Self::new(endpoint, cache.map_or_else(|| within("hub"), Ok)?);
-        config.token = variables.token(within("token").ok())?;
+        let mut config = Self::new(endpoint, variables.cache()?);
+        config.token = variables.token()?;
         config.offline = variables.is_on("HF_HUB_OFFLINE");
         if let Some(limit) = variables.seconds("HF_HUB_DOWNLOAD_TIMEOUT")? {
             config.stall_limit = limit;
         }
         config.proxy = ureq::Proxy::try_from_env();
         Ok(config)
+    }
+}
+
+impl Cache {
+    /// The cache that [`HubConfig::from_env`] names.
+    ///
+    /// # Errors
+    /// If there is no home directory to put it in.
+    pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        Ok(Self::new(Variables(lookup).cache()?))
     }
 }
 
@@ -128,6 +136,13 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         self.path("HF_HOME").or_else(|| Some(caches()?.join("huggingface")))
     }
 
+    fn cache(&self) -> Result<PathBuf> {
+        let named = self.path("HF_HUB_CACHE").or_else(|| self.path("HUGGINGFACE_HUB_CACHE"));
+        let expected = "a directory for the cache, since there is no HOME to put it in";
+        let homeless = || HubError::Setting { setting: "HF_HOME", expected, got: String::new() };
+        named.or_else(|| Some(self.home()?.join("hub"))).ok_or_else(homeless)
+    }
+
     fn is_on(&self, name: &str) -> bool {
         self.text(name).is_some_and(|text| ["1", "ON", "YES", "TRUE"].contains(&text.to_uppercase().as_str()))
     }
@@ -139,12 +154,12 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         limit.map(Some).ok_or(HubError::Setting { setting: name, expected: "seconds above zero", got: text })
     }
 
-    fn token(&self, file: Option<PathBuf>) -> Result<Option<Token>> {
+    fn token(&self) -> Result<Option<Token>> {
         let given = self.text("HF_TOKEN").or_else(|| self.text("HUGGING_FACE_HUB_TOKEN"));
         if let Some(token) = given {
             return Ok(Token::new(&token));
         }
-        match self.path("HF_TOKEN_PATH").or(file) {
+        match self.path("HF_TOKEN_PATH").or_else(|| Some(self.home()?.join("token"))) {
             Some(file) if !self.is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") => token_file(&file),
             _ => Ok(None),
         }
@@ -157,11 +172,6 @@ fn token_file(file: &Path) -> Result<Option<Token>> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(HubError::file(file)(error)),
     }
-}
-
-fn no_home() -> HubError {
-    let expected = "a directory for the cache, since there is no HOME to put it in";
-    HubError::Setting { setting: "HF_HOME", expected, got: String::new() }
 }
 
 #[cfg(test)]
