@@ -5,7 +5,7 @@ use std::{env, time::SystemTime};
 use clap::{Subcommand, builder::FalseyValueParser};
 use gpt4roi_hub::{
     Cache, ModelId, ModelRef,
-    inventory::CachedModel,
+    inventory::{CachedModel, CachedRevision},
     verify::{Check, State},
 };
 use indicatif::{DecimalBytes, HumanDuration, ProgressBar};
@@ -157,12 +157,13 @@ fn lines(model: &CachedModel, width: usize) -> String {
         let size = DecimalBytes(bytes).to_string();
         format!("{:width$}  {size:>9}  {ago:<16}  {what}\n", model.id.as_str())
     };
-    let of_revision = |revision: &gpt4roi_hub::inventory::CachedRevision| {
+    let of_revision = |revision: &CachedRevision| {
         line(revision.bytes(), format!("{} {}", revision.commit, revision.refs.join(", ")).trim_end())
     };
     let mut lines: String = model.revisions.iter().map(of_revision).collect();
-    if model.partial_bytes > 0 || model.revisions.is_empty() {
-        lines += &line(model.partial_bytes, "not whole yet: pull it again to go on");
+    let begun = if model.revisions.is_empty() { model.bytes } else { model.partial_bytes };
+    if begun > 0 {
+        lines += &line(begun, "not whole yet: pull it again to go on");
     }
     lines
 }
@@ -182,11 +183,12 @@ struct RemovedLine {
     bytes: u64,
 }
 
-/// Everything is looked up before anything is removed.
+/// All are looked up before any is removed, and again one by one: what two revisions share goes with the second.
 fn remove(cache: &Cache, args: &RemoveArgs) -> anyhow::Result<()> {
-    let removals = args.models.iter().map(|model| Ok((model, cache.removal(model)?)));
+    args.models.iter().try_for_each(|model| cache.removal(model).map(drop))?;
     let mut removed = Vec::new();
-    for (model, removal) in removals.collect::<anyhow::Result<Vec<_>>>()? {
+    for model in &args.models {
+        let removal = cache.removal(model)?;
         removed.push(RemovedLine { model: model.to_string(), commits: removal.commits.clone(), bytes: removal.bytes });
         if !args.dry_run {
             removal.carry_out()?;
@@ -233,11 +235,16 @@ fn verify(cache: &Cache, args: &VerifyArgs) -> anyhow::Result<()> {
     } else {
         print(&found.table())?;
     }
+    let hint = match args.remove_damaged {
+        true => "they are removed; pull the model again",
+        false => "`gpt4roi cache verify --remove-damaged` removes them; then pull the model again",
+    };
     match found.damaged.len() + found.missing.len() {
         0 => Ok(()),
-        bad => Err(Refusal::failure(format!("{bad} of {} files are damaged or gone", bad + found.intact))
-            .hint("`gpt4roi cache verify --remove-damaged` removes what is damaged; then pull the model again")
-            .into()),
+        bad => {
+            let of = bad + found.intact;
+            Err(Refusal::failure(format!("{bad} of {of} files are damaged or gone")).hint(hint).into())
+        }
     }
 }
 

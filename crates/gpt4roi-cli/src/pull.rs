@@ -25,7 +25,7 @@ pub(crate) struct Args {
 
     /// Take every file, not only what a model needs: configurations, tokenizer, one form of the weights, and the
     /// same of the vision tower
-    #[arg(long, env = "GPT4ROI_ALL", value_parser = FalseyValueParser::new(), conflicts_with = "files")]
+    #[arg(long, env = "GPT4ROI_ALL", value_parser = FalseyValueParser::new())]
     all: bool,
 
     /// Take this file too, by its path in the repository. In the environment several are separated by semicolons

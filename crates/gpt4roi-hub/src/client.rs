@@ -19,7 +19,7 @@ use crate::{
 
 /// Speaks HTTP with one hub and with whom it redirects to.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     agent: Agent,
     endpoint: String,
     origin: Origin,
@@ -29,11 +29,11 @@ pub struct Client {
 
 /// An answer whose status says that it worked.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Where it came from at last, without its query.
-    pub url: String,
+    pub(crate) url: String,
     /// 200, or 206 for a part.
-    pub status: u16,
+    pub(crate) status: u16,
     headers: HeaderMap,
     body: Body,
     stall_limit: Duration,
@@ -41,17 +41,17 @@ pub struct Answer {
 
 /// From which byte on, and of which content.
 #[derive(Debug, Clone, Copy)]
-pub struct ResumeFrom<'a> {
+pub(crate) struct ResumeFrom<'a> {
     /// The first byte that is wanted.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// The `ETag` of the content that the bytes before it belong to, if it is known. If the content has become
     /// another, the server is to send it from its beginning.
-    pub etag: Option<&'a str>,
+    pub(crate) etag: Option<&'a str>,
 }
 
 impl ResumeFrom<'_> {
     /// Everything.
-    pub const START: Self = Self { offset: 0, etag: None };
+    pub(crate) const START: Self = Self { offset: 0, etag: None };
 }
 
 /// Hubs redirect once or twice: to a new name, and to the storage.
@@ -66,7 +66,7 @@ impl Client {
     ///
     /// # Errors
     /// If the endpoint is no address.
-    pub fn new(config: &HubConfig) -> Result<Self> {
+    pub(crate) fn new(config: &HubConfig) -> Result<Self> {
         let endpoint = config.endpoint.trim_end_matches('/').to_owned();
         let origin = endpoint.parse().ok().and_then(|uri| Origin::of(&uri)).ok_or_else(|| HubError::Setting {
             setting: "HF_ENDPOINT",
@@ -96,7 +96,7 @@ impl Client {
     ///
     /// # Errors
     /// If the answer does not come, or says that it didn't work.
-    pub fn get(&self, path: &str, from: ResumeFrom<'_>, what: &str) -> Result<Answer> {
+    pub(crate) fn get(&self, path: &str, from: ResumeFrom<'_>, what: &str) -> Result<Answer> {
         let address = format!("{}{path}", self.endpoint);
         let unfit = |_| HubError::Connection { url: address.clone(), message: "not an address".into() };
         let mut uri: Uri = address.parse().map_err(unfit)?;
@@ -193,23 +193,23 @@ impl Origin {
 
 impl Answer {
     /// The `ETag` of the content, if it is one that stands for its bytes (a weak one does not).
-    pub fn strong_etag(&self) -> Option<&str> {
+    pub(crate) fn strong_etag(&self) -> Option<&str> {
         self.header("etag").filter(|etag| etag.starts_with('"'))
     }
 
     /// How many bytes the body announces.
-    pub fn content_length(&self) -> Option<u64> {
+    pub(crate) fn content_length(&self) -> Option<u64> {
         self.header("content-length")?.parse().ok()
     }
 
     /// The first byte of a part, and the size of the whole if it says.
-    pub fn content_range(&self) -> Option<(u64, Option<u64>)> {
+    pub(crate) fn content_range(&self) -> Option<(u64, Option<u64>)> {
         let (part, whole) = self.header("content-range")?.strip_prefix("bytes ")?.split_once('/')?;
         Some((part.split_once('-')?.0.parse().ok()?, whole.parse().ok()))
     }
 
     /// The body, piece by piece.
-    pub fn reader(&mut self) -> impl FnMut(&mut [u8]) -> Result<usize> {
+    pub(crate) fn reader(&mut self) -> impl FnMut(&mut [u8]) -> Result<usize> {
         let (url, limit) = (&self.url, self.stall_limit);
         let mut reader = self.body.as_reader();
         move |buffer| match reader.read(buffer) {
@@ -223,7 +223,7 @@ impl Answer {
     ///
     /// # Errors
     /// If it is longer or breaks off.
-    pub fn bytes(mut self, limit: u64) -> Result<Vec<u8>> {
+    pub(crate) fn bytes(mut self, limit: u64) -> Result<Vec<u8>> {
         let read = self.body.with_config().limit(limit).read_to_vec();
         read.map_err(|error| broken(&self.url, error, self.stall_limit))
     }

@@ -104,17 +104,17 @@ impl Fetch<'_> {
         answer
     }
 
-    /// Makes sure that the body goes on where the partial file ends.
+    /// Makes sure that the body goes on where the partial file ends: a part has to fit, and the whole replaces it.
     fn align(&self, file: &RemoteFile, partial: &mut Partial<'_>, answer: &Answer) -> Result<()> {
-        let fits = answer.status == 206
-            && answer.content_range().is_some_and(|(start, whole)| {
-                start == partial.length() && whole.is_none_or(|whole| whole == file.size)
-            });
-        if !fits {
+        if answer.status == 206 {
+            let range = answer.content_range();
+            let (length, size) = (partial.length(), file.size);
+            if !range.is_some_and(|(start, whole)| start == length && whole.is_none_or(|whole| whole == size)) {
+                partial.restart()?;
+                return Err(unfit(file, range.and_then(|(_, whole)| whole).unwrap_or(0)));
+            }
+        } else {
             partial.restart()?;
-        }
-        if answer.status == 206 && !fits {
-            return Err(unfit(file, answer.content_range().and_then(|(_, whole)| whole).unwrap_or(0)));
         }
         let missing = file.size - partial.length();
         match answer.content_length() {
@@ -127,7 +127,7 @@ impl Fetch<'_> {
         let mut read = answer.reader();
         let mut buffer = vec![0; CHUNK];
         loop {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Acquire) {
                 return Err(HubError::Stopped);
             }
             match read(&mut buffer)? {

@@ -10,9 +10,9 @@
 //! ```
 //!
 //! A pull flows so: [`listing`] asks the hub which files a revision has; [`select`] takes those that a model
-//! needs; [`pull`] spreads them over a few connections; each goes by way of [`fetch`] (lock, resume, retry)
-//! into a [`partial`] file that is hashed as it grows; [`cache`] puts it in its place. [`inventory`],
-//! [`removal`] and [`verify`] look after what is there. [`client`] is the only place that opens a connection.
+//! needs; [`pull`] spreads them over a few connections; each goes by way of `fetch` (lock, resume, [`retry`])
+//! into a `partial` file that is hashed as it grows; [`cache`] puts it in its place. [`inventory`],
+//! [`removal`] and [`verify`] look after what is there. `client` is the only place that opens a connection.
 //!
 //! What holds here:
 //!
@@ -23,17 +23,17 @@
 //! 5. Nothing is printed and nothing is read from the environment: settings and waiting come in as arguments.
 
 pub mod cache;
-pub mod client;
+mod client;
 pub mod config;
 pub mod digest;
 pub mod error;
-pub mod fetch;
+mod fetch;
 pub mod inventory;
 pub mod listing;
 #[cfg(test)]
 mod mock_hub;
 pub mod model;
-pub mod partial;
+mod partial;
 pub mod progress;
 pub mod pull;
 pub mod removal;

@@ -37,10 +37,7 @@ const MAX_LISTING: u64 = 64 << 20;
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Asks the hub what a revision consists of (`GET /api/models/{id}/revision/{revision}?blobs=true`).
-///
-/// # Errors
-/// If the hub doesn't answer, refuses, or answers something else; if a file's name is not harmless.
-pub fn fetch(client: &Client, model: &ModelRef) -> Result<Listing> {
+pub(crate) fn fetch(client: &Client, model: &ModelRef) -> Result<Listing> {
     let revision = utf8_percent_encode(model.revision(), UNRESERVED);
     let path = format!("/api/models/{}/revision/{revision}?blobs=true", model.id);
     let what = model.to_string();

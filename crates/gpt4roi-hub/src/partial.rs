@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What a partial file is written to: a file, or in tests one on a disk that fills up.
-pub trait Storage: Read + Write + Seek + Send {
+pub(crate) trait Storage: Read + Write + Seek + Send {
     /// Makes the file this long.
     fn set_length(&mut self, length: u64) -> io::Result<()>;
     /// Waits until everything is on the disk.
@@ -22,7 +22,7 @@ pub trait Storage: Read + Write + Seek + Send {
 }
 
 /// How a partial file is opened: with what is already there, and made if there is nothing.
-pub type OpenStorage = fn(&Path) -> io::Result<Box<dyn Storage>>;
+pub(crate) type OpenStorage = fn(&Path) -> io::Result<Box<dyn Storage>>;
 
 impl Storage for File {
     fn set_length(&mut self, length: u64) -> io::Result<()> {
@@ -38,7 +38,7 @@ impl Storage for File {
 ///
 /// # Errors
 /// If that fails.
-pub fn open_file(path: &Path) -> io::Result<Box<dyn Storage>> {
+pub(crate) fn open_file(path: &Path) -> io::Result<Box<dyn Storage>> {
     // Not for appending: where locks don't hold, as on some network drives, two processes then write the same
     // bytes to the same places.
     let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
@@ -46,7 +46,7 @@ pub fn open_file(path: &Path) -> io::Result<Box<dyn Storage>> {
 }
 
 /// The beginning of a file, on the disk, with the digest of what is there.
-pub struct Partial<'a> {
+pub(crate) struct Partial<'a> {
     file: &'a RemoteFile,
     path: PathBuf,
     storage: Box<dyn Storage>,
@@ -59,7 +59,7 @@ impl<'a> Partial<'a> {
     ///
     /// # Errors
     /// If it can't be read or written.
-    pub fn open(file: &'a RemoteFile, path: PathBuf, open: OpenStorage) -> Result<Self> {
+    pub(crate) fn open(file: &'a RemoteFile, path: PathBuf, open: OpenStorage) -> Result<Self> {
         let mut storage = open(&path).map_err(HubError::file(&path))?;
         let mut hasher = file.digest.hasher(file.size);
         let length = hasher.update_from(&mut storage).map_err(HubError::file(&path))?;
@@ -71,12 +71,12 @@ impl<'a> Partial<'a> {
     }
 
     /// Bytes that are there.
-    pub fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         self.length
     }
 
     /// Whether all bytes are there.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.length == self.file.size
     }
 
@@ -84,7 +84,7 @@ impl<'a> Partial<'a> {
     ///
     /// # Errors
     /// If the file can't be cut.
-    pub fn restart(&mut self) -> Result<()> {
+    pub(crate) fn restart(&mut self) -> Result<()> {
         self.storage.set_length(0).and_then(|()| self.storage.rewind()).map_err(HubError::file(&self.path))?;
         (self.hasher, self.length) = (self.file.digest.hasher(self.file.size), 0);
         Ok(())
@@ -94,7 +94,7 @@ impl<'a> Partial<'a> {
     ///
     /// # Errors
     /// If they are too many or can't be written. What was written counts the next time.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let got = self.length + bytes.len() as u64;
         if got > self.file.size {
             return Err(HubError::Length { file: self.file.path.clone(), expected: self.file.size, got });
@@ -109,7 +109,7 @@ impl<'a> Partial<'a> {
     ///
     /// # Errors
     /// If it is not.
-    pub fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         let got = self.hasher.finish();
         if got == self.file.digest {
             return Ok(());
@@ -123,7 +123,7 @@ impl<'a> Partial<'a> {
     ///
     /// # Errors
     /// If that fails.
-    pub fn finish(mut self, blob: &Path) -> Result<()> {
+    pub(crate) fn finish(mut self, blob: &Path) -> Result<()> {
         self.storage.sync().map_err(HubError::file(&self.path))?;
         drop(self.storage);
         fs::rename(&self.path, blob).map_err(HubError::file(blob))?;

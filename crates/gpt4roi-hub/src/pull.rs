@@ -149,10 +149,10 @@ fn in_parallel<T: Sync>(
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let failure = Mutex::new(None);
     let worker = || {
-        while let Some(item) = next().filter(|_| !stop.load(Ordering::Relaxed)) {
+        while let Some(item) = next().filter(|_| !stop.load(Ordering::Acquire)) {
             if let Err(error) = work(item) {
-                stop.store(true, Ordering::Relaxed);
                 failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                stop.store(true, Ordering::Release);
             }
         }
     };

@@ -46,7 +46,7 @@ impl fmt::Debug for Retry {
 
 /// What is left of the tries for one thing.
 #[derive(Debug)]
-pub struct Tries<'a> {
+pub(crate) struct Tries<'a> {
     retry: &'a Retry,
     failed: u32,
     furthest: u64,
@@ -54,7 +54,7 @@ pub struct Tries<'a> {
 
 impl Retry {
     /// All tries are left, and `reached` bytes are there.
-    pub fn begin(&self, reached: u64) -> Tries<'_> {
+    pub(crate) fn begin(&self, reached: u64) -> Tries<'_> {
         Tries { retry: self, failed: 0, furthest: reached }
     }
 }
@@ -65,7 +65,7 @@ impl Tries<'_> {
     ///
     /// A try that got further than any before starts the count anew: a connection that keeps breaking is used
     /// as long as it brings something.
-    pub fn wait(&mut self, error: &HubError, reached: u64) -> Option<Duration> {
+    pub(crate) fn wait(&mut self, error: &HubError, reached: u64) -> Option<Duration> {
         if reached > self.furthest {
             (self.failed, self.furthest) = (0, reached);
         }

@@ -522,6 +522,18 @@ fn a_hub_that_is_not_there_is_named() {
 }
 
 #[test]
+fn an_encrypted_endpoint_is_spoken_to_encrypted_or_not_at_all() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.endpoint = config.endpoint.replace("http:", "https:");
+    (config.retry.attempts, config.stall_limit) = (1, Duration::from_millis(500));
+    let error = place.pull_with(config).unwrap_err();
+    // The server either gives up or waits for the end of a line that never comes.
+    assert!(matches!(&error, HubError::Connection { .. } | HubError::Stalled { .. }), "{error}");
+    assert_eq!(place.server.requests("").len(), 0, "the server, which speaks no TLS, understood something");
+}
+
+#[test]
 fn a_file_name_that_leads_elsewhere_stops_the_pull_before_it_writes() {
     for name in ["../../../escaped", "/escaped", "a/../../escaped"] {
         let place = Place::new();
