@@ -3,6 +3,7 @@
 use std::{fmt, io, process::ExitCode};
 
 use gpt4roi::{Error, image::ImageError, prompt::PromptError};
+use gpt4roi_hub::{HubError, Refused};
 
 /// A refusal of this program's own, with advice.
 #[derive(Debug)]
@@ -91,6 +92,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         return refusal.hint.clone();
     }
+    if let Some(error) = error.downcast_ref::<HubError>() {
+        return hint_about_hub(error).map(str::to_owned);
+    }
     let hint = match error.downcast_ref::<Error>()? {
         Error::Image(image) => hint_about_image(image)?,
         Error::Mention(_) => {
@@ -102,6 +106,33 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         _ => return None,
     };
     Some(hint.into())
+}
+
+fn hint_about_hub(error: &HubError) -> Option<&'static str> {
+    Some(match error {
+        HubError::Refused { reason: Refused::Gated, .. } => {
+            "accept them on the model's page at the hub, then set HF_TOKEN to a token of the same account"
+        }
+        HubError::Refused { reason: Refused::Unauthorized, .. } => {
+            "look at the name again; for a private model, set HF_TOKEN to a token that may read it"
+        }
+        HubError::Refused { reason: Refused::Forbidden, .. } => {
+            "the token in HF_TOKEN, or in its file, may not read it"
+        }
+        HubError::Refused { reason: Refused::NoModel, .. } => "look at the name again: ORG/NAME, as the hub writes it",
+        HubError::Refused { reason: Refused::NoRevision, .. } => "without @REV, the branch main is taken",
+        HubError::Offline { .. } => "unset HF_HUB_OFFLINE, or set HF_HUB_CACHE to a cache that has it",
+        HubError::NoWeights { .. } => "--all takes every file, --file PATH a certain one",
+        HubError::NoSuchFile { .. } => "--file takes a path as the model's page at the hub shows it",
+        HubError::NotCached { .. } => "`gpt4roi cache list` shows what is there",
+        HubError::InUse { .. } => "let the other download end first",
+        HubError::DiskFull { .. } => "make room, or set HF_HUB_CACHE to another disk; the same command then goes on",
+        HubError::Status { status: 429, .. } => "wait some minutes; with HF_TOKEN set, hubs allow more requests",
+        HubError::Connection { .. } | HubError::Stalled { .. } | HubError::Length { .. } | HubError::Status { .. } => {
+            "the same command goes on where this one stopped; HF_ENDPOINT names another hub"
+        }
+        _ => return None,
+    })
 }
 
 fn hint_about_image(error: &ImageError) -> Option<&'static str> {

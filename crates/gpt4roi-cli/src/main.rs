@@ -5,6 +5,7 @@
 
 mod annotate;
 mod ask;
+mod cache;
 mod chat;
 mod completions;
 mod describe;
@@ -13,6 +14,7 @@ mod export;
 mod failure;
 mod inspect;
 mod options;
+mod pull;
 mod scenes;
 mod session;
 mod trace;
@@ -38,6 +40,8 @@ enum Command {
     Ask(ask::Args),
     Describe(describe::Args),
     Chat(chat::Args),
+    Pull(pull::Args),
+    Cache(cache::Args),
     Train(train::Args),
     Export(export::Args),
     Eval(eval::Args),
@@ -74,6 +78,8 @@ fn main() -> ExitCode {
         Command::Ask(args) => ask::run(args),
         Command::Describe(args) => describe::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Cache(args) => cache::run(args),
         Command::Train(args) => train::run(args),
         Command::Export(args) => export::run(args),
         Command::Eval(args) => eval::run(args),

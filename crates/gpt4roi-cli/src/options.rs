@@ -1,6 +1,9 @@
 //! Flags that several subcommands share.
 
-use std::path::PathBuf;
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use candle_core::Device;
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
@@ -12,6 +15,7 @@ use gpt4roi::{
     nano::NANO,
     sampling::{Sampler, Sampling},
 };
+use gpt4roi_hub::{Cache, ModelRef};
 
 use crate::failure::Refusal;
 
@@ -19,8 +23,9 @@ use crate::failure::Refusal;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelOptions {
-    /// Model directory in the published layout; without it, the small model inside this program answers
-    #[arg(long, value_name = "DIR", env = "GPT4ROI_MODEL")]
+    /// Model directory in the published layout, or a model ORG/NAME[@REV] that `gpt4roi pull` has brought;
+    /// without it, the small model inside this program answers
+    #[arg(long, value_name = "MODEL", env = "GPT4ROI_MODEL")]
     pub(crate) model: Option<PathBuf>,
 
     /// Where to compute: cpu, cuda, cuda:N or metal
@@ -47,10 +52,7 @@ impl ModelOptions {
     /// The model's files, unread.
     pub(crate) fn files(&self) -> anyhow::Result<ModelFiles> {
         match &self.model {
-            Some(directory) if directory.is_dir() => Ok(ModelFiles::Directory(directory.clone())),
-            Some(directory) => Err(Refusal::failure(format!("{} is not a directory", directory.display()))
-                .hint("--model takes the directory that holds config.json, the weights and tokenizer.model")
-                .into()),
+            Some(model) => Ok(ModelFiles::Directory(directory_of(model)?)),
             None => Ok(ModelFiles::Embedded(NANO)),
         }
     }
@@ -71,6 +73,25 @@ impl ModelOptions {
                 .into()
         })
     }
+}
+
+/// A directory as it is; any other ORG/NAME is looked for in the cache. Nothing is downloaded unasked.
+fn directory_of(model: &Path) -> anyhow::Result<PathBuf> {
+    const DIRECTORY: &str = "--model takes the directory that holds config.json, the weights and tokenizer.model";
+    if model.is_dir() {
+        return Ok(model.to_owned());
+    }
+    let name = model.to_str().filter(|name| name.contains('/')).and_then(|name| name.parse::<ModelRef>().ok());
+    let Some(name) = name else {
+        return Err(Refusal::failure(format!("{} is not a directory", model.display())).hint(DIRECTORY).into());
+    };
+    let cache = Cache::from_env(|name| env::var(name).ok())?;
+    cache.find(&name).map_err(|_| {
+        let cache = cache.root().display();
+        Refusal::failure(format!("{name} is neither a directory nor a model in the cache {cache}"))
+            .hint(format!("`gpt4roi pull {name}` downloads it; or {DIRECTORY}"))
+            .into()
+    })
 }
 
 /// Reading the picture.
