@@ -102,6 +102,8 @@ pub struct QuestionMix {
     /// The share of yes-or-no questions about the whole picture: whether it shows something. The others are about
     /// what a region is and how two of them lie, nine to seven.
     pub presence: f64,
+    /// How often two, three and four regions are asked about at once, relative to each other.
+    pub multi_counts: [f64; 3],
     /// How often each type is drawn, relative to the others.
     pub name: f64,
     /// See `name`.
@@ -133,6 +135,7 @@ impl Default for QuestionMix {
             jitter: 0.0,
             point_reach: (0.015, 0.04),
             presence: 0.2,
+            multi_counts: [1.0; 3],
             name: 4.0,
             multi: 3.0,
             relation: 3.0,
@@ -181,6 +184,9 @@ impl QuestionMix {
         }
         let total: f64 = QuestionType::ALL.iter().map(|question_type| self.weight(*question_type)).sum();
         check(total > 0.0, "name … dialogue", "a positive weight among them", total.to_string())?;
+        let counts = self.multi_counts.iter().all(|weight| weight.is_finite() && *weight >= 0.0);
+        let counts = counts && self.multi_counts.iter().sum::<f64>() > 0.0;
+        check(counts, "multi_counts", "weights of 0 or more, not all 0", format!("{:?}", self.multi_counts))?;
         check((0.0..=1.0).contains(&self.presence), "presence", "0 to 1", self.presence.to_string())?;
         check((0.0..0.5).contains(&self.jitter), "jitter", "0 to less than 0.5", self.jitter.to_string())?;
         let (least, most) = self.point_reach;
@@ -257,8 +263,7 @@ struct Subject<'a> {
     scene: &'a Scene,
     kinds: &'a [Kind],
     boxes: Vec<BBox>,
-    /// As in [`QuestionMix`].
-    presence: f64,
+    mix: &'a QuestionMix,
 }
 
 impl Questions {
@@ -297,7 +302,7 @@ impl Questions {
 
     fn subject<'a>(&'a self, scene: &'a Scene, rng: &mut impl Rng) -> Subject<'a> {
         let boxes = scene.objects.iter().map(|object| jitter(object.bbox, self.mix.jitter, rng)).collect();
-        Subject { scene, kinds: &self.kinds, boxes, presence: self.mix.presence }
+        Subject { scene, kinds: &self.kinds, boxes, mix: &self.mix }
     }
 
     fn conversation(
@@ -465,12 +470,10 @@ impl Subject<'_> {
     }
 
     fn multi(&self, rng: &mut impl Rng) -> Option<Turn> {
-        let most = self.scene.objects.len().min(4);
-        if most < 2 {
-            return None;
-        }
         let mut objects = self.shuffled(rng);
-        objects.truncate(rng.random_range(2..=most));
+        let counts: Vec<(usize, f64)> = (2..=objects.len()).zip(self.mix.multi_counts).collect();
+        let (count, _) = counts.choose_weighted(rng, |(_, weight)| *weight).ok()?;
+        objects.truncate(*count);
         let slots: Vec<String> = (0..objects.len()).map(|slot| format!("{{{slot}}}")).collect();
         let question = pick_text(answers::MULTI, rng).replace("{list}", &answers::listed(&slots));
         let names: Vec<String> = (slots.iter().zip(&objects))
@@ -525,7 +528,7 @@ impl Subject<'_> {
     /// Half of the answers are yes. A wrong kind is as likely one that the picture shows elsewhere.
     fn yes_no(&self, known: &[usize], rng: &mut impl Rng) -> Option<Turn> {
         let yes = rng.random_bool(0.5);
-        if rng.random_bool(self.presence) {
+        if rng.random_bool(self.mix.presence) {
             return self.is_there(yes, rng);
         }
         match rng.random_range(0..16) {
