@@ -55,6 +55,12 @@ pub(crate) const MULTI: &[&str] = &[
     "Tell me what {list} are.",
 ];
 
+pub(crate) const RECALL: &[&str] = &[
+    "There are {list}. What is {one}?",
+    "Do you see {list}? What is {one}?",
+    "Can you see {list}? Tell me what {one} is.",
+];
+
 pub(crate) const RELATION: &[&str] = &[
     "Where is {0} relative to {1}?",
     "Where is {0} as seen from {1}?",

@@ -6,7 +6,7 @@ use gpt4roi::{
 };
 use rand::{
     Rng,
-    seq::{IndexedRandom, SliceRandom},
+    seq::{IndexedRandom, IteratorRandom, SliceRandom},
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,8 @@ pub enum QuestionType {
     Short,
     /// Several sentences about a region.
     Detail,
+    /// What one region shows, after several were mentioned: a region is known by its number, not by its place.
+    Recall,
     /// What a thing can do or is for.
     Purpose,
     /// What the whole picture shows.
@@ -56,7 +58,7 @@ pub enum QuestionType {
 
 impl QuestionType {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Name,
         Self::Multi,
         Self::Relation,
@@ -65,6 +67,7 @@ impl QuestionType {
         Self::Point,
         Self::Short,
         Self::Detail,
+        Self::Recall,
         Self::Purpose,
         Self::Picture,
         Self::Dialogue,
@@ -81,6 +84,7 @@ impl QuestionType {
             Self::Point => "point",
             Self::Short => "short",
             Self::Detail => "detail",
+            Self::Recall => "recall",
             Self::Purpose => "purpose",
             Self::Picture => "picture",
             Self::Dialogue => "dialogue",
@@ -121,6 +125,8 @@ pub struct QuestionMix {
     /// See `name`.
     pub detail: f64,
     /// See `name`.
+    pub recall: f64,
+    /// See `name`.
     pub purpose: f64,
     /// See `name`.
     pub picture: f64,
@@ -144,6 +150,7 @@ impl Default for QuestionMix {
             point: 2.0,
             short: 1.0,
             detail: 1.0,
+            recall: 1.0,
             purpose: 1.0,
             picture: 1.0,
             dialogue: 2.0,
@@ -163,6 +170,7 @@ impl QuestionMix {
             QuestionType::Point => self.point,
             QuestionType::Short => self.short,
             QuestionType::Detail => self.detail,
+            QuestionType::Recall => self.recall,
             QuestionType::Purpose => self.purpose,
             QuestionType::Picture => self.picture,
             QuestionType::Dialogue => self.dialogue,
@@ -431,6 +439,7 @@ impl Subject<'_> {
             QuestionType::YesNo => self.yes_no(known, rng)?,
             QuestionType::Short => self.short(object, rng)?,
             QuestionType::Detail => self.detail(object, rng)?,
+            QuestionType::Recall => self.recall(rng)?,
             QuestionType::Purpose => self.purpose(object, rng),
             QuestionType::Picture => self.picture(rng),
             QuestionType::Name | QuestionType::Point | QuestionType::Dialogue => self.name(object, rng),
@@ -470,10 +479,7 @@ impl Subject<'_> {
     }
 
     fn multi(&self, rng: &mut impl Rng) -> Option<Turn> {
-        let mut objects = self.shuffled(rng);
-        let counts: Vec<(usize, f64)> = (2..=objects.len()).zip(self.mix.multi_counts).collect();
-        let (count, _) = counts.choose_weighted(rng, |(_, weight)| *weight).ok()?;
-        objects.truncate(*count);
+        let objects = self.several(rng)?;
         let slots: Vec<String> = (0..objects.len()).map(|slot| format!("{{{slot}}}")).collect();
         let question = pick_text(answers::MULTI, rng).replace("{list}", &answers::listed(&slots));
         let names: Vec<String> = (slots.iter().zip(&objects))
@@ -481,6 +487,26 @@ impl Subject<'_> {
             .collect();
         let key = KeyDraft::Names(objects.iter().map(|object| (*object, self.kind(*object).clone())).collect());
         Some(Turn { objects, question, answer: format!("{}.", names.join(", ")), key })
+    }
+
+    fn recall(&self, rng: &mut impl Rng) -> Option<Turn> {
+        let objects = self.several(rng)?;
+        let slots: Vec<String> = (0..objects.len()).map(|slot| format!("{{{slot}}}")).collect();
+        let (slot, object) = slots.iter().zip(&objects).choose(rng)?;
+        let question = pick_text(answers::RECALL, rng).replace("{list}", &answers::listed(&slots));
+        let question = question.replace("{one}", slot);
+        let kind = self.kind(*object);
+        let (answer, key) = (answers::sentence(&kind.phrase()), KeyDraft::Done(AnswerKey::Name(kind.clone())));
+        Some(Turn { objects, question, answer, key })
+    }
+
+    /// Two to four objects in random order.
+    fn several(&self, rng: &mut impl Rng) -> Option<Vec<usize>> {
+        let mut objects = self.shuffled(rng);
+        let counts: Vec<(usize, f64)> = (2..=objects.len()).zip(self.mix.multi_counts).collect();
+        let (count, _) = counts.choose_weighted(rng, |(_, weight)| *weight).ok()?;
+        objects.truncate(*count);
+        Some(objects)
     }
 
     /// Two objects of which one lies clearly in one direction of the other; some may be known.
@@ -806,6 +832,7 @@ mod tests {
             point: 0.0,
             short: 0.0,
             detail: 0.0,
+            recall: 0.0,
             purpose: 0.0,
             picture: 0.0,
             dialogue: 0.0,
