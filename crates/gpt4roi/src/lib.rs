@@ -48,6 +48,8 @@ pub mod point;
 pub mod trace;
 
 pub mod convert;
+pub mod ggml_type;
+pub mod gguf;
 pub mod weights;
 
 pub use crate::{
