@@ -7,6 +7,7 @@ mod annotate;
 mod ask;
 mod chat;
 mod completions;
+mod convert;
 mod describe;
 mod eval;
 mod export;
@@ -38,6 +39,7 @@ enum Command {
     Ask(ask::Args),
     Describe(describe::Args),
     Chat(chat::Args),
+    Convert(convert::Args),
     Train(train::Args),
     Export(export::Args),
     Eval(eval::Args),
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Command::Ask(args) => ask::run(args),
         Command::Describe(args) => describe::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Train(args) => train::run(args),
         Command::Export(args) => export::run(args),
         Command::Eval(args) => eval::run(args),

@@ -19,8 +19,9 @@ use crate::failure::Refusal;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelOptions {
-    /// Model directory in the published layout; without it, the small model inside this program answers
-    #[arg(long, value_name = "DIR", env = "GPT4ROI_MODEL")]
+    /// Model directory in the published layout or with a pair of GGUF files, or the language model's file of
+    /// such a pair; without it, the small model inside this program answers
+    #[arg(long, value_name = "DIR|FILE", env = "GPT4ROI_MODEL")]
     pub(crate) model: Option<PathBuf>,
 
     /// Where to compute: cpu, cuda, cuda:N or metal
@@ -47,9 +48,11 @@ impl ModelOptions {
     /// The model's files, unread.
     pub(crate) fn files(&self) -> anyhow::Result<ModelFiles> {
         match &self.model {
-            Some(directory) if directory.is_dir() => Ok(ModelFiles::Directory(directory.clone())),
-            Some(directory) => Err(Refusal::failure(format!("{} is not a directory", directory.display()))
-                .hint("--model takes the directory that holds config.json, the weights and tokenizer.model")
+            Some(path) if path.is_dir() || path.extension().is_some_and(|extension| extension == "gguf") => {
+                Ok(ModelFiles::at(path)?)
+            }
+            Some(path) => Err(Refusal::failure(format!("{} is neither a directory nor a GGUF file", path.display()))
+                .hint("--model takes the directory that holds config.json, the weights and tokenizer.model, or NAME-q4_k.gguf")
                 .into()),
             None => Ok(ModelFiles::Embedded(NANO)),
         }
