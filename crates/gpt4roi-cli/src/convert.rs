@@ -129,6 +129,9 @@ struct SelfTest {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    if args.mmproj == Kind::Q4K {
+        return Err(Refusal::usage("--mmproj: expected f16 or q8_0, got q4_k").into());
+    }
     let if_exists = if args.force { IfExists::Replace } else { IfExists::Refuse };
     let parts = args.parts()?;
     let Some(kind) = args.quantize else {
@@ -136,11 +139,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         tell(&format!("wrote {}", args.out.display()));
         return args.finish(Vec::new(), None);
     };
-    let projector = match args.mmproj {
-        Kind::Q4K => return Err(Refusal::usage("--mmproj: expected f16 or q8_0, got q4_k").into()),
-        other => other.quantization(),
-    };
-    let rounding = parts.write_gguf(&args.out, if_exists, kind.quantization(), projector)?;
+    let rounding = parts.write_gguf(&args.out, if_exists, kind.quantization(), args.mmproj.quantization())?;
     tell(&format!("wrote {}", args.out.display()));
     for error in rounding.iter().filter(|error| error.relative_rms > 0.0).take(3) {
         tell(&format!("off by {:.2} %: {} ({})", 100.0 * error.relative_rms, error.name, error.kind));

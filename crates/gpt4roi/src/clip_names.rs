@@ -189,8 +189,122 @@ fn split(tensor: StreamedTensor, layer: &str, kind: &str) -> Vec<StreamedTensor>
     let part = |(index, projection): (usize, &str)| {
         let whole = tensor.clone();
         let name = format!("{layer}.self_attn.{projection}.{kind}");
-        let shared = StreamedTensor::new(name.as_str(), &tensor.shape, move |range| whole.read(range));
-        shared.rows(name, index * rows..(index + 1) * rows)
+        let shared = StreamedTensor::new(name, &tensor.shape, move |range| whole.read(range));
+        shared.rows(index * rows..(index + 1) * rows)
     };
     ["q_proj", "k_proj", "v_proj"].into_iter().enumerate().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::Tensor;
+
+    use super::*;
+
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/openclip/vision_tower");
+
+    /// The golden tower under OpenCLIP's names, queries, keys and values in one.
+    fn originals() -> HashMap<String, Tensor> {
+        let mut golden = candle_core::safetensors::load(format!("{GOLDEN}/model.safetensors"), &Device::Cpu).unwrap();
+        let mut originals = HashMap::new();
+        let layers = 0..golden.keys().filter(|name| name.ends_with("layer_norm1.bias")).count();
+        for kind in ["weight", "bias"] {
+            for layer in layers.clone() {
+                let layer = format!("vision_model.encoder.layers.{layer}.self_attn");
+                let mut take = |part| golden.remove(&format!("{layer}.{part}.{kind}")).unwrap();
+                let fused = Tensor::cat(&[take("q_proj"), take("k_proj"), take("v_proj")], 0).unwrap();
+                golden.insert(format!("{layer}.in_proj_{kind}"), fused);
+            }
+        }
+        for (name, tensor) in golden {
+            let name = name
+                .replace("vision_model.encoder.layers", "visual.transformer.resblocks")
+                .replace("vision_model.embeddings.class_embedding", "visual.class_embedding")
+                .replace("vision_model.embeddings.patch_embedding", "visual.conv1")
+                .replace("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding")
+                .replace("vision_model.pre_layrnorm", "visual.ln_pre")
+                .replace("vision_model.post_layernorm", "visual.ln_post")
+                .replace("layer_norm", "ln_")
+                .replace("self_attn", "attn")
+                .replace("fc1", "c_fc")
+                .replace("fc2", "c_proj");
+            originals.insert(name, tensor);
+        }
+        originals.insert("visual.proj".into(), Tensor::zeros((16, 4), candle_core::DType::F32, &Device::Cpu).unwrap());
+        originals.insert("text_projection".into(), Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu).unwrap());
+        originals
+    }
+
+    fn write(directory: &Path, tensors: &HashMap<String, Tensor>) -> std::path::PathBuf {
+        let path = directory.join("open_clip_model.safetensors");
+        candle_core::safetensors::save(tensors, &path).unwrap();
+        path
+    }
+
+    #[test]
+    fn openclip_s_tensors_are_hugging_face_s() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), &originals());
+        let error = Tower::open(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("open_clip_config.json"), "{error}");
+
+        let golden = Tower::open(Path::new(GOLDEN)).unwrap();
+        let head =
+            golden.config["hidden_size"].as_u64().unwrap() / golden.config["num_attention_heads"].as_u64().unwrap();
+        let config = json!({
+            "model_cfg": { "vision_cfg": { "head_width": head } },
+            "preprocess_cfg": { "mean": golden.config["image_mean"], "std": golden.config["image_std"] },
+        });
+        std::fs::write(directory.path().join("open_clip_config.json"), config.to_string()).unwrap();
+        let tower = Tower::open(directory.path()).unwrap();
+        let golden: BTreeMap<_, _> = golden.tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        assert_eq!(tower.tensors.len(), golden.len());
+        for tensor in &tower.tensors {
+            let expected = &golden[&tensor.name];
+            assert_eq!(tensor.shape, expected.shape, "{}", tensor.name);
+            let all = 0..tensor.count();
+            assert_eq!(tensor.read(all.clone()).unwrap(), expected.read(all).unwrap(), "{}", tensor.name);
+        }
+    }
+
+    /// Read from shapes and from OpenCLIP's own file, a tower has the fields that its `config.json` has.
+    #[test]
+    fn configurations_are_those_of_hugging_face() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), &originals());
+        let golden = Tower::open(Path::new(GOLDEN)).unwrap().config;
+        let head = golden["hidden_size"].as_u64().unwrap() / golden["num_attention_heads"].as_u64().unwrap();
+        let config = json!({ "model_cfg": { "vision_cfg": { "head_width": head } } });
+        std::fs::write(directory.path().join("open_clip_config.json"), config.to_string()).unwrap();
+        let tower = Tower::open(directory.path()).unwrap().config;
+        for (field, value) in tower.as_object().unwrap() {
+            assert_eq!(*value, golden[field], "{field}");
+        }
+        assert_eq!(tower.as_object().unwrap().len(), 7);
+    }
+
+    #[test]
+    fn openai_s_towers_need_no_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut tensors = originals();
+        tensors.insert("input_resolution".into(), Tensor::new(&[224i64], &Device::Cpu).unwrap());
+        let tower = Tower::open(&write(directory.path(), &tensors)).unwrap();
+        assert_eq!(tower.config["hidden_act"], "quick_gelu");
+        assert!(tower.tensors.iter().all(|tensor| tensor.name.starts_with("vision_model.")));
+    }
+
+    #[test]
+    fn other_files_are_no_towers() {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/openclip/model.safetensors");
+        let error = Tower::open(Path::new(model)).unwrap_err().to_string();
+        assert!(error.contains("expected the tensors of a CLIP tower"), "{error}");
+        let directory = tempfile::tempdir().unwrap();
+        let mut tensors = originals();
+        tensors.insert("visual.attn_pool.query".into(), Tensor::new(&[1f32], &Device::Cpu).unwrap());
+        tensors.insert("input_resolution".into(), Tensor::new(&[224i64], &Device::Cpu).unwrap());
+        let error = Tower::open(&write(directory.path(), &tensors)).unwrap_err().to_string();
+        assert!(error.contains("`visual.attn_pool.query` of the tower"), "{error}");
+    }
 }

@@ -17,7 +17,7 @@ pub use crate::clip_names::Tower;
 use crate::{
     config::Config,
     error::Result,
-    gguf_pair::{write_language, write_projector},
+    gguf_export::{write_language, write_projector},
     merge::{merge, with_projector},
     model::{Network, tower_directory},
     quantize::{Quantization, RoundingError},
@@ -183,6 +183,31 @@ impl Parts {
         Ok(parts)
     }
 
+    /// A model of these dimensions whose weights are noise, where real ones can't be had: for tests and
+    /// measurements. Norms are close to one, and signals keep their size from layer to layer.
+    ///
+    /// # Errors
+    /// If the dimensions are impossible.
+    pub fn noise(config: &Config, tokenizer: &[u8], added_tokens: &str) -> Result<Self> {
+        let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
+        Network::load(config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
+        let noise = |(name, shape): (String, Vec<usize>)| {
+            let inputs = shape[1..].iter().product::<usize>().max(1);
+            let is_norm = shape.len() == 1 && name.ends_with(".weight");
+            let (centre, reach) = if is_norm { (1.0, 0.1) } else { (0.0, (3.0 / inputs as f32).sqrt()) };
+            let reach = if name.ends_with(".bias") { 0.1 } else { reach };
+            StreamedTensor::noise(&name, &shape, centre, reach)
+        };
+        let all = |census: Arc<Census>| census.asked().into_iter().map(noise).collect();
+        let files = [(COPIED[0], tokenizer.to_vec()), (COPIED[1], added_tokens.as_bytes().to_vec())];
+        Ok(Self {
+            model: all(of_model),
+            config: config.to_json(),
+            files: files.into(),
+            tower: Some(Tower { tensors: all(of_tower), config: config.tower_to_json() }),
+        })
+    }
+
     /// The same with this tower.
     pub fn with_tower(self, tower: Tower) -> Self {
         Self { tower: Some(tower), ..self }
@@ -330,4 +355,164 @@ pub(crate) fn read_json(path: &Path) -> ConvertResult<Value> {
 
 fn write_json(path: &Path, value: &Value) -> ConvertResult<()> {
     std::fs::write(path, format!("{value:#}\n")).map_err(file_error(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Gpt4Roi, divergence::Divergence, fingerprint::Fingerprint, model::ModelFiles};
+
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/openclip");
+
+    fn golden() -> Parts {
+        Parts::directory(Path::new(GOLDEN)).unwrap()
+    }
+
+    /// A model minus a base plus the base is the model. The halves of numbers of half precision and
+    /// their sums are exact.
+    #[test]
+    fn a_base_and_a_delta_are_the_model_again() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        golden().write_directory(&at("model"), IfExists::Refuse).unwrap();
+        let halved = |tensor: StreamedTensor| {
+            let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+            StreamedTensor::new(name, &shape, move |range| {
+                Ok(tensor.read(range)?.into_iter().map(|value| value / 2.0).collect())
+            })
+        };
+        let is_llama = |tensor: &StreamedTensor| !is_region(tensor) && !tensor.name.contains("mm_projector");
+        // Tokens behind the tokenizer's pieces are unknown to the base.
+        let cut = |tensor: StreamedTensor| {
+            let rows = tensor.shape[0];
+            if rows == 806 { tensor.rows(0..800) } else { tensor }
+        };
+        let mut base = Parts::directory(&at("model")).unwrap();
+        base.model.retain(is_llama);
+        base.model = base.model.into_iter().map(halved).map(cut).collect();
+        base.write_directory(&at("base"), IfExists::Refuse).unwrap();
+        let mut delta = Parts::directory(&at("model")).unwrap();
+        delta.model = delta
+            .model
+            .into_iter()
+            .map(|tensor| if !is_llama(&tensor) || tensor.shape[0] == 806 { tensor } else { halved(tensor) })
+            .collect();
+        delta.write_directory(&at("delta"), IfExists::Refuse).unwrap();
+
+        let merged = Parts::merged(&at("base"), &at("delta")).unwrap();
+        merged.write_directory(&at("merged"), IfExists::Refuse).unwrap();
+        Gpt4Roi::open(at("merged"), &Device::Cpu).unwrap();
+        let load =
+            |name: &str| candle_core::safetensors::load(at(name).join("model.safetensors"), &Device::Cpu).unwrap();
+        let (model, merged) = (load("model"), load("merged"));
+        assert_eq!(model.len(), merged.len());
+        let flat = |tensor: &candle_core::Tensor| {
+            tensor.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for (name, model) in model {
+            let (model, merged) = (flat(&model), flat(&merged[&name]));
+            // Rows of old tokens: half of the model is the base's, all of it the delta's.
+            let old =
+                if name.contains("embed_tokens") || name.contains("lm_head") { model.len() / 806 * 800 } else { 0 };
+            for (index, (model, merged)) in model.iter().zip(&merged).enumerate() {
+                // Numbers so small that halves lose a bit are off by one unit of the smallest number.
+                let expected = if index < old { 1.5 * model } else { *model };
+                let unit = 2f32.powi(-24).max(expected.abs() * 2f32.powi(-11));
+                assert!((merged - expected).abs() <= unit, "{name}: {merged}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unfit_number_leaves_nothing_behind() {
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("out");
+        for quantization in [Quantization::F16, Quantization::Q4K] {
+            let mut parts = golden();
+            let last = parts.model.pop().unwrap();
+            parts.model.push(StreamedTensor::new(last.name, &last.shape, |range| Ok(vec![f32::NAN; range.len()])));
+            let error = parts.write_gguf(&out, IfExists::Refuse, quantization, Quantization::F16).unwrap_err();
+            assert!(error.to_string().contains("holds NaN"), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_a_whole_model_is_no_gguf() {
+        let place = tempfile::tempdir().unwrap();
+        let write = |parts: Parts| {
+            let out = place.path().join("out");
+            parts.write_gguf(&out, IfExists::Refuse, Quantization::F16, Quantization::F16).unwrap_err().to_string()
+        };
+        assert!(write(Parts { tower: None, ..golden() }).contains("the vision tower is missing"));
+        assert!(write(Parts { files: BTreeMap::new(), ..golden() }).contains("the tokenizer.model is missing"));
+        let mut lacking = golden();
+        lacking.model.retain(|tensor| tensor.name != "model.norm.weight");
+        assert!(write(lacking).contains("1 missing: `model.norm.weight`"));
+    }
+
+    /// No more than one piece of one tensor is asked for at a time, whatever the size.
+    #[test]
+    fn a_conversion_holds_one_piece_at_a_time() {
+        use std::sync::Mutex;
+
+        use crate::stream::PIECE;
+
+        let place = tempfile::tempdir().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = asked.clone();
+        let large = StreamedTensor::new("model.norm.weight", &[PIECE + 5], move |range| {
+            log.lock().unwrap().push(range.len());
+            Ok(vec![1.0; range.len()])
+        });
+        let parts = Parts { model: vec![large], tower: None, ..golden() };
+        parts.write_directory(&place.path().join("out"), IfExists::Refuse).unwrap();
+        assert_eq!(*asked.lock().unwrap(), [PIECE, 5]);
+    }
+
+    #[test]
+    fn training_starts_from_a_language_model_and_a_projector() {
+        let place = tempfile::tempdir().unwrap();
+        let (base, start) = (place.path().join("base"), place.path().join("start"));
+        let (mut vicuna, mut projector) = (golden(), golden());
+        vicuna.model.retain(|tensor| !is_region(tensor) && !tensor.name.contains("mm_projector"));
+        vicuna.model = vicuna
+            .model
+            .into_iter()
+            .map(|tensor| if tensor.shape[0] == 806 { tensor.rows(0..801) } else { tensor })
+            .collect();
+        vicuna.files.insert("added_tokens.json", b"{\"[PAD]\": 800}".to_vec());
+        vicuna.write_directory(&base, IfExists::Refuse).unwrap();
+        projector.model.retain(|tensor| tensor.name.contains("mm_projector"));
+        projector.write_directory(&place.path().join("projector"), IfExists::Refuse).unwrap();
+        let file = place.path().join("projector/model.safetensors");
+        Parts::starting_point(&base, &file).unwrap().write_directory(&start, IfExists::Refuse).unwrap();
+
+        let added: BTreeMap<String, u32> =
+            serde_json::from_str(&std::fs::read_to_string(start.join("added_tokens.json")).unwrap()).unwrap();
+        let ids = ["[PAD]", "<im_patch>", "<bbox>", "<point>", "<im_start>", "<im_end>"].map(|token| added[token]);
+        assert_eq!(ids, [800, 801, 802, 803, 804, 805], "the original's order of training");
+        let config = read_json(&start.join("config.json")).unwrap();
+        assert_eq!((&config["vocab_size"], &config["mm_hidden_size"]), (&json!(806), &json!(12)));
+        let start = Checkpoint::open(&start, &Device::Cpu).unwrap();
+        let shapes: BTreeMap<_, _> = start.stored().into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
+        assert_eq!(shapes["model.embed_tokens.weight"], [806, 16]);
+        assert!(shapes.contains_key("model.mm_projector.weight"));
+    }
+
+    #[test]
+    fn rounding_moves_distributions_a_little() {
+        let place = tempfile::tempdir().unwrap();
+        let source = ModelFiles::Directory(GOLDEN.into());
+        let mut means = Vec::new();
+        for quantization in [Quantization::F16, Quantization::Q8_0, Quantization::Q4K] {
+            let out = place.path().join(quantization.name());
+            golden().write_gguf(&out, IfExists::Refuse, quantization, Quantization::F16).unwrap();
+            means.push(Divergence::of(&source, &ModelFiles::at(&out).unwrap()).unwrap().mean_kl);
+        }
+        // Rows of 16 fill no blocks, so that all three are half precision: close, and not equal.
+        assert!(means.iter().all(|mean| (1e-14..1e-4).contains(mean)), "{means:?}");
+        assert_eq!(Divergence::of(&source, &source).unwrap().mean_kl, 0.0);
+        assert_eq!(Fingerprint::of(&source).unwrap(), Fingerprint::of(&source).unwrap());
+    }
 }

@@ -579,3 +579,215 @@ impl<W: Write> GgufWriter<W> {
         self.out.write_all(&vec![0; std::mem::take(&mut self.padding)])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Made by `reference/gguf_golden.py` with the `gguf` package: blocks of every type, and what that
+    /// package makes of them under the same name with `.f32` behind it.
+    const GOLDEN: &[u8] = include_bytes!("../tests/data/golden.gguf");
+
+    fn plan(name: &str, kind: GgmlType, shape: &[usize]) -> GgufPlan {
+        GgufPlan { name: name.to_owned(), kind, shape: shape.to_vec() }
+    }
+
+    /// A file of two tensors with all kinds of values.
+    fn small() -> Vec<u8> {
+        let metadata = [
+            ("general.architecture", "llama".into()),
+            ("u8", Value::U8(1)),
+            ("i64", Value::I64(-5)),
+            ("f32", Value::F32(0.5)),
+            ("f64", Value::F64(0.25)),
+            ("bool", Value::Bool(true)),
+            ("texts", Value::Array(Array::String(vec!["a".into(), String::new(), "▁b".into()]))),
+            ("numbers", Value::Array(Array::I16(vec![-1, 2]))),
+            ("flags", Value::Array(Array::Bool(vec![true, false]))),
+        ];
+        let plan = [plan("a", GgmlType::F32, &[2, 3]), plan("b", GgmlType::Q8_0, &[32])];
+        let mut writer = GgufWriter::new(Vec::new(), &metadata, &plan).unwrap();
+        writer.begin("a").unwrap();
+        for value in 0..6u8 {
+            writer.write(&f32::from(value).to_le_bytes()).unwrap();
+        }
+        writer.begin("b").unwrap();
+        writer.write(&[7; 34]).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn open(bytes: Vec<u8>) -> WeightsResult<Gguf> {
+        Gguf::from_bytes("some.gguf", bytes)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let gguf = open(small()).unwrap();
+        assert_eq!(gguf.metadata("i64"), Some(&Value::I64(-5)));
+        assert_eq!(gguf.metadata("u8").and_then(Value::as_u64), Some(1));
+        assert_eq!(gguf.metadata("i64").and_then(Value::as_u64), None);
+        assert_eq!(gguf.metadata("f32").and_then(Value::as_f64), Some(0.5));
+        assert_eq!(gguf.metadata("general.architecture").and_then(Value::as_str), Some("llama"));
+        let texts = Array::String(vec!["a".into(), String::new(), "▁b".into()]);
+        assert_eq!(gguf.metadata("texts").and_then(Value::as_array), Some(&texts));
+        assert_eq!(gguf.all_metadata().count(), 9);
+        let a = gguf.tensor("a").unwrap();
+        assert_eq!((a.shape, a.rows(), a.columns()), ([2, 3].as_slice(), 2, 3));
+        assert_eq!(a.dequantize().unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let b = gguf.tensor("b").unwrap();
+        assert_eq!((b.kind, b.bytes, gguf.tensors().count()), (GgmlType::Q8_0, [7; 34].as_slice(), 2));
+        assert!(gguf.tensor("c").is_none());
+    }
+
+    #[test]
+    fn a_file_on_disk_is_the_one_in_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("small.gguf");
+        std::fs::write(&path, small()).unwrap();
+        assert_eq!(Gguf::open(&path).unwrap().tensor("b").unwrap().bytes, [7; 34]);
+        assert!(Gguf::open(directory.path()).unwrap_err().to_string().contains(&*directory.path().to_string_lossy()));
+    }
+
+    #[test]
+    fn blocks_of_every_type_are_those_of_the_gguf_package() {
+        let gguf = Gguf::from_bytes("golden.gguf", GOLDEN).unwrap();
+        let mut compared = 0;
+        for tensor in gguf.tensors().filter(|tensor| !tensor.name.ends_with(".f32")) {
+            assert_eq!(tensor.name, tensor.kind.name());
+            let expected = gguf.tensor(&format!("{}.f32", tensor.name)).unwrap().dequantize().unwrap();
+            let got = tensor.dequantize().unwrap();
+            for (got, expected) in got.iter().zip(&expected) {
+                assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{}: {got}, not {expected}", tensor.name);
+            }
+            assert_eq!((got.len(), tensor.shape), (expected.len(), [3, 256].as_slice()));
+            compared += 1;
+        }
+        assert_eq!(compared, 13);
+        assert_eq!(gguf.metadata("golden.text").and_then(Value::as_str), Some("▁ä"));
+    }
+
+    /// The writer refuses what would not be a file.
+    #[test]
+    fn tensors_come_as_planned() {
+        let writer = |plan: &[GgufPlan]| GgufWriter::new(Vec::new(), &[], plan);
+        assert!(writer(&[plan("a", GgmlType::Q4K, &[2, 128])]).is_ok());
+        assert!(writer(&[plan("a", GgmlType::Q4K, &[100])]).is_err());
+        let two = [plan("a", GgmlType::F32, &[1]), plan("b", GgmlType::F32, &[1])];
+        assert!(writer(&two).unwrap().begin("b").is_err());
+        assert!(writer(&two).unwrap().finish().unwrap_err().to_string().contains("`a` was not written"));
+        let mut begun = writer(&two).unwrap();
+        begun.begin("a").unwrap();
+        assert!(begun.write(&[0; 5]).is_err());
+        let mut begun = writer(&two).unwrap();
+        begun.begin("a").unwrap();
+        begun.write(&[0; 3]).unwrap();
+        assert!(begun.begin("b").unwrap_err().to_string().contains("lacks 1 bytes"));
+    }
+
+    /// A header by hand: version, counts, then what is given.
+    fn header(version: u32, tensors: u64, values: u64, rest: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = [&MAGIC[..], &version.to_le_bytes(), &tensors.to_le_bytes(), &values.to_le_bytes()].concat();
+        bytes.extend(rest.concat());
+        bytes
+    }
+
+    fn claim(name: &str, shape: &[u64], kind: u32, offset: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write_string(name, &mut bytes);
+        bytes.extend((shape.len() as u32).to_le_bytes());
+        bytes.extend(shape.iter().flat_map(|extent| extent.to_le_bytes()));
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+        bytes
+    }
+
+    fn value(key: &str, kind: u32, rest: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write_string(key, &mut bytes);
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(rest);
+        bytes
+    }
+
+    #[test]
+    fn false_claims_are_refused_by_name() {
+        let data: &[u8] = &[0; 256];
+        let one = |claim: &[u8]| header(3, 1, 0, &[claim, data]);
+        let key = |value: &[u8]| header(3, 0, 1, &[value, data]);
+        let huge = u64::MAX.to_le_bytes();
+        for (bytes, expected) in [
+            (b"GGML".to_vec(), "does not begin with the letters GGUF"),
+            (Vec::new(), "does not begin with the letters GGUF"),
+            (header(1, 0, 0, &[]), "GGUF version 1, expected 2 or 3"),
+            (header(3u32.swap_bytes(), 0, 0, &[]), "version 50331648"),
+            (header(3, u64::MAX, 0, &[data]), "18446744073709551615 entries claimed"),
+            (header(3, 0, 1 << 40, &[data]), "1099511627776 entries claimed"),
+            (header(3, 0, 1, &[&huge, data]), "entries claimed"),
+            (key(&value("k", 99, &[])), "`k`: a value of type 99"),
+            (key(&value("k", 7, &[2])), "`k`: 2 where a truth value"),
+            (key(&value("k", 8, &huge)), "`k`: 18446744073709551615 entries claimed"),
+            (key(&value("k", 9, &[&9u32.to_le_bytes()[..], &huge].concat())), "`k`: an array of type 9"),
+            (key(&value("k", 9, &[&8u32.to_le_bytes()[..], &huge].concat())), "`k`: 18446744073709551615 entries"),
+            (key(&value("k", 9, &[&4u32.to_le_bytes()[..], &1000u64.to_le_bytes()].concat())), "`k`: 1000 entries"),
+            (header(3, 0, 2, &[&value("k", 0, &[1]), &value("k", 0, &[1]), data]), "`k` stands there twice"),
+            (key(&value(ALIGNMENT_KEY, 4, &3u32.to_le_bytes())), "expected a power of two"),
+            (key(&value(ALIGNMENT_KEY, 4, &0u32.to_le_bytes())), "expected a power of two"),
+            (one(&claim("t", &[1, 1, 1, 1, 1], 0, 0)), "tensor `t`: 5 dimensions"),
+            (one(&claim("t", &[0], 0, 0)), "tensor `t`: a dimension of 0"),
+            (one(&claim("t", &[1], 99, 0)), "tensor `t`: numbers of ggml's type 99"),
+            (one(&claim("t", &[1 << 32, 1 << 32], 0, 0)), "tensor `t` of f32 [4294967296, 4294967296]"),
+            (one(&claim("t", &[u64::MAX], 0, 0)), "tensor `t` of f32"),
+            (one(&claim("t", &[100, 256], 12, 0)), "tensor `t` of q4_k [256, 100]: its rows are not whole blocks"),
+            (one(&claim("t", &[4], 0, 8)), "offset 8 is not a multiple of 32"),
+            (one(&claim("t", &[4], 0, u64::MAX - 31)), "tensor `t` of f32 [4]: 16 bytes from"),
+            (one(&claim("t", &[4], 0, 1 << 20)), "tensor `t` of f32 [4]: 16 bytes from 1048576 on"),
+            (one(&claim("t", &[1 << 20], 0, 0)), "tensor `t` of f32 [1048576]: 4194304 bytes from 0 on"),
+            (
+                header(3, 2, 0, &[&claim("t", &[9], 0, 0), &claim("u", &[1], 0, 32), data]),
+                "tensors `t` and `u` overlap",
+            ),
+            (header(3, 2, 0, &[&claim("t", &[1], 0, 0), &claim("t", &[1], 0, 32), data]), "`t` stands there twice"),
+        ] {
+            let error = open(bytes).unwrap_err().to_string();
+            assert!(error.starts_with("some.gguf: ") && error.contains(expected), "{error}, not {expected}");
+        }
+        assert!(open(header(2, 1, 0, &[&claim("t", &[4], 0, 0), data])).is_ok(), "version 2 differs in nothing");
+    }
+
+    #[test]
+    fn a_file_cut_off_anywhere_is_refused() {
+        let bytes = small();
+        for length in 0..bytes.len() {
+            // What pads the last tensor is nobody's loss.
+            let complete = length >= bytes.len() - 30;
+            assert_eq!(open(bytes[..length].to_vec()).is_ok(), complete, "{length} of {}", bytes.len());
+        }
+    }
+
+    proptest! {
+        /// A damaged file is an error, or yields tensors that can be read.
+        #[test]
+        fn any_damage_ends_in_a_result(
+            changes in proptest::collection::vec((0..small().len(), any::<u8>()), 1..4),
+            cut in 0usize..1000,
+        ) {
+            let mut bytes = small();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            bytes.truncate(bytes.len().min(cut));
+            if let Ok(gguf) = open(bytes) {
+                for tensor in gguf.tensors() {
+                    let _ = tensor.dequantize();
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_end_in_a_result(rest in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = open([&MAGIC[..], &VERSION.to_le_bytes(), &rest].concat());
+        }
+    }
+}

@@ -64,8 +64,9 @@ pub(crate) fn published_row(row: usize, head: usize) -> usize {
     first + within % 2 * (head / 2) + within / 2
 }
 
-/// Which row of GGUF holds the published row `row`.
-pub(crate) fn gguf_row(row: usize, head: usize) -> usize {
+/// Where llama.cpp's order of rows puts the published row `row` of queries or keys, whose heads have
+/// `head` rows.
+pub fn stored_row(row: usize, head: usize) -> usize {
     let (first, within) = (row - row % head, row % head);
     first + within % (head / 2) * 2 + within / (head / 2)
 }
@@ -123,6 +124,6 @@ mod tests {
     fn halves_are_interleaved_and_separated_again() {
         let rows: Vec<usize> = (0..12).map(|row| published_row(row, 6)).collect();
         assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
-        assert!((0..12).all(|row| gguf_row(published_row(row, 6), 6) == row));
+        assert!((0..12).all(|row| stored_row(published_row(row, 6), 6) == row));
     }
 }

@@ -14,8 +14,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, BufWriter},
+    io,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -23,33 +22,35 @@ use std::{
 
 use candle_core::{Device, Tensor};
 
+pub use crate::gguf_names::stored_row;
 use crate::{
-    config::{Activation, Config},
-    convert::{ConvertError, ConvertResult},
+    config::Config,
     error::{Error, Result},
-    ggml_type::GgmlType,
-    gguf::{Array, Gguf, GgufPlan, GgufTensor, GgufWriter, Value},
-    gguf_names::{gguf_row, is_interleaved, published_row, to_gguf, to_published},
-    quantize::{Quantization, RoundingError},
+    gguf::{Array, Gguf, GgufTensor, Value},
+    gguf_names::{is_interleaved, to_published},
     sentencepiece::{Kind, Piece, Roles, SentencePiece, byte_of},
-    shards::halves,
-    staging::file_error,
-    stream::StreamedTensor,
     tokenizer::Tokenizer,
     weights::{StoredTensor, TensorSource, TensorStore, WeightsError, WeightsResult},
 };
 
-const CONFIG: &str = "gpt4roi.config";
-const VISION_CONFIG: &str = "gpt4roi.vision_config";
-const PIECE_COUNT: &str = "gpt4roi.piece_count";
+pub(crate) const CONFIG: &str = "gpt4roi.config";
+pub(crate) const VISION_CONFIG: &str = "gpt4roi.vision_config";
+pub(crate) const PIECE_COUNT: &str = "gpt4roi.piece_count";
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const SCORES: &str = "tokenizer.ggml.scores";
-const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
-const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const EOS: &str = "tokenizer.ggml.eos_token_id";
-const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
+pub(crate) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(crate) const SCORES: &str = "tokenizer.ggml.scores";
+pub(crate) const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+pub(crate) const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
+pub(crate) const BOS: &str = "tokenizer.ggml.bos_token_id";
+pub(crate) const EOS: &str = "tokenizer.ggml.eos_token_id";
+pub(crate) const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
+
+// `llama_token_type` of llama.cpp.
+pub(crate) const NORMAL: i32 = 1;
+pub(crate) const UNKNOWN_PIECE: i32 = 2;
+pub(crate) const CONTROL: i32 = 3;
+pub(crate) const UNUSED: i32 = 5;
+pub(crate) const BYTE: i32 = 6;
 
 /// The two files of a model, open.
 #[derive(Debug)]
@@ -199,12 +200,6 @@ impl GgufWeights {
     }
 }
 
-/// Where llama.cpp's order of rows puts the published row `row` of queries or keys, whose heads have
-/// `head` rows.
-pub fn stored_row(row: usize, head: usize) -> usize {
-    gguf_row(row, head)
-}
-
 impl TensorSource for GgufWeights {
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
         let Some((stored, _)) = self.blocks(name) else {
@@ -236,7 +231,11 @@ impl TensorStore for GgufWeights {
         };
         let error = |source| WeightsError::Tensor { name: name.to_owned(), source };
         let columns = tensor.columns();
-        if elements.start >= elements.end || elements.end > tensor.rows() * columns {
+        if elements.start > elements.end || elements.end > tensor.rows() * columns {
+            let what = format!("tensor `{name}` has no elements {elements:?}");
+            return Err(WeightsError::Corrupt { file: self.places[name].gguf.path().to_owned(), what });
+        }
+        if elements.is_empty() {
             return Ok(Vec::new());
         }
         let rows = elements.start / columns..elements.end.div_ceil(columns);
@@ -245,7 +244,7 @@ impl TensorStore for GgufWeights {
         let values = match head {
             None => tensor.kind.dequantize(bytes(rows.clone())),
             Some(head) => {
-                let stored = rows.clone().map(|row| gguf_row(row, head)).filter(|row| *row < tensor.rows());
+                let stored = rows.clone().map(|row| stored_row(row, head)).filter(|row| *row < tensor.rows());
                 let stored: Vec<u8> = stored.flat_map(|row| bytes(row..row + 1)).copied().collect();
                 tensor.kind.dequantize(&stored)
             }
@@ -255,195 +254,6 @@ impl TensorStore for GgufWeights {
         values.truncate(start + elements.len());
         Ok(values.split_off(start))
     }
-}
-
-/// Writes the language model: a plain LLaMA as llama.cpp reads it.
-///
-/// # Errors
-/// If a number does not fit, or reading or writing fails.
-pub(crate) fn write_language(
-    path: &Path,
-    tensors: Vec<StreamedTensor>,
-    config: &Config,
-    tokenizer: &Tokenizer,
-    quantization: Quantization,
-) -> ConvertResult<Vec<RoundingError>> {
-    let head = config.llama.hidden_size / config.llama.num_attention_heads;
-    let in_file_order = |tensor: StreamedTensor| {
-        if is_interleaved(&tensor.name) { tensor.reordered(move |row| published_row(row, head)) } else { tensor }
-    };
-    let mut metadata = general("llama", path, quantization);
-    metadata.extend(language_metadata(config));
-    metadata.extend(tokenizer_metadata(tokenizer, config.llama.vocab_size));
-    let layers = config.llama.num_hidden_layers;
-    write(path, &metadata, tensors.into_iter().map(in_file_order).collect(), quantization, layers)
-}
-
-/// Writes vision tower, projector and region module, with all that it takes to rebuild the configuration.
-///
-/// # Errors
-/// As [`write_language`].
-pub(crate) fn write_projector(
-    path: &Path,
-    tensors: Vec<StreamedTensor>,
-    config: &Config,
-    tokenizer: &Tokenizer,
-    quantization: Quantization,
-) -> ConvertResult<Vec<RoundingError>> {
-    let mut metadata = general("clip", path, quantization);
-    metadata.extend(vision_metadata(config));
-    metadata.push((CONFIG, Value::String(config.to_json().to_string())));
-    metadata.push((VISION_CONFIG, Value::String(config.tower_to_json().to_string())));
-    metadata.push((PIECE_COUNT, Value::U32(tokenizer.sentencepiece().len() as u32)));
-    write(path, &metadata, tensors, quantization, 0)
-}
-
-fn general(architecture: &str, path: &Path, quantization: Quantization) -> Vec<(&'static str, Value)> {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    vec![
-        ("general.architecture", architecture.into()),
-        ("general.name", (&*name).into()),
-        ("general.file_type", Value::U32(quantization.file_type())),
-        ("general.quantization_version", Value::U32(2)),
-    ]
-}
-
-fn language_metadata(config: &Config) -> Vec<(&'static str, Value)> {
-    let llama = &config.llama;
-    let count = |number: usize| Value::U32(number as u32); // the configuration bounds them all
-    vec![
-        ("llama.vocab_size", count(llama.vocab_size)),
-        ("llama.context_length", count(llama.max_position_embeddings)),
-        ("llama.embedding_length", count(llama.hidden_size)),
-        ("llama.block_count", count(llama.num_hidden_layers)),
-        ("llama.feed_forward_length", count(llama.intermediate_size)),
-        ("llama.attention.head_count", count(llama.num_attention_heads)),
-        ("llama.attention.head_count_kv", count(llama.num_attention_heads)),
-        ("llama.attention.layer_norm_rms_epsilon", Value::F32(llama.rms_norm_eps as f32)),
-        ("llama.rope.dimension_count", count(llama.hidden_size / llama.num_attention_heads)),
-        ("llama.rope.freq_base", Value::F32(llama.rope_theta as f32)),
-    ]
-}
-
-// `llama_token_type` of llama.cpp.
-const NORMAL: i32 = 1;
-const UNKNOWN_PIECE: i32 = 2;
-const CONTROL: i32 = 3;
-const UNUSED: i32 = 5;
-const BYTE: i32 = 6;
-
-fn tokenizer_metadata(tokenizer: &Tokenizer, rows: usize) -> Vec<(&'static str, Value)> {
-    /// What llama.cpp's converter gives tokens that no merge makes.
-    const NEVER: f32 = -1000.0;
-    let (mut tokens, mut scores, mut types) = (Vec::new(), Vec::new(), Vec::new());
-    for piece in tokenizer.sentencepiece().pieces() {
-        tokens.push(piece.text.to_string());
-        scores.push(piece.score);
-        types.push(match piece.kind {
-            Kind::Normal => NORMAL,
-            Kind::Unknown => UNKNOWN_PIECE,
-            Kind::Control => CONTROL,
-            Kind::Byte(_) => BYTE,
-        });
-    }
-    let padding = (tokenizer.vocab_size()..rows).map(|row| (format!("[UNUSED{row}]"), UNUSED));
-    for (token, kind) in tokenizer.added().iter().map(|token| (token.clone(), CONTROL)).chain(padding) {
-        tokens.push(token);
-        scores.push(NEVER);
-        types.push(kind);
-    }
-    let special = tokenizer.special();
-    vec![
-        ("tokenizer.ggml.model", "llama".into()),
-        ("tokenizer.ggml.pre", "default".into()),
-        (TOKENS, Value::Array(Array::String(tokens))),
-        (SCORES, Value::Array(Array::F32(scores))),
-        (TOKEN_TYPES, Value::Array(Array::I32(types))),
-        (BOS, Value::U32(special.bos)),
-        (EOS, Value::U32(special.eos)),
-        (UNKNOWN, Value::U32(tokenizer.sentencepiece().unknown())),
-        ("tokenizer.ggml.padding_token_id", Value::U32(special.pad)),
-        ("tokenizer.ggml.add_bos_token", Value::Bool(true)),
-        ("tokenizer.ggml.add_eos_token", Value::Bool(false)),
-        (SPACE_PREFIX, Value::Bool(tokenizer.sentencepiece().has_dummy_prefix())),
-    ]
-}
-
-fn vision_metadata(config: &Config) -> Vec<(&'static str, Value)> {
-    let vision = &config.vision;
-    let count = |number: usize| Value::U32(number as u32);
-    // llama.cpp takes the tower's last state, so its layers end where the projector reads.
-    let layers = config.level_states().ok().and_then(|states| states.last().copied()).unwrap_or(0);
-    vec![
-        ("clip.has_vision_encoder", Value::Bool(true)),
-        ("clip.projector_type", "mlp".into()),
-        ("clip.use_gelu", Value::Bool(vision.hidden_act == Activation::Gelu)),
-        ("clip.vision.image_size", count(vision.image_size)),
-        ("clip.vision.patch_size", count(vision.patch_size)),
-        ("clip.vision.embedding_length", count(vision.hidden_size)),
-        ("clip.vision.feed_forward_length", count(vision.intermediate_size)),
-        ("clip.vision.block_count", count(layers)),
-        ("clip.vision.attention.head_count", count(vision.num_attention_heads)),
-        ("clip.vision.attention.layer_norm_epsilon", Value::F32(vision.layer_norm_eps as f32)),
-        ("clip.vision.projection_dim", count(config.llama.hidden_size)),
-        ("clip.vision.image_mean", Value::Array(Array::F32(vision.image_mean.to_vec()))),
-        ("clip.vision.image_std", Value::Array(Array::F32(vision.image_std.to_vec()))),
-    ]
-}
-
-/// Writes tensors under their names in GGUF, each as the recipe says, a piece at a time.
-fn write(
-    path: &Path,
-    metadata: &[(&str, Value)],
-    tensors: Vec<StreamedTensor>,
-    quantization: Quantization,
-    layers: usize,
-) -> ConvertResult<Vec<RoundingError>> {
-    let plan = |tensor: &StreamedTensor| {
-        let unknown = || ConvertError::NoCounterpart { name: tensor.name.clone(), owner: "model", other: "GGUF file" };
-        let name = to_gguf(&tensor.name).ok_or_else(unknown)?;
-        let kind = quantization.kind(&name, &tensor.shape, layers);
-        Ok(GgufPlan { name, kind, shape: tensor.shape.clone() })
-    };
-    let plans = tensors.iter().map(plan).collect::<ConvertResult<Vec<_>>>()?;
-    let failed = file_error(path);
-    let out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(&failed)?);
-    let mut writer = GgufWriter::new(out, metadata, &plans).map_err(&failed)?;
-    let mut errors = Vec::with_capacity(tensors.len());
-    for (tensor, GgufPlan { name, kind, .. }) in tensors.iter().zip(&plans) {
-        writer.begin(name).map_err(&failed)?;
-        let (mut lost, mut all) = (0.0, 0.0);
-        for piece in tensor.pieces() {
-            let values = piece?;
-            let bytes = rounded(&tensor.name, &values, *kind)?;
-            let back = kind.dequantize(&bytes).map_err(|source| engine_error(&tensor.name, source))?;
-            for (value, back) in values.iter().zip(back) {
-                lost += f64::from(value - back).powi(2);
-                all += f64::from(*value).powi(2);
-            }
-            writer.write(&bytes).map_err(&failed)?;
-        }
-        let relative_rms = if all == 0.0 { 0.0 } else { (lost / all).sqrt() };
-        let (name, numbers) = (tensor.name.clone(), tensor.count());
-        errors.push(RoundingError { name, kind: kind.name(), numbers, relative_rms });
-    }
-    writer.finish().map_err(&failed)?;
-    Ok(errors)
-}
-
-/// Numbers as a type's blocks. What is no number, or too large, has no place in them.
-fn rounded(name: &str, values: &[f32], kind: GgmlType) -> ConvertResult<Vec<u8>> {
-    if kind == GgmlType::F16 {
-        return halves(name, values);
-    }
-    if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-        return Err(ConvertError::NotFinite { name: name.to_owned(), value: *value, kind: kind.name() });
-    }
-    kind.quantize(values).map_err(|source| engine_error(name, source))
-}
-
-fn engine_error(name: &str, source: candle_core::Error) -> ConvertError {
-    WeightsError::Tensor { name: name.to_owned(), source }.into()
 }
 
 /// The projectors and the language models of a directory.
@@ -490,4 +300,103 @@ fn array<'a>(gguf: &'a Gguf, key: &str) -> Option<&'a Array> {
 
 fn unexpected(gguf: &Gguf, key: &str, expected: impl ToString, got: impl ToString) -> Error {
     Error::config(format!("{}, `{key}`", gguf.path().display()), expected.to_string(), got.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Gpt4Roi,
+        convert::{IfExists, Parts},
+        fingerprint::Fingerprint,
+        model::ModelFiles,
+        quantize::Quantization,
+    };
+
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/openclip");
+
+    /// The golden model as a pair in this precision, in a directory `tiny`.
+    fn pair(place: &Path, quantization: Quantization) -> PathBuf {
+        let out = place.join("tiny");
+        let parts = Parts::directory(Path::new(GOLDEN)).unwrap();
+        parts.write_gguf(&out, IfExists::Replace, quantization, Quantization::F16).unwrap();
+        out
+    }
+
+    fn error_of(path: &Path) -> String {
+        ModelFiles::at(path).and_then(|files| Gpt4Roi::from_files(&files, &Device::Cpu)).unwrap_err().to_string()
+    }
+
+    /// Names, order of rows, shapes and configuration survive: in half precision a pair and a directory
+    /// of the same model have the same numbers.
+    #[test]
+    fn a_pair_is_the_model_that_it_was_made_of() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("half");
+        Parts::directory(Path::new(GOLDEN)).unwrap().write_directory(&directory, IfExists::Refuse).unwrap();
+        let (half, pair) =
+            (ModelFiles::at(&directory).unwrap(), ModelFiles::at(&pair(place.path(), Quantization::F16)).unwrap());
+        assert!(matches!(half, ModelFiles::Directory(_)) && matches!(pair, ModelFiles::Gguf { .. }));
+        assert_eq!(Fingerprint::of(&half).unwrap(), Fingerprint::of(&pair).unwrap());
+        assert_eq!(half.config().unwrap(), pair.config().unwrap());
+        assert_ne!(
+            Fingerprint::of(&half).unwrap(),
+            Fingerprint::of(&ModelFiles::Directory(GOLDEN.into())).unwrap(),
+            "the golden model has more precision"
+        );
+        let (half, pair) = (half.tokenizer().unwrap(), pair.tokenizer().unwrap());
+        assert_eq!((half.special(), half.vocab_size()), (pair.special(), pair.vocab_size()));
+        for text in ["What is region1 <bbox> doing?\n", "äöü 赤🐕 </s> [PAD]", "  two  spaces"] {
+            assert_eq!(half.encode_text(text), pair.encode_text(text));
+            assert_eq!(half.encode_with_added_tokens(text), pair.encode_with_added_tokens(text));
+        }
+    }
+
+    #[test]
+    fn quantised_models_open_too() {
+        let place = tempfile::tempdir().unwrap();
+        for quantization in [Quantization::Q8_0, Quantization::Q4K] {
+            let out = pair(place.path(), quantization);
+            let file = out.join(format!("tiny-{}.gguf", quantization.name()));
+            Gpt4Roi::open(&file, &Device::Cpu).unwrap();
+            Gpt4Roi::open(&out, &Device::Cpu).unwrap();
+        }
+    }
+
+    /// Any stretch of a tensor is the same stretch of the whole.
+    #[test]
+    fn pieces_of_interleaved_rows_are_parts_of_the_whole() {
+        let place = tempfile::tempdir().unwrap();
+        let ModelFiles::Gguf { language, projector } = ModelFiles::at(&pair(place.path(), Quantization::F16)).unwrap()
+        else {
+            panic!("no pair")
+        };
+        let (model, _) = GgufPair::open(&language, &projector).unwrap().weights(&Device::Cpu).unwrap();
+        let name = "model.layers.1.self_attn.q_proj.weight";
+        let whole = model.piece(name, 0..256).unwrap();
+        for range in [0..1, 3..40, 15..17, 100..256, 7..7] {
+            assert_eq!(model.piece(name, range.clone()).unwrap(), whole[range]);
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_pair_are_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let out = pair(place.path(), Quantization::F16);
+        let (language, projector) = (out.join("tiny-f16.gguf"), out.join("mmproj-tiny.gguf"));
+
+        std::fs::copy(&language, out.join("other-f16.gguf")).unwrap();
+        let error = error_of(&out);
+        assert!(error.contains("other-f16.gguf, tiny-f16.gguf; name one of them"), "{error}");
+        assert!(Gpt4Roi::open(&language, &Device::Cpu).is_ok());
+        assert!(Gpt4Roi::open(out.join("other-f16.gguf"), &Device::Cpu).is_ok(), "the only projector there is");
+        std::fs::remove_file(out.join("other-f16.gguf")).unwrap();
+
+        std::fs::rename(&projector, out.join("mmproj-tiny.moved")).unwrap();
+        let error = error_of(&language);
+        assert!(error.contains("expected a projector mmproj-NAME.gguf, got none"), "{error}");
+        std::fs::copy(&language, &projector).unwrap();
+        let error = error_of(&language);
+        assert!(error.contains("`general.architecture`: expected clip, got llama"), "{error}");
+    }
 }

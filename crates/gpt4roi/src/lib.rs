@@ -56,6 +56,7 @@ pub mod clip_names;
 pub mod convert;
 pub mod divergence;
 pub mod fingerprint;
+mod gguf_export;
 mod gguf_names;
 pub mod gguf_pair;
 pub mod merge;

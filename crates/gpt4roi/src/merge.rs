@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     convert::{ConvertError, ConvertResult},
-    stream::{StreamedTensor, half},
+    stream::{StreamedTensor, round_to_half},
     weights::{TensorStore, WeightsError, is_leftover_of_model},
 };
 
@@ -57,11 +57,12 @@ fn sum(base: StreamedTensor, delta: StreamedTensor) -> ConvertResult<StreamedTen
     }
     let (name, shape, shared) = (delta.name.clone(), delta.shape.clone(), base.count());
     Ok(StreamedTensor::new(name, &shape, move |range| {
-        let of_base = base.read(range.start.min(shared)..range.end.min(shared))?;
+        let mut of_base = base.read(range.start.min(shared)..range.end.min(shared))?;
         let mut values = delta.read(range)?;
-        for (value, base) in values.iter_mut().zip(of_base) {
-            *value = half(half(*value) + half(base));
-        }
+        round_to_half(&mut of_base);
+        round_to_half(&mut values);
+        values.iter_mut().zip(of_base).for_each(|(value, base)| *value += base);
+        round_to_half(&mut values);
         Ok(values)
     }))
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use half::f16;
+use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::weights::{StoredTensor, TensorStore, WeightsResult};
 
@@ -41,15 +41,23 @@ impl StreamedTensor {
         Self::new(tensor.name, &tensor.shape, move |range| store.piece(&source, range))
     }
 
+    /// Numbers that look random and depend on name and place only, where real weights can't be had: for
+    /// tests and measurements. They are spread over `centre ± reach`.
+    pub fn noise(name: &str, shape: &[usize], centre: f32, reach: f32) -> Self {
+        let seed = name.bytes().fold(0u64, |seed, byte| mixed(seed ^ u64::from(byte)));
+        let value = move |element| (mixed(seed ^ element as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        Self::new(name, shape, move |range| Ok(range.map(|element| centre + reach * value(element)).collect()))
+    }
+
     /// The same numbers under another name.
     pub fn renamed(self, name: impl Into<String>) -> Self {
         Self { name: name.into(), ..self }
     }
 
     /// Some of its rows, counted along the first dimension.
-    pub fn rows(self, name: impl Into<String>, rows: Range<usize>) -> Self {
+    pub fn rows(self, rows: Range<usize>) -> Self {
         let width: usize = self.shape[1..].iter().product();
-        let shape = [&[rows.len()], &self.shape[1..]].concat();
+        let (name, shape) = (self.name.clone(), [&[rows.len()], &self.shape[1..]].concat());
         let offset = rows.start * width;
         Self::new(name, &shape, move |range| self.read(range.start + offset..range.end + offset))
     }
@@ -98,9 +106,19 @@ impl fmt::Debug for StreamedTensor {
     }
 }
 
-/// The nearest number of half precision, ties to even.
-pub(crate) fn half(value: f32) -> f32 {
-    f16::from_f32(value).to_f32()
+/// SplitMix64's output function: neighbouring numbers become unlike ones.
+fn mixed(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+/// Replaces numbers by the nearest ones of half precision, ties to even.
+pub(crate) fn round_to_half(values: &mut [f32]) {
+    let mut halves = vec![f16::ZERO; values.len()];
+    halves.convert_from_f32_slice(values);
+    halves.convert_to_f32_slice(values);
 }
 
 #[cfg(test)]
@@ -114,7 +132,7 @@ mod tests {
 
     #[test]
     fn rows_can_be_cut_out_and_reordered() {
-        let cut = counting(&[4, 3]).rows("y", 1..3);
+        let cut = counting(&[4, 3]).rows(1..3).renamed("y");
         assert_eq!((cut.name.as_str(), cut.shape.as_slice()), ("y", [2, 3].as_slice()));
         assert_eq!(cut.read(0..6).unwrap(), [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
         let turned = counting(&[3, 2]).reordered(|row| 2 - row);
