@@ -76,3 +76,38 @@ impl fmt::Debug for Fingerprint {
         write!(f, "Fingerprint({self})")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        convert::{IfExists, Parts},
+        stream::StreamedTensor,
+    };
+
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/openclip");
+
+    fn fingerprint(parts: Parts) -> String {
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("out");
+        parts.write_directory(&out, IfExists::Refuse).unwrap();
+        Fingerprint::of(&ModelFiles::Directory(out)).unwrap().to_string()
+    }
+
+    #[test]
+    fn a_single_number_makes_another_model() {
+        let parts = || Parts::directory(Path::new(GOLDEN)).unwrap();
+        let golden = Fingerprint::of(&ModelFiles::Directory(GOLDEN.into())).unwrap().to_string();
+        assert_eq!((fingerprint(parts()), golden.len()), (golden.clone(), 32), "copied number by number");
+        let mut changed = parts();
+        let norm = changed.model.iter().position(|tensor| tensor.name == "model.norm.weight").unwrap();
+        let norm = changed.model.remove(norm);
+        changed.model.push(StreamedTensor::new("model.norm.weight", &norm.shape.clone(), move |range| {
+            let values = norm.read(range.clone())?;
+            Ok(range.zip(values).map(|(at, value)| if at == 3 { 2.0 * value } else { value }).collect())
+        }));
+        assert_ne!(fingerprint(changed), golden);
+    }
+}

@@ -658,8 +658,10 @@ mod tests {
             assert_eq!(tensor.name, tensor.kind.name());
             let expected = gguf.tensor(&format!("{}.f32", tensor.name)).unwrap().dequantize().unwrap();
             let got = tensor.dequantize().unwrap();
+            // A product less a minimum may be rounded once or twice.
+            let unit = 1e-6 * expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
             for (got, expected) in got.iter().zip(&expected) {
-                assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{}: {got}, not {expected}", tensor.name);
+                assert!((got - expected).abs() <= unit, "{}: {got}, not {expected}", tensor.name);
             }
             assert_eq!((got.len(), tensor.shape), (expected.len(), [3, 256].as_slice()));
             compared += 1;
