@@ -2,7 +2,7 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use gpt4roi::{Error, image::ImageError, prompt::PromptError};
+use gpt4roi::{Error, convert::ConvertError, image::ImageError, prompt::PromptError};
 use gpt4roi_hub::{HubError, Refused};
 
 /// A refusal of this program's own, with advice.
@@ -101,6 +101,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             "regions are declared with --region (in a chat: /region x1,y1,x2,y2) and numbered from 1 in that order"
         }
         Error::Prompt(PromptError::TooLong { .. }) => "shorten the question, or begin a new conversation",
+        Error::Convert(ConvertError::Exists { .. }) => "--force replaces it",
+        Error::Convert(ConvertError::Incomplete { missing: "vision tower", .. }) => {
+            "--tower names one, e.g. a directory with openai/clip-vit-large-patch14"
+        }
         Error::Generate(_) => "the model's weights may be damaged; `gpt4roi inspect --model DIR` looks at them",
         Error::Weights(_) => "`gpt4roi inspect --model DIR` compares the files with what the model needs",
         _ => return None,

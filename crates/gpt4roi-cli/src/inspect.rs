@@ -9,7 +9,7 @@ use gpt4roi::{
     bbox::ImageSize,
     mention::{self, Part},
     prompt::{self, Piece, Round, TextMode, TokenRow},
-    weights::LoadReport,
+    weights::{LoadReport, StoredTensor},
 };
 use serde::Serialize;
 
@@ -118,12 +118,11 @@ struct WrongShape {
 fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<()> {
     let files = args.model.files()?;
     let report = files.report()?;
-    let (model, tower) = files.checkpoints(&Device::Cpu)?;
+    let (model, tower) = files.stores(&Device::Cpu)?;
     let mut tensors = Vec::new();
-    for (name, entry, file) in model.tensors().chain(tower.tensors()) {
-        let (dtype, shape) = (format!("{:?}", entry.dtype), entry.shape.clone());
+    for StoredTensor { name, numbers, shape, file } in model.stored().into_iter().chain(tower.stored()) {
         let file = file.file_name().map_or_else(String::new, |file| file.to_string_lossy().into_owned());
-        tensors.push(TensorLine { status: status(&report, name), name: name.to_owned(), dtype, shape, file });
+        tensors.push(TensorLine { status: status(&report, &name), name, dtype: numbers, shape, file });
     }
     let fits = report.missing.is_empty() && report.wrong_shape.is_empty() && report.unused.is_empty();
     let report = CheckpointReport::new(args.model.name(), tensors, report);

@@ -8,6 +8,7 @@ mod ask;
 mod cache;
 mod chat;
 mod completions;
+mod convert;
 mod describe;
 mod eval;
 mod export;
@@ -42,6 +43,7 @@ enum Command {
     Chat(chat::Args),
     Pull(pull::Args),
     Cache(cache::Args),
+    Convert(convert::Args),
     Train(train::Args),
     Export(export::Args),
     Eval(eval::Args),
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Cache(args) => cache::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Train(args) => train::run(args),
         Command::Export(args) => export::run(args),
         Command::Eval(args) => eval::run(args),

@@ -23,8 +23,9 @@ use crate::failure::Refusal;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelOptions {
-    /// Model directory in the published layout, or a model ORG/NAME[@REV] that `gpt4roi pull` has brought;
-    /// without it, the small model inside this program answers
+    /// Model directory in the published layout or with a pair of GGUF files, the language model's file of such a
+    /// pair, or a model ORG/NAME[@REV] that `gpt4roi pull` has brought; without it, the small model inside this
+    /// program answers
     #[arg(long, value_name = "MODEL", env = "GPT4ROI_MODEL")]
     pub(crate) model: Option<PathBuf>,
 
@@ -52,7 +53,7 @@ impl ModelOptions {
     /// The model's files, unread.
     pub(crate) fn files(&self) -> anyhow::Result<ModelFiles> {
         match &self.model {
-            Some(model) => Ok(ModelFiles::Directory(directory_of(model)?)),
+            Some(model) => Ok(ModelFiles::at(&place_of(model)?)?),
             None => Ok(ModelFiles::Embedded(NANO)),
         }
     }
@@ -75,21 +76,24 @@ impl ModelOptions {
     }
 }
 
-/// A directory as it is; any other ORG/NAME is looked for in the cache. Nothing is downloaded unasked.
-fn directory_of(model: &Path) -> anyhow::Result<PathBuf> {
-    const DIRECTORY: &str = "--model takes the directory that holds config.json, the weights and tokenizer.model";
-    if model.is_dir() {
+/// A directory or GGUF file as it is; any other ORG/NAME is looked for in the cache. Nothing is downloaded unasked.
+fn place_of(model: &Path) -> anyhow::Result<PathBuf> {
+    const PLACES: &str = "--model takes the directory that holds config.json, the weights and tokenizer.model, or \
+        NAME-q4_k.gguf";
+    if model.is_dir() || model.extension().is_some_and(|extension| extension == "gguf") {
         return Ok(model.to_owned());
     }
     let name = model.to_str().filter(|name| name.contains('/')).and_then(|name| name.parse::<ModelRef>().ok());
     let Some(name) = name else {
-        return Err(Refusal::failure(format!("{} is not a directory", model.display())).hint(DIRECTORY).into());
+        return Err(Refusal::failure(format!("{} is neither a directory nor a GGUF file", model.display()))
+            .hint(PLACES)
+            .into());
     };
     let cache = Cache::from_env(|name| env::var(name).ok())?;
     cache.find(&name).map_err(|_| {
         let cache = cache.root().display();
         Refusal::failure(format!("{name} is neither a directory nor a model in the cache {cache}"))
-            .hint(format!("`gpt4roi pull {name}` downloads it; or {DIRECTORY}"))
+            .hint(format!("`gpt4roi pull {name}` downloads it; or {PLACES}"))
             .into()
     })
 }

@@ -112,7 +112,7 @@ fn noise(name: &str, shape: &[usize]) -> Tensor {
 
 #[test]
 fn help_names_every_command_and_the_exit_codes() {
-    let commands = ["ask", "describe", "chat", "train", "eval", "scenes", "inspect", "trace", "completions"];
+    let commands = ["ask", "describe", "chat", "convert", "train", "eval", "scenes", "inspect", "trace", "completions"];
     let help = bare().arg("--help").assert().success().get_output().stdout.clone();
     let help = String::from_utf8(help).unwrap();
     for expected in commands.into_iter().chain(["Exit codes:", "Examples:", "GPT4ROI_"]) {
@@ -263,7 +263,7 @@ fn a_model_directory_that_is_none_is_named() {
         .gpt4roi(&["ask", "scene.png", "What?", "--model", "nowhere"])
         .assert()
         .code(1)
-        .stderr(contains("error: nowhere is not a directory").and(contains("hint: --model takes")));
+        .stderr(contains("error: nowhere is neither a directory nor a GGUF file").and(contains("hint: --model takes")));
     fs::remove_file(place.path("model/tokenizer.model")).unwrap();
     place.with_model(&["ask", "scene.png", "What?"]).assert().code(1).stderr(contains("tokenizer.model"));
 }
@@ -355,6 +355,57 @@ fn flags_can_stand_in_the_environment() {
     assert_eq!(report["tokens"]["generated"], 3);
     assert_eq!(report["regions"][1]["box"], serde_json::json!([40.0, 30.0, 72.0, 54.0]));
     command.env("GPT4ROI_JSON", "0").assert().success().stdout(predicate::str::starts_with("{").not());
+}
+
+#[test]
+fn convert_makes_a_pair_of_files_that_answers() {
+    let place = Place::new();
+    let convert = ["convert", "--from", "model", "--quantize", "q4_k", "--out", "tiny", "--report", "report.json"];
+    let output = place.gpt4roi(&convert).assert().success().stderr(contains("KL divergence")).get_output().clone();
+    let output = String::from_utf8(output.stdout).unwrap();
+    assert!(output.starts_with("fingerprint ") && output.contains("self-test   What is <region1>?"), "{output}");
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(place.path("report.json")).unwrap()).unwrap();
+    assert!(output.contains(report["fingerprint"].as_str().unwrap()));
+    let errors: Vec<f64> =
+        report["rounding"].as_array().unwrap().iter().map(|tensor| tensor["relative_rms"].as_f64().unwrap()).collect();
+    assert!(errors.is_sorted_by(|a, b| a >= b) && errors.len() > 50, "the worst come first");
+    assert!(report["divergence"]["mean_kl"].as_f64().unwrap() > 0.0);
+
+    let question = ["ask", "scene.png", "What is <region1>?", "--region", "1,1,40,40", "--max-new-tokens", "3"];
+    for model in ["tiny", "tiny/tiny-q4_k.gguf"] {
+        place.gpt4roi(&question).args(["--model", model]).assert().success();
+    }
+    place.gpt4roi(&["inspect", "--model", "tiny"]).assert().success().stdout(contains("mmproj-tiny.gguf"));
+}
+
+#[test]
+fn convert_replaces_nothing_unasked() {
+    let place = Place::new();
+    let convert = ["convert", "--from", "model", "--out", "copy"];
+    let first = place.gpt4roi(&convert).assert().success().get_output().stdout.clone();
+    place.gpt4roi(&convert).assert().code(1).stderr(contains("copy exists already").and(contains("hint: --force")));
+    let second = place.gpt4roi(&convert).arg("--force").assert().success().get_output().stdout.clone();
+    assert_eq!(first, second, "the same fingerprint and the same answer");
+    let again = ["convert", "--from", "copy", "--out", "again"];
+    let third = place.gpt4roi(&again).assert().success().get_output().stdout.clone();
+    assert_eq!(first, third, "half precision loses nothing more");
+}
+
+#[test]
+fn convert_says_what_it_needs() {
+    let place = Place::new();
+    for (arguments, message) in [
+        (vec!["--out", "x"], "--from <DIR>"),
+        (vec!["--base", "model", "--out", "x"], "--delta or --projector goes with it"),
+        (vec!["--delta", "model", "--out", "x"], "--base <DIR>"),
+        (vec!["--from", "model", "--mmproj", "q4_k", "--quantize", "q8_0", "--out", "x"], "expected f16 or q8_0"),
+    ] {
+        place.gpt4roi(&["convert"]).args(arguments).assert().code(2).stderr(contains(message));
+    }
+    fs::remove_dir_all(place.path("model/vision_tower")).unwrap();
+    let convert = ["convert", "--from", "model", "--quantize", "f16", "--out", "x"];
+    place.gpt4roi(&convert).assert().code(1).stderr(contains("vision tower").and(contains("hint: --tower")));
+    assert!(!place.path("x").exists());
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod conv;
 mod cross_entropy;
 mod exp;
 mod gemm;
+mod mapped_file;
 mod norm;
 mod resize;
 mod roi_align;
@@ -37,6 +38,7 @@ pub use crate::{
     cross_entropy::{cross_entropy, cross_entropy_backward},
     exp::exp,
     gemm::{MatMut, MatRef, gemm},
+    mapped_file::MappedFile,
     norm::{
         GroupNormShape, group_norm, group_norm_backward, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
     },

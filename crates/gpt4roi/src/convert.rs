@@ -1,702 +1,502 @@
-//! Checkpoint files of other kinds: torch pickles, read without executing anything.
+//! From the files that others publish to a model that opens: merged, renamed, rounded, packed.
 //!
-//! `torch.save` writes a zip archive: one member `data.pkl` describes the tensors, the others hold
-//! their bytes. A pickle is a program for a small stack machine, and a general one may call any
-//! function of Python's. The machine here knows the few instructions that `torch.save` emits and, of
-//! all functions, only those of `Global`; at anything else it stops and says what was asked for. It
-//! finds out where the tensors lie. Their bytes are read later, by [`crate::weights`].
-//!
-//! Sources: the comments of CPython's `pickletools.py` for the instructions, `torch/serialization.py`
-//! and `torch/_utils.py` for what stands behind the names.
+//! [`Parts`] says where every tensor comes from; nothing is read before it is written, and then a
+//! piece at a time, so that a checkpoint of any size passes through little memory. Output appears
+//! whole or not at all.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    io::{Read, Seek, SeekFrom},
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use safetensors::Dtype;
-use zip::{CompressionMethod, ZipArchive};
+use candle_core::Device;
+use serde_json::{Value, json};
 
-use crate::weights::TensorEntry;
+pub use crate::clip_names::Tower;
+use crate::{
+    config::Config,
+    error::Result,
+    gguf_export::{write_language, write_projector},
+    merge::{merge, with_projector},
+    model::{Network, tower_directory},
+    quantize::{Quantization, RoundingError},
+    sentencepiece::SentencePiece,
+    shards::{SHARD_BYTES, write_safetensors},
+    staging::{Staging, file_error},
+    stream::StreamedTensor,
+    tokenizer::{Tokenizer, TokenizerError},
+    weights::{
+        Census, Checkpoint, LoadReport, StoredTensor, TensorStore, Weights, WeightsError, is_leftover_of_model,
+        is_leftover_of_tower,
+    },
+};
 
-/// Longest `data.pkl`. That of the 7B takes some 100 kB; the limit bounds what a hostile one can make
-/// the machine allocate.
-const MAX_PICKLE: u64 = 4 << 20;
+/// The result of a conversion's steps.
+pub type ConvertResult<T> = std::result::Result<T, ConvertError>;
 
-/// The tensors of a torch checkpoint, by name.
-///
-/// # Errors
-/// In words, without the name of the file.
-pub(crate) fn torch_tensors(file: &mut (impl Read + Seek)) -> Result<Vec<(String, TensorEntry)>, String> {
-    let archive = Archive::read(file)?;
-    let mut machine = Machine::default();
-    let root = machine.run(&archive.pickle)?;
-    let mut tensors = Vec::new();
-    for (name, view) in machine.named_tensors(root)? {
-        let storage = &machine.storages[view.storage];
-        let member = archive.storages.get(storage.key);
-        let entry = member.ok_or_else(|| format!("the archive has no storage {:?}", storage.key));
-        let entry = entry.and_then(|member| view.entry(storage, member));
-        tensors.push((name.to_owned(), entry.map_err(|what| format!("tensor `{name}`: {what}"))?));
-    }
-    Ok(tensors)
+/// What can't be converted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// Two sets of tensors that belong together do not fit.
+    #[error("tensor `{name}` of the {owner} has no counterpart in the {other}")]
+    NoCounterpart {
+        /// Its full name.
+        name: String,
+        /// Who has it.
+        owner: &'static str,
+        /// Who lacks it.
+        other: &'static str,
+    },
+    /// A number that the target can't hold.
+    #[error("tensor `{name}` holds {value}, which is no number of {kind}")]
+    NotFinite {
+        /// Its full name.
+        name: String,
+        /// The number.
+        value: f32,
+        /// What it was to become.
+        kind: &'static str,
+    },
+    /// A file of weights that is no CLIP tower.
+    #[error("{}: expected the tensors of a CLIP tower, `vision_model.…` or `visual.…`, got none", path.display())]
+    UnknownTower {
+        /// Which file or directory.
+        path: PathBuf,
+    },
+    /// Something that the target needs was not given.
+    #[error("the {missing} is missing, which {target} needs")]
+    Incomplete {
+        /// What.
+        missing: &'static str,
+        /// What for.
+        target: &'static str,
+    },
+    /// There is something at the place of the output already.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// The place.
+        path: PathBuf,
+    },
+    /// A checkpoint can't be read.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A file can't be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A configuration is no JSON, or lacks a field.
+    #[error("{}: {what}", path.display())]
+    Json {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The tokenizer's files are missing or damaged.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
 }
 
-/// What of the zip archive matters.
-struct Archive {
-    pickle: Vec<u8>,
-    /// By key, where each storage's bytes lie in the file.
-    storages: HashMap<String, Member>,
-}
-
-/// Where the bytes of an archive's member lie in the file.
-#[derive(Clone, Copy)]
-struct Member {
-    start: u64,
-    size: u64,
-}
-
-impl Archive {
-    /// All members stand below one folder, whose name is the archive's.
-    fn read(file: &mut (impl Read + Seek)) -> Result<Self, String> {
-        let length = file.seek(SeekFrom::End(0)).map_err(|error| error.to_string())?;
-        let members = members(file, length)?;
-        let mut folders = members.keys().filter_map(|name| name.strip_suffix("data.pkl"));
-        let folder = folders.find(|folder| folder.is_empty() || folder.ends_with('/'));
-        let folder = folder.ok_or("the archive has no data.pkl; it is no checkpoint of torch's")?.to_owned();
-        let of = |name: &str| members.get(&format!("{folder}{name}")).copied();
-        if let Some(order) = of("byteorder") {
-            let order = read(file, order, 16)?;
-            if order != b"little" {
-                return Err(format!("byte order {:?}, expected \"little\"", String::from_utf8_lossy(&order)));
-            }
-        }
-        let pickle = of("data.pkl").ok_or("the archive has no data.pkl")?;
-        let pickle = read(file, pickle, MAX_PICKLE)?;
-        let prefix = format!("{folder}data/");
-        let storages = members.iter().filter_map(|(name, member)| Some((name.strip_prefix(&prefix)?.into(), *member)));
-        Ok(Self { pickle, storages: storages.collect() })
-    }
-}
-
-/// The members of a zip archive by name. All have to be stored as they are, as torch does.
-fn members(file: &mut (impl Read + Seek), length: u64) -> Result<BTreeMap<String, Member>, String> {
-    let mut archive = ZipArchive::new(file).map_err(|error| {
-        format!("not a zip archive ({error}); files of torch before 1.6 have to be saved again by a newer one")
-    })?;
-    if archive.has_duplicate_names() {
-        return Err("two members of the archive have the same name".to_owned());
-    }
-    let mut members = BTreeMap::new();
-    for index in 0..archive.len() {
-        let member = archive.by_index_raw(index).map_err(|error| format!("member {index} of the archive: {error}"))?;
-        let name = member.name().map_err(|error| format!("member {index} of the archive: {error}"))?.into_owned();
-        let (start, size) = (member.data_start().unwrap_or(u64::MAX), member.size());
-        if member.compression() != CompressionMethod::Stored || member.compressed_size() != size || member.encrypted() {
-            return Err(format!("member {name} is compressed or encrypted, expected stored"));
-        }
-        if start.checked_add(size).is_none_or(|end| end > length) {
-            return Err(format!("member {name} claims {size} bytes from {start} on in a file of {length}"));
-        }
-        members.insert(name, Member { start, size });
-    }
-    Ok(members)
-}
-
-/// The bytes of a member that may not be longer than `limit`.
-fn read(file: &mut (impl Read + Seek), member: Member, limit: u64) -> Result<Vec<u8>, String> {
-    if member.size > limit {
-        return Err(format!("a member of {} bytes where at most {limit} are allowed", member.size));
-    }
-    let mut bytes = vec![0; member.size as usize];
-    let read = file.seek(SeekFrom::Start(member.start)).and_then(|_| file.read_exact(&mut bytes));
-    read.map(|()| bytes).map_err(|error| error.to_string())
-}
-
-/// What a pickle may name. Everything else is refused.
+/// What happens to an output that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(Dtype),
+pub enum IfExists {
+    /// It stays, and the conversion is refused.
+    Refuse,
+    /// It is replaced once the new one is complete.
+    Replace,
 }
 
-impl Global {
-    fn named(module: &str, name: &str) -> Option<Self> {
-        Some(match (module, name) {
-            ("collections", "OrderedDict") => Self::OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
-            ("torch", storage) => Self::Storage(match storage {
-                "HalfStorage" => Dtype::F16,
-                "BFloat16Storage" => Dtype::BF16,
-                "FloatStorage" => Dtype::F32,
-                "DoubleStorage" => Dtype::F64,
-                "LongStorage" => Dtype::I64,
-                "IntStorage" => Dtype::I32,
-                "ShortStorage" => Dtype::I16,
-                "CharStorage" => Dtype::I8,
-                "ByteStorage" => Dtype::U8,
-                "BoolStorage" => Dtype::BOOL,
-                _ => return None,
-            }),
-            _ => return None,
-        })
-    }
-}
-
-/// A value on the stack. Containers are indices into the machine's tables: values are copied freely,
-/// nothing owns anything, and no nesting, however deep, is ever followed.
-#[derive(Clone, Copy, Debug)]
-enum Value<'a> {
-    None,
-    Bool,
-    Int(i64),
-    Float,
-    Text(&'a str),
-    Tuple(usize),
-    /// Lists carry nothing that matters.
-    List,
-    Dict(usize),
-    Global(Global),
-    Storage(usize),
-    Tensor(usize),
-}
-
-/// One run of numbers that tensors are views of.
+/// Everything that makes up a model, unread.
 #[derive(Debug)]
-struct Storage<'a> {
-    dtype: Dtype,
-    key: &'a str,
-    elements: usize,
+pub struct Parts {
+    /// Language model, projector and region module, by their published names.
+    pub model: Vec<StreamedTensor>,
+    /// `config.json`.
+    pub config: Value,
+    /// The tokenizer's files and whatever else is copied as it is.
+    pub files: BTreeMap<&'static str, Vec<u8>>,
+    /// The vision tower, if it was given.
+    pub tower: Option<Tower>,
 }
 
-/// A tensor: part of a storage, in elements.
-#[derive(Clone, Debug)]
-struct View {
-    storage: usize,
-    offset: usize,
-    shape: Vec<usize>,
-    strides: Vec<usize>,
-}
+/// Files beside the weights that belong to a model; the first two make the tokenizer.
+const COPIED: [&str; 5] = [
+    "tokenizer.model",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+];
 
-impl View {
-    /// Where this view lies in the file, once all its claims have proved true.
-    fn entry(&self, storage: &Storage<'_>, member: &Member) -> Result<TensorEntry, String> {
-        let Self { offset, shape, strides, .. } = self;
-        let bytes = storage.dtype.bitsize() / 8;
-        if storage.elements.checked_mul(bytes).is_none_or(|size| size as u64 > member.size) {
-            let (key, elements) = (storage.key, storage.elements);
-            return Err(format!("storage {key:?} claims {elements} elements of {bytes} bytes, has {}", member.size));
+impl Parts {
+    /// A model directory in the published layout.
+    ///
+    /// # Errors
+    /// If files are missing or damaged.
+    pub fn directory(directory: &Path) -> ConvertResult<Self> {
+        let store = open(directory)?;
+        let mut model = StreamedTensor::all(&store);
+        model.retain(|tensor| !is_leftover_of_model(&tensor.name));
+        Self { model, ..Self::beside(directory)? }.with_tower_of(directory)
+    }
+
+    /// LLaMA and the published delta; configuration and tokenizer are the delta's.
+    ///
+    /// # Errors
+    /// If files are missing or damaged, or do not belong together.
+    pub fn merged(base: &Path, delta: &Path) -> ConvertResult<Self> {
+        let model = merge(&open(base)?, &open(delta)?)?;
+        Self { model, ..Self::beside(delta)? }.with_tower_of(delta)
+    }
+
+    /// A language model (Vicuna) and LLaVA's projector: where training begins. There is no region
+    /// module; the trainer makes it.
+    ///
+    /// # Errors
+    /// If files are missing or damaged, or do not belong together.
+    pub fn starting_point(base: &Path, projector: &Path) -> ConvertResult<Self> {
+        let projector: Arc<dyn TensorStore> = Arc::new(Checkpoint::open_file(projector, &Device::Cpu)?);
+        let mut parts = Self::beside(base)?;
+        let added = parts.add_tokens()?;
+        parts.model = with_projector(&open(base)?, &projector, added)?;
+        let width = parts.model.iter().find(|tensor| tensor.name == "model.mm_projector.weight");
+        let width = width.and_then(|tensor| tensor.shape.last().copied());
+        let rows = parts.model.iter().find(|tensor| tensor.name == "lm_head.weight").map(|tensor| tensor.shape[0]);
+        for (field, value) in [
+            ("model_type", json!("llava")),
+            ("vocab_size", json!(rows)),
+            ("mm_vision_tower", json!("openai/clip-vit-large-patch14")),
+            ("use_mm_proj", json!(true)),
+            ("mm_hidden_size", json!(width)),
+            ("mm_vision_select_layer", json!(-2)),
+            ("mm_use_im_start_end", json!(true)),
+            ("tie_word_embeddings", json!(false)),
+        ] {
+            parts.config[field] = value;
         }
-        if shape.len() != strides.len() {
-            return Err(format!("shape {shape:?} with strides {strides:?}"));
-        }
-        let count = shape.iter().try_fold(1usize, |count, extent| count.checked_mul(*extent));
-        let reach = shape.iter().zip(strides).try_fold(*offset, |reach, (extent, stride)| {
-            reach.checked_add(extent.saturating_sub(1).checked_mul(*stride)?)
-        });
-        let fits = match (count, reach) {
-            (Some(0), _) => *offset <= storage.elements,
-            (Some(count), Some(reach)) => count <= storage.elements && reach < storage.elements,
-            _ => false,
+        Ok(parts)
+    }
+
+    /// A model of these dimensions whose weights are noise, where real ones can't be had: for tests and
+    /// measurements. Norms are close to one, and signals keep their size from layer to layer.
+    ///
+    /// # Errors
+    /// If the dimensions are impossible.
+    pub fn noise(config: &Config, tokenizer: &[u8], added_tokens: &str) -> Result<Self> {
+        let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
+        Network::load(config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
+        let noise = |(name, shape): (String, Vec<usize>)| {
+            let inputs = shape[1..].iter().product::<usize>().max(1);
+            let is_norm = shape.len() == 1 && name.ends_with(".weight");
+            let (centre, reach) = if is_norm { (1.0, 0.1) } else { (0.0, (3.0 / inputs as f32).sqrt()) };
+            let reach = if name.ends_with(".bias") { 0.1 } else { reach };
+            StreamedTensor::noise(&name, &shape, centre, reach)
         };
-        if !fits {
-            return Err(format!(
-                "shape {shape:?} with strides {strides:?} from element {offset} on leads out of a storage of {}",
-                storage.elements
-            ));
-        }
-        Ok(TensorEntry {
-            dtype: storage.dtype,
-            strides: (count != Some(0) && !row_by_row(shape, strides)).then(|| strides.clone()),
-            shape: shape.clone(),
-            offset: member.start + (offset * bytes) as u64,
+        let all = |census: Arc<Census>| census.asked().into_iter().map(noise).collect();
+        let files = [(COPIED[0], tokenizer.to_vec()), (COPIED[1], added_tokens.as_bytes().to_vec())];
+        Ok(Self {
+            model: all(of_model),
+            config: config.to_json(),
+            files: files.into(),
+            tower: Some(Tower { tensors: all(of_tower), config: config.tower_to_json() }),
         })
     }
-}
 
-/// Whether elements lie one after the other in the order of their indices. The shape's product is
-/// known to be small enough.
-fn row_by_row(shape: &[usize], strides: &[usize]) -> bool {
-    let mut step = 1;
-    shape.iter().zip(strides).rev().all(|(extent, stride)| {
-        let fits = *extent == 1 || *stride == step;
-        step *= extent;
-        fits
-    })
-}
+    /// The same with this tower.
+    pub fn with_tower(self, tower: Tower) -> Self {
+        Self { tower: Some(tower), ..self }
+    }
 
-/// The stack machine.
-#[derive(Debug, Default)]
-struct Machine<'a> {
-    stack: Vec<Value<'a>>,
-    /// Heights of the stack at which marks stand.
-    marks: Vec<usize>,
-    memo: HashMap<u32, Value<'a>>,
-    tuples: Vec<Vec<Value<'a>>>,
-    dicts: Vec<Vec<(Value<'a>, Value<'a>)>>,
-    storages: Vec<Storage<'a>>,
-    tensors: Vec<View>,
-}
+    /// Writes a model directory: safetensors in float16, sharded if they are large.
+    ///
+    /// # Errors
+    /// If the output exists, a number does not fit, or reading or writing fails.
+    pub fn write_directory(mut self, out: &Path, if_exists: IfExists) -> ConvertResult<()> {
+        let staging = Staging::new(out, if_exists)?;
+        let directory = staging.path();
+        if let Some(tower) = &self.tower {
+            let folder = directory.join("vision_tower");
+            std::fs::create_dir(&folder).map_err(file_error(&folder))?;
+            write_json(&folder.join("config.json"), &tower.config)?;
+            write_safetensors(&folder, &tower.tensors, SHARD_BYTES)?;
+            self.config["mm_vision_tower"] = "vision_tower".into();
+        }
+        write_json(&directory.join("config.json"), &self.config)?;
+        for (name, bytes) in &self.files {
+            let path = directory.join(name);
+            std::fs::write(&path, bytes).map_err(file_error(&path))?;
+        }
+        write_safetensors(directory, &self.model, SHARD_BYTES)?;
+        staging.commit()
+    }
 
-impl<'a> Machine<'a> {
-    /// Runs a program to its end and returns what it leaves.
-    fn run(&mut self, program: &'a [u8]) -> Result<Value<'a>, String> {
-        let mut code = Code { program, at: 0 };
-        loop {
-            let at = code.at;
-            let step = self.step(&mut code);
-            if let Some(root) = step.map_err(|what| format!("data.pkl, byte {at}: {what}"))? {
-                return Ok(root);
+    /// Writes a directory NAME with `NAME-q4_k.gguf` and `mmproj-NAME.gguf`, and says how far each
+    /// tensor is off, the worst first.
+    ///
+    /// # Errors
+    /// If the output exists, something is missing, a number does not fit, or reading or writing fails.
+    pub fn write_gguf(
+        self,
+        out: &Path,
+        if_exists: IfExists,
+        language: Quantization,
+        projector: Quantization,
+    ) -> Result<Vec<RoundingError>> {
+        let (config, tokenizer) = (self.checked_config()?, self.tokenizer()?);
+        let depth = config.level_states()?.last().copied().unwrap_or(0);
+        let tower = self.tower.map(|tower| tower.tensors).unwrap_or_default();
+        let tower = tower.into_iter().filter(|tensor| !is_leftover_of_tower(&tensor.name, depth));
+        let (seeing, speaking): (Vec<_>, Vec<_>) = self
+            .model
+            .into_iter()
+            .partition(|tensor| tensor.name.starts_with("model.mm_projector.") || is_region(tensor));
+        let staging = Staging::new(out, if_exists)?;
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let file = staging.path().join(format!("{name}-{}.gguf", language.name()));
+        let mut errors = write_language(&file, speaking, &config, &tokenizer, language)?;
+        let file = staging.path().join(format!("mmproj-{name}.gguf"));
+        errors.extend(write_projector(&file, tower.chain(seeing).collect(), &config, &tokenizer, projector)?);
+        staging.commit()?;
+        errors.sort_by(|a, b| b.relative_rms.total_cmp(&a.relative_rms));
+        Ok(errors)
+    }
+
+    /// All dimensions, once every tensor that a model of them needs is there and nothing else is.
+    fn checked_config(&self) -> Result<Config> {
+        let missing = ConvertError::Incomplete { missing: "vision tower", target: "a GGUF file" };
+        let tower = self.tower.as_ref().ok_or(missing)?;
+        let config = Config::from_json(&self.config.to_string(), &tower.config.to_string(), None)?;
+        let depth = config.level_states()?.last().copied().unwrap_or(0);
+        let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
+        Network::load(&config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
+        LoadReport::new(&stored(&self.model), &of_model.asked(), is_leftover_of_model)
+            .and(LoadReport::new(&stored(&tower.tensors), &of_tower.asked(), |name| is_leftover_of_tower(name, depth)))
+            .strict()?;
+        Ok(config)
+    }
+
+    fn tokenizer(&self) -> ConvertResult<Tokenizer> {
+        let missing = |missing| ConvertError::Incomplete { missing, target: "a GGUF file" };
+        let model = self.files.get(COPIED[0]).ok_or_else(|| missing("tokenizer.model"))?;
+        let added = self.files.get(COPIED[1]).ok_or_else(|| missing("added_tokens.json"))?;
+        Ok(Tokenizer::from_bytes(model, &String::from_utf8_lossy(added))?)
+    }
+
+    /// `config.json` and the files to copy, without tensors.
+    fn beside(directory: &Path) -> ConvertResult<Self> {
+        let mut files = BTreeMap::new();
+        for name in COPIED {
+            let path = directory.join(name);
+            if path.is_file() {
+                files.insert(name, std::fs::read(&path).map_err(file_error(&path))?);
             }
+        }
+        Ok(Self { model: Vec::new(), config: read_json(&directory.join("config.json"))?, files, tower: None })
+    }
+
+    /// Takes the tower that lies beside a model, if it does.
+    fn with_tower_of(self, directory: &Path) -> ConvertResult<Self> {
+        match tower_directory(directory) {
+            Ok(tower) => Ok(self.with_tower(Tower::open(&tower)?)),
+            Err(_) => Ok(self), // --tower may still name one
         }
     }
 
-    /// Executes one instruction. The names in the comments are those of `pickletools.py`.
-    fn step(&mut self, code: &mut Code<'a>) -> Result<Option<Value<'a>>, String> {
-        let value = match code.byte()? {
-            b'.' => return self.pop().map(Some), // STOP
-            // PROTO
-            0x80 => match code.byte()? {
-                2 => return Ok(None),
-                version => return Err(format!("pickle protocol {version}, expected 2")),
-            },
-            // MARK
-            b'(' => {
-                self.marks.push(self.stack.len());
-                return Ok(None);
+    /// Gives the model's own tokens ids behind those that exist, in the original's order of training.
+    /// Returns how many tokens there are now.
+    fn add_tokens(&mut self) -> ConvertResult<usize> {
+        let missing = ConvertError::Incomplete { missing: "tokenizer.model", target: "a starting point" };
+        let pieces = SentencePiece::from_bytes(self.files.get(COPIED[0]).ok_or(missing)?)?.len();
+        let added = self.files.get(COPIED[1]).map_or("{}".into(), |added| String::from_utf8_lossy(added).into_owned());
+        let mut added: BTreeMap<String, u32> = serde_json::from_str(&added).map_err(TokenizerError::from)?;
+        let mut next = added.values().map(|id| id + 1).max().unwrap_or(0).max(pieces as u32);
+        for token in ["[PAD]", "<im_patch>", "<bbox>", "<point>", "<im_start>", "<im_end>"] {
+            if !added.contains_key(token) {
+                added.insert(token.to_owned(), next);
+                next += 1;
             }
-            // BINPUT, LONG_BINPUT
-            opcode @ (b'q' | b'r') => {
-                let slot = if opcode == b'q' { code.byte()?.into() } else { u32::from_le_bytes(code.array()?) };
-                let top = self.top()?;
-                self.memo.insert(slot, top);
-                return Ok(None);
-            }
-            // SETITEM
-            b's' => {
-                let (value, key) = (self.pop()?, self.pop()?);
-                return self.set_items(&[key, value]);
-            }
-            // SETITEMS
-            b'u' => {
-                let items = self.pop_to_mark()?;
-                return self.set_items(&items);
-            }
-            // APPEND
-            b'a' => {
-                self.pop()?;
-                return self.expect_list();
-            }
-            // APPENDS
-            b'e' => {
-                self.pop_to_mark()?;
-                return self.expect_list();
-            }
-            // BUILD: attributes of a state dict (`_metadata`), which nobody needs.
-            b'b' => {
-                self.pop()?;
-                return match self.top()? {
-                    Value::Dict(_) => Ok(None),
-                    other => Err(format!("attributes for {other:?}, expected a dictionary")),
-                };
-            }
-            b'N' => Value::None,                                          // NONE
-            0x88 | 0x89 => Value::Bool,                                   // NEWTRUE, NEWFALSE
-            b'K' => Value::Int(code.byte()?.into()),                      // BININT1
-            b'M' => Value::Int(u16::from_le_bytes(code.array()?).into()), // BININT2
-            b'J' => Value::Int(i32::from_le_bytes(code.array()?).into()), // BININT
-            0x8a => Value::Int(code.long()?),                             // LONG1
-            b'G' => code.array::<8>().map(|_| Value::Float)?,             // BINFLOAT
-            b'X' => Value::Text(code.text()?),                            // BINUNICODE
-            b'c' => Value::Global(code.global()?),                        // GLOBAL
-            b']' => Value::List,                                          // EMPTY_LIST
-            b'}' => self.new_dict(),                                      // EMPTY_DICT
-            b')' => self.new_tuple(Vec::new()),                           // EMPTY_TUPLE
-            // TUPLE
-            b't' => {
-                let items = self.pop_to_mark()?;
-                self.new_tuple(items)
-            }
-            // TUPLE1, TUPLE2, TUPLE3
-            opcode @ 0x85..=0x87 => {
-                let mut items = (0x85..=opcode).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
-                items.reverse();
-                self.new_tuple(items)
-            }
-            // BINGET, LONG_BINGET
-            opcode @ (b'h' | b'j') => {
-                let slot = if opcode == b'h' { code.byte()?.into() } else { u32::from_le_bytes(code.array()?) };
-                *self.memo.get(&slot).ok_or_else(|| format!("nothing was remembered as {slot}"))?
-            }
-            b'Q' => self.persistent()?, // BINPERSID
-            b'R' => self.call()?,       // REDUCE
-            opcode => return Err(format!("instruction {opcode:#04x} is not one that torch.save emits")),
-        };
-        self.stack.push(value);
-        Ok(None)
-    }
-
-    /// REDUCE: a function and its arguments become its result.
-    fn call(&mut self) -> Result<Value<'a>, String> {
-        let (arguments, function) = (self.pop()?, self.pop()?);
-        let (Value::Global(function), Value::Tuple(arguments)) = (function, arguments) else {
-            return Err(format!("a call of {function:?} with {arguments:?}"));
-        };
-        match (function, self.tuples[arguments].as_slice()) {
-            (Global::OrderedDict, []) => Ok(self.new_dict()),
-            // The rest says whether a gradient is wanted, and hooks.
-            (Global::RebuildParameter, &[tensor @ Value::Tensor(_), ..]) => Ok(tensor),
-            (
-                Global::RebuildTensor,
-                &[Value::Storage(storage), Value::Int(offset), Value::Tuple(shape), Value::Tuple(strides), ..],
-            ) => {
-                let view =
-                    View { storage, offset: size(offset)?, shape: self.sizes(shape)?, strides: self.sizes(strides)? };
-                self.tensors.push(view);
-                Ok(Value::Tensor(self.tensors.len() - 1))
-            }
-            (function, arguments) => Err(format!("a call of {function:?} with {} odd arguments", arguments.len())),
         }
-    }
-
-    /// BINPERSID: `("storage", type, key, device, elements)` becomes a storage.
-    fn persistent(&mut self) -> Result<Value<'a>, String> {
-        let id = self.pop()?;
-        let fields = if let Value::Tuple(fields) = id { self.tuples[fields].as_slice() } else { &[] };
-        let &[
-            Value::Text("storage"),
-            Value::Global(Global::Storage(dtype)),
-            Value::Text(key),
-            Value::Text(_),
-            Value::Int(elements),
-        ] = fields
-        else {
-            return Err(format!("{id:?} {fields:?} is not the id of a storage"));
-        };
-        self.storages.push(Storage { dtype, key, elements: size(elements)? });
-        Ok(Value::Storage(self.storages.len() - 1))
-    }
-
-    /// The tensors of a dictionary, by name.
-    fn named_tensors(&self, root: Value<'a>) -> Result<Vec<(&'a str, &View)>, String> {
-        let Value::Dict(root) = root else {
-            return Err(format!("the file holds {root:?}, expected a dictionary of tensors"));
-        };
-        let named = self.dicts[root].iter().map(|item| match item {
-            (Value::Text(name), Value::Tensor(tensor)) => Ok((*name, &self.tensors[*tensor])),
-            (key, value) => Err(format!("the dictionary holds {key:?}: {value:?}, expected a name and its tensor")),
-        });
-        named.collect()
-    }
-
-    fn set_items(&mut self, items: &[Value<'a>]) -> Result<Option<Value<'a>>, String> {
-        let Value::Dict(dict) = self.top()? else {
-            return Err("items for what is no dictionary".to_owned());
-        };
-        let (pairs, []) = items.as_chunks() else {
-            return Err("a key without a value".to_owned());
-        };
-        self.dicts[dict].extend(pairs.iter().map(|&[key, value]| (key, value)));
-        Ok(None)
-    }
-
-    fn expect_list(&self) -> Result<Option<Value<'a>>, String> {
-        match self.top()? {
-            Value::List => Ok(None),
-            other => Err(format!("appending to {other:?}")),
-        }
-    }
-
-    fn new_tuple(&mut self, items: Vec<Value<'a>>) -> Value<'a> {
-        self.tuples.push(items);
-        Value::Tuple(self.tuples.len() - 1)
-    }
-
-    fn new_dict(&mut self) -> Value<'a> {
-        self.dicts.push(Vec::new());
-        Value::Dict(self.dicts.len() - 1)
-    }
-
-    fn sizes(&self, tuple: usize) -> Result<Vec<usize>, String> {
-        let sizes = self.tuples[tuple].iter().map(|item| match item {
-            Value::Int(value) => size(*value),
-            other => Err(format!("{other:?} where a size is expected")),
-        });
-        sizes.collect()
-    }
-
-    /// The topmost value; those below a mark are out of reach.
-    fn top(&self) -> Result<Value<'a>, String> {
-        let floor = self.marks.last().copied().unwrap_or(0);
-        self.stack[floor..].last().copied().ok_or_else(|| "the stack is empty".to_owned())
-    }
-
-    fn pop(&mut self) -> Result<Value<'a>, String> {
-        let top = self.top()?;
-        self.stack.pop();
-        Ok(top)
-    }
-
-    fn pop_to_mark(&mut self) -> Result<Vec<Value<'a>>, String> {
-        let mark = self.marks.pop().ok_or("no mark on the stack")?;
-        Ok(self.stack.split_off(mark))
+        self.files.insert(COPIED[1], format!("{:#}\n", json!(added)).into_bytes());
+        Ok(next as usize)
     }
 }
 
-fn size(value: i64) -> Result<usize, String> {
-    value.try_into().map_err(|_| format!("{value} where a size is expected"))
+fn is_region(tensor: &StreamedTensor) -> bool {
+    tensor.name.starts_with("model.spi_module.")
 }
 
-/// A program, and the place it is read at.
-struct Code<'a> {
-    program: &'a [u8],
-    at: usize,
+fn open(directory: &Path) -> ConvertResult<Arc<dyn TensorStore>> {
+    Ok(Arc::new(Checkpoint::open(directory, &Device::Cpu)?))
 }
 
-impl<'a> Code<'a> {
-    fn bytes(&mut self, count: usize) -> Result<&'a [u8], String> {
-        let bytes = self.at.checked_add(count).and_then(|end| self.program.get(self.at..end));
-        self.at += count;
-        bytes.ok_or_else(|| "the program breaks off".to_owned())
-    }
+fn stored(tensors: &[StreamedTensor]) -> Vec<StoredTensor> {
+    let stored = |tensor: &StreamedTensor| StoredTensor {
+        name: tensor.name.clone(),
+        numbers: String::new(),
+        shape: tensor.shape.clone(),
+        file: PathBuf::new(),
+    };
+    tensors.iter().map(stored).collect()
+}
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        self.bytes(N)?.try_into().map_err(|_| "the program breaks off".to_owned())
-    }
+pub(crate) fn read_json(path: &Path) -> ConvertResult<Value> {
+    let text = std::fs::read_to_string(path).map_err(file_error(path))?;
+    let value = serde_json::from_str(&text).map_err(|error| error.to_string());
+    value
+        .and_then(|value: Value| if value.is_object() { Ok(value) } else { Err("expected an object".to_owned()) })
+        .map_err(|what| ConvertError::Json { path: path.to_owned(), what })
+}
 
-    fn byte(&mut self) -> Result<u8, String> {
-        self.array().map(|[byte]| byte)
-    }
-
-    /// An integer of a stated number of bytes, little-endian, in two's complement.
-    fn long(&mut self) -> Result<i64, String> {
-        let count = self.byte()?;
-        let bytes = self.bytes(count.into())?;
-        let sign = if bytes.last().is_some_and(|last| *last >= 0x80) { 0xff } else { 0 };
-        let mut wide = [sign; 8];
-        wide.get_mut(..bytes.len()).ok_or_else(|| format!("an integer of {count} bytes"))?.copy_from_slice(bytes);
-        Ok(i64::from_le_bytes(wide))
-    }
-
-    fn text(&mut self) -> Result<&'a str, String> {
-        let count = u32::from_le_bytes(self.array()?);
-        str::from_utf8(self.bytes(count as usize)?).map_err(|error| error.to_string())
-    }
-
-    /// Two lines: module and name.
-    fn global(&mut self) -> Result<Global, String> {
-        let (module, name) = (self.line()?, self.line()?);
-        let refused = || {
-            format!("the pickle asks for `{module}.{name}`, which is not needed to read tensors and was not executed")
-        };
-        Global::named(module, name).ok_or_else(refused)
-    }
-
-    fn line(&mut self) -> Result<&'a str, String> {
-        let rest = &self.program[self.at.min(self.program.len())..];
-        let count = rest.iter().take(256).position(|byte| *byte == b'\n').ok_or("a name without an end")?;
-        let line = self.bytes(count + 1)?;
-        str::from_utf8(&line[..count]).map_err(|error| error.to_string())
-    }
+fn write_json(path: &Path, value: &Value) -> ConvertResult<()> {
+    std::fs::write(path, format!("{value:#}\n")).map_err(file_error(path))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Cursor, Write};
-
-    use candle_core::{DType, Device, Tensor};
-    use proptest::prelude::*;
-    use zip::{ZipWriter, write::SimpleFileOptions};
-
     use super::*;
-    use crate::weights::{Checkpoint, TensorSource};
+    use crate::Gpt4Roi;
 
-    /// Made by `reference/torch_files.py`, which also wrote the same values as plain safetensors.
-    const SAVED_BY_TORCH: &[u8] = include_bytes!("../tests/data/torch.bin");
-    const VALUES: &[u8] = include_bytes!("../tests/data/torch.safetensors");
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/openclip");
 
-    fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
-        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
-        for (name, bytes) in members {
-            zip.start_file(*name, options).unwrap();
-            zip.write_all(bytes).unwrap();
-        }
-        zip.finish().unwrap().into_inner()
+    fn golden() -> Parts {
+        Parts::directory(Path::new(GOLDEN)).unwrap()
     }
 
-    fn error_of(members: &[(&str, &[u8])]) -> String {
-        torch_tensors(&mut Cursor::new(archive(members))).unwrap_err()
-    }
-
-    /// A pickle of one tensor with this storage length, offset, shape and strides (all below 256).
-    fn one_tensor(elements: u8, offset: u8, shape: [u8; 2], strides: [u8; 2]) -> Vec<u8> {
-        let mut code = b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n((".to_vec();
-        code.extend(b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK");
-        code.extend([elements, b't', b'Q', b'K', offset]);
-        code.extend([b'K', shape[0], b'K', shape[1], 0x86, b'K', strides[0], b'K', strides[1], 0x86]);
-        code.extend(b"\x89ccollections\nOrderedDict\n)RtRs.");
-        code
-    }
-
+    /// A model minus a base plus the base is the model. The halves of numbers of half precision and
+    /// their sums are exact.
     #[test]
-    fn tensors_saved_by_torch_have_its_values() {
-        let got = torch_tensors(&mut Cursor::new(SAVED_BY_TORCH)).unwrap();
-        let expected = Checkpoint::from_bytes("torch.safetensors", VALUES, &Device::Cpu).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("pytorch_model.bin"), SAVED_BY_TORCH).unwrap();
-        let checkpoint = Checkpoint::open(directory.path(), &Device::Cpu).unwrap();
-        let mut compared = 0;
-        for (name, entry) in got {
-            let Ok(expected) = expected.tensor(&name, &entry.shape) else {
-                assert_eq!((name.as_str(), entry.dtype), ("position_ids", Dtype::I64));
-                continue;
-            };
-            let tensor = checkpoint.tensor(&name, &entry.shape).unwrap();
-            assert_eq!(tensor.dtype(), DType::F32);
-            let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(flat(&tensor), flat(&expected), "{name}");
-            compared += 1;
-        }
-        assert_eq!(compared, 9);
-    }
-
-    #[test]
-    fn whatever_else_a_pickle_asks_for_is_refused_by_name() {
-        for (pickle, expected) in [
-            (b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00id\x85R.".as_slice(), "`posix.system`"),
-            (b"\x80\x02c__builtin__\neval\n", "`__builtin__.eval`"),
-            (b"\x80\x02ctorch\nload\n", "`torch.load`"),
-            (b"\x80\x02ccollections\nnamedtuple\n", "`collections.namedtuple`"),
-            (b"\x80\x02cos\nsystem", "a name without an end"),
-            (b"\x80\x04\x95\x00", "pickle protocol 4, expected 2"),
-            (b"\x80\x02X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93", "instruction 0x93"),
-            (b"\x80\x02(S'id'\nios\nsystem\n.", "instruction 0x53"),
-            (b"\x80\x02ccollections\nOrderedDict\n)\x81", "instruction 0x81"),
-            (b"\x80\x02ctorch\nHalfStorage\n)R", "a call of Storage(F16)"),
-            (b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R", "a call of OrderedDict with 1 odd arguments"),
-        ] {
-            let error = error_of(&[("archive/data.pkl", pickle)]);
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn programs_that_make_no_sense_are_refused() {
-        for (pickle, expected) in [
-            (b"".as_slice(), "the program breaks off"),
-            (b"\x80\x02", "breaks off"),
-            (b"\x80\x02.", "the stack is empty"),
-            (b"\x80\x02N.", "the file holds None"),
-            (b"\x80\x02t", "no mark on the stack"),
-            (b"\x80\x02N(.", "the stack is empty"),
-            (b"\x80\x02h\x07", "nothing was remembered as 7"),
-            (b"\x80\x02}(NuN", "a key without a value"),
-            (b"\x80\x02NNNs", "items for what is no dictionary"),
-            (b"\x80\x02NNa", "appending to None"),
-            (b"\x80\x02NNb", "attributes for None"),
-            (b"\x80\x02NQ", "is not the id of a storage"),
-            (b"\x80\x02}K\x01K\x02s.", "expected a name and its tensor"),
-            (b"\x80\x02X\xff\xff\xff\xff", "breaks off"),
-            (b"\x80\x02X\x01\x00\x00\x00\xff", "utf-8"),
-            (b"\x80\x02\x8a\x09\x01\x02\x03\x04\x05\x06\x07\x08\x09", "an integer of 9 bytes"),
-        ] {
-            let error = error_of(&[("archive/data.pkl", pickle)]);
-            assert!(error.contains(expected), "{error}, expected {expected}");
-        }
-    }
-
-    #[test]
-    fn claims_beyond_a_storage_are_refused() {
-        let of = |pickle: Vec<u8>| {
-            let bytes = archive(&[("a/data.pkl", &pickle), ("a/data/0", &[0; 24])]);
-            torch_tensors(&mut Cursor::new(bytes))
+    fn a_base_and_a_delta_are_the_model_again() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        golden().write_directory(&at("model"), IfExists::Refuse).unwrap();
+        let halved = |tensor: StreamedTensor| {
+            let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+            StreamedTensor::new(name, &shape, move |range| {
+                Ok(tensor.read(range)?.into_iter().map(|value| value / 2.0).collect())
+            })
         };
-        assert_eq!(of(one_tensor(6, 0, [2, 3], [3, 1])).unwrap()[0].1.strides, None);
-        assert_eq!(of(one_tensor(6, 0, [3, 2], [1, 3])).unwrap()[0].1.strides, Some(vec![1, 3]));
-        assert_eq!(of(one_tensor(6, 3, [1, 3], [9, 1])).unwrap()[0].1.strides, None);
-        assert_eq!(of(one_tensor(6, 6, [0, 3], [3, 1])).unwrap()[0].1.shape, [0, 3]);
-        for (pickle, expected) in [
-            (one_tensor(7, 0, [2, 3], [3, 1]), "claims 7 elements of 4 bytes, has 24"),
-            (one_tensor(6, 1, [2, 3], [3, 1]), "leads out of a storage of 6"),
-            (one_tensor(6, 0, [2, 3], [4, 1]), "leads out"),
-            (one_tensor(6, 0, [200, 200], [0, 0]), "leads out"),
-        ] {
-            let error = of(pickle).unwrap_err();
-            assert!(error.contains("tensor `w`") && error.contains(expected), "{error}");
-        }
-    }
+        let is_llama = |tensor: &StreamedTensor| !is_region(tensor) && !tensor.name.contains("mm_projector");
+        // Tokens behind the tokenizer's pieces are unknown to the base.
+        let cut = |tensor: StreamedTensor| {
+            let rows = tensor.shape[0];
+            if rows == 806 { tensor.rows(0..800) } else { tensor }
+        };
+        let mut base = Parts::directory(&at("model")).unwrap();
+        base.model.retain(is_llama);
+        base.model = base.model.into_iter().map(halved).map(cut).collect();
+        base.write_directory(&at("base"), IfExists::Refuse).unwrap();
+        let mut delta = Parts::directory(&at("model")).unwrap();
+        delta.model = delta
+            .model
+            .into_iter()
+            .map(|tensor| if !is_llama(&tensor) || tensor.shape[0] == 806 { tensor } else { halved(tensor) })
+            .collect();
+        delta.write_directory(&at("delta"), IfExists::Refuse).unwrap();
 
-    #[test]
-    fn a_very_deep_pickle_is_harmless() {
-        let mut pickle = b"\x80\x02)".to_vec();
-        pickle.extend(std::iter::repeat_n(0x85, 1 << 20));
-        pickle.push(b'.');
-        let error = error_of(&[("archive/data.pkl", &pickle)]);
-        assert!(error.contains("expected a dictionary"), "{error}");
-    }
-
-    #[test]
-    fn archives_that_torch_does_not_write_are_refused() {
-        let huge = vec![b')'; MAX_PICKLE as usize + 1];
-        for (members, expected) in [
-            (vec![("archive/weights.pkl", b"".as_slice())], "no data.pkl"),
-            (vec![("a/data.pkl", b"."), ("a/byteorder", b"big")], "byte order \"big\""),
-            (vec![("a/data.pkl", &huge)], "at most 4194304 are allowed"),
-        ] {
-            let error = error_of(&members);
-            assert!(error.contains(expected), "{error}");
-        }
-        let error = torch_tensors(&mut Cursor::new(b"\x80\x02}q\x00.")).unwrap_err();
-        assert!(error.contains("not a zip archive") && error.contains("torch before 1.6"), "{error}");
-    }
-
-    #[test]
-    fn a_file_cut_off_anywhere_is_refused() {
-        for length in (0..SAVED_BY_TORCH.len()).step_by(37) {
-            assert!(torch_tensors(&mut Cursor::new(&SAVED_BY_TORCH[..length])).is_err(), "{length}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_program_ends_in_a_result(pickle in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Machine::default().run(&pickle);
-        }
-
-        /// Random instructions of those that are known get deeper than random bytes.
-        #[test]
-        fn any_known_instructions_end_in_a_result(
-            picked in proptest::collection::vec((0usize..25, any::<u8>()), 0..100),
-        ) {
-            let mut pickle = b"\x80\x02".to_vec();
-            for (index, byte) in picked {
-                let opcode = b"(qsuaebNKMJGXc]})th\x85\x86\x87QR\x88"[index];
-                pickle.push(opcode);
-                match opcode {
-                    b'c' => pickle.extend(b"collections\nOrderedDict\n"),
-                    b'X' => pickle.extend([1, 0, 0, 0, byte & 0x7f]),
-                    b'q' | b'h' => pickle.push(byte % 8),
-                    b'K' => pickle.push(byte),
-                    _ => {}
-                }
-            }
-            let _ = Machine::default().run(&pickle);
-        }
-
-        /// A damaged file is an error, or yields tensors that can be read.
-        #[test]
-        fn any_damage_ends_in_a_result(at in 0..SAVED_BY_TORCH.len(), byte in any::<u8>()) {
-            let mut bytes = SAVED_BY_TORCH.to_vec();
-            bytes[at] = byte;
-            if let Ok(checkpoint) = Checkpoint::from_bytes("pytorch_model.bin", bytes, &Device::Cpu) {
-                for (name, entry, _) in checkpoint.tensors() {
-                    let _ = checkpoint.tensor(name, &entry.shape);
-                }
+        let merged = Parts::merged(&at("base"), &at("delta")).unwrap();
+        merged.write_directory(&at("merged"), IfExists::Refuse).unwrap();
+        Gpt4Roi::open(at("merged"), &Device::Cpu).unwrap();
+        let load =
+            |name: &str| candle_core::safetensors::load(at(name).join("model.safetensors"), &Device::Cpu).unwrap();
+        let (model, merged) = (load("model"), load("merged"));
+        assert_eq!(model.len(), merged.len());
+        let flat = |tensor: &candle_core::Tensor| {
+            tensor.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for (name, model) in model {
+            let (model, merged) = (flat(&model), flat(&merged[&name]));
+            // Rows of old tokens: half of the model is the base's, all of it the delta's.
+            let old =
+                if name.contains("embed_tokens") || name.contains("lm_head") { model.len() / 806 * 800 } else { 0 };
+            for (index, (model, merged)) in model.iter().zip(&merged).enumerate() {
+                // Numbers so small that halves lose a bit are off by one unit of the smallest number.
+                let expected = if index < old { 1.5 * model } else { *model };
+                let unit = 2f32.powi(-24).max(expected.abs() * 2f32.powi(-11));
+                assert!((merged - expected).abs() <= unit, "{name}: {merged}, not {expected}");
             }
         }
+    }
+
+    #[test]
+    fn an_unfit_number_leaves_nothing_behind() {
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("out");
+        for quantization in [Quantization::F16, Quantization::Q4K] {
+            let mut parts = golden();
+            let last = parts.model.pop().unwrap();
+            parts.model.push(StreamedTensor::new(last.name, &last.shape, |range| Ok(vec![f32::NAN; range.len()])));
+            let error = parts.write_gguf(&out, IfExists::Refuse, quantization, Quantization::F16).unwrap_err();
+            assert!(error.to_string().contains("holds NaN"), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_a_whole_model_is_no_gguf() {
+        let place = tempfile::tempdir().unwrap();
+        let write = |parts: Parts| {
+            let out = place.path().join("out");
+            parts.write_gguf(&out, IfExists::Refuse, Quantization::F16, Quantization::F16).unwrap_err().to_string()
+        };
+        assert!(write(Parts { tower: None, ..golden() }).contains("the vision tower is missing"));
+        assert!(write(Parts { files: BTreeMap::new(), ..golden() }).contains("the tokenizer.model is missing"));
+        let mut lacking = golden();
+        lacking.model.retain(|tensor| tensor.name != "model.norm.weight");
+        assert!(write(lacking).contains("1 missing: `model.norm.weight`"));
+    }
+
+    /// No more than one piece of one tensor is asked for at a time, whatever the size.
+    #[test]
+    fn a_conversion_holds_one_piece_at_a_time() {
+        use std::sync::Mutex;
+
+        use crate::stream::PIECE;
+
+        let place = tempfile::tempdir().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = asked.clone();
+        let large = StreamedTensor::new("model.norm.weight", &[PIECE + 5], move |range| {
+            log.lock().unwrap().push(range.len());
+            Ok(vec![1.0; range.len()])
+        });
+        let parts = Parts { model: vec![large], tower: None, ..golden() };
+        parts.write_directory(&place.path().join("out"), IfExists::Refuse).unwrap();
+        assert_eq!(*asked.lock().unwrap(), [PIECE, 5]);
+    }
+
+    #[test]
+    fn training_starts_from_a_language_model_and_a_projector() {
+        let place = tempfile::tempdir().unwrap();
+        let (base, start) = (place.path().join("base"), place.path().join("start"));
+        let (mut vicuna, mut projector) = (golden(), golden());
+        vicuna.model.retain(|tensor| !is_region(tensor) && !tensor.name.contains("mm_projector"));
+        vicuna.model = vicuna
+            .model
+            .into_iter()
+            .map(|tensor| if tensor.shape[0] == 806 { tensor.rows(0..801) } else { tensor })
+            .collect();
+        vicuna.files.insert("added_tokens.json", b"{\"[PAD]\": 800}".to_vec());
+        vicuna.write_directory(&base, IfExists::Refuse).unwrap();
+        projector.model.retain(|tensor| tensor.name.contains("mm_projector"));
+        projector.write_directory(&place.path().join("projector"), IfExists::Refuse).unwrap();
+        let file = place.path().join("projector/model.safetensors");
+        Parts::starting_point(&base, &file).unwrap().write_directory(&start, IfExists::Refuse).unwrap();
+
+        let added: BTreeMap<String, u32> =
+            serde_json::from_str(&std::fs::read_to_string(start.join("added_tokens.json")).unwrap()).unwrap();
+        let ids = ["[PAD]", "<im_patch>", "<bbox>", "<point>", "<im_start>", "<im_end>"].map(|token| added[token]);
+        assert_eq!(ids, [800, 801, 802, 803, 804, 805], "the original's order of training");
+        let config = read_json(&start.join("config.json")).unwrap();
+        assert_eq!((&config["vocab_size"], &config["mm_hidden_size"]), (&json!(806), &json!(12)));
+        let start = Checkpoint::open(&start, &Device::Cpu).unwrap();
+        let shapes: BTreeMap<_, _> = start.stored().into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
+        assert_eq!(shapes["model.embed_tokens.weight"], [806, 16]);
+        assert!(shapes.contains_key("model.mm_projector.weight"));
     }
 }

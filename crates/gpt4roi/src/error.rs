@@ -1,8 +1,9 @@
 //! What can go wrong, by concern. Each message says what, where, what was expected and what was got.
 
 use crate::{
-    bbox::BoxError, chat::ChatError, generate::GenerateError, image::ImageError, mention::MentionError,
-    prompt::PromptError, sampling::SamplingError, tokenizer::TokenizerError, weights::WeightsError,
+    bbox::BoxError, chat::ChatError, convert::ConvertError, generate::GenerateError, image::ImageError,
+    mention::MentionError, prompt::PromptError, sampling::SamplingError, tokenizer::TokenizerError,
+    weights::WeightsError,
 };
 
 /// The library's result.
@@ -40,6 +41,9 @@ pub enum Error {
     /// A checkpoint is missing, damaged, or lacks, has too many or wrongly shaped tensors.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A checkpoint can't be converted.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
     /// A conversation can't take a question.
     #[error(transparent)]
     Chat(#[from] ChatError),

@@ -47,8 +47,24 @@ pub mod chat;
 pub mod point;
 pub mod trace;
 
-pub mod convert;
+pub mod ggml_type;
+pub mod gguf;
+mod torch_pickle;
 pub mod weights;
+
+pub mod clip_names;
+pub mod convert;
+pub mod divergence;
+pub mod fingerprint;
+mod gguf_export;
+mod gguf_names;
+pub mod gguf_pair;
+pub mod merge;
+pub mod quantize;
+pub mod self_test;
+mod shards;
+mod staging;
+pub mod stream;
 
 pub use crate::{
     bbox::{BBox, ImageSize, RegionId},

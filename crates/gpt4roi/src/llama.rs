@@ -83,6 +83,36 @@ impl Llama {
     }
 }
 
+/// What a model makes of whole sequences, with one of its layers in memory at a time: slow, but any
+/// model fits.
+///
+/// # Shapes
+/// for each sequence of T ids → `[T, V]`
+pub(crate) fn logits_layer_by_layer(
+    weights: &Weights,
+    config: &LlamaConfig,
+    sequences: &[Vec<u32>],
+) -> crate::error::Result<Vec<Tensor>> {
+    let (vocab, width) = (config.vocab_size, config.hidden_size);
+    let (model, head) = (weights.at("model"), width / config.num_attention_heads);
+    let embed_tokens = model.get("embed_tokens.weight", &[vocab, width])?;
+    let device = embed_tokens.device().clone();
+    let rotary = Rotary::new(head, config.max_position_embeddings, config.rope_theta, &device)?;
+    let embed = |ids: &Vec<u32>| embed_tokens.index_select(&Tensor::new(ids.as_slice(), &device)?, 0)?.unsqueeze(0);
+    let mut states = sequences.iter().map(embed).collect::<Result<Vec<_>>>()?;
+    drop(embed_tokens);
+    for index in 0..config.num_hidden_layers {
+        let layer = DecoderLayer::load(&model.at("layers").at(index), config)?;
+        for x in &mut states {
+            let positions = Tensor::arange(0, x.dim(1)? as u32, &device)?;
+            *x = layer.forward(x, &rotary, &positions, &AttentionMask::Causal, None)?;
+        }
+    }
+    let norm = RmsNorm::load(&model.at("norm"), width, config.rms_norm_eps)?;
+    let lm_head = Linear::load_without_bias(&weights.at("lm_head"), width, vocab)?;
+    Ok(states.iter().map(|x| lm_head.forward(&norm.forward(x)?)?.squeeze(0)).collect::<Result<_>>()?)
+}
+
 /// Attention, then a gated feed-forward part, each added to what came in.
 #[derive(Debug)]
 struct DecoderLayer {

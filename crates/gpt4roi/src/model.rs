@@ -11,11 +11,12 @@ use crate::{
     clip::ClipVision,
     config::Config,
     error::{Error, Result},
+    gguf_pair::GgufPair,
     layers::Linear,
     llama::Llama,
     region::RegionModule,
     tokenizer::Tokenizer,
-    weights::{Census, Checkpoint, LoadReport, Weights, is_leftover_of_model, is_leftover_of_tower},
+    weights::{Census, Checkpoint, LoadReport, TensorStore, Weights, is_leftover_of_model, is_leftover_of_tower},
 };
 
 /// The network: tensors in, tensors out. It knows nothing of text or files.
@@ -133,13 +134,14 @@ pub struct Gpt4Roi {
 }
 
 impl Gpt4Roi {
-    /// Opens a model directory in the published layout.
+    /// Opens a model directory in the published layout, a directory with a pair of GGUF files, or the
+    /// pair that a GGUF file belongs to.
     ///
     /// # Errors
     /// If a file is missing or damaged, or if tensors, tokenizer and configuration do not fit
     /// together.
-    pub fn open(directory: impl AsRef<Path>, device: &Device) -> Result<Self> {
-        Self::from_files(&ModelFiles::Directory(directory.as_ref().to_owned()), device)
+    pub fn open(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        Self::from_files(&ModelFiles::at(path.as_ref())?, device)
     }
 
     /// Puts a model together from its files.
@@ -150,19 +152,26 @@ impl Gpt4Roi {
         let config = files.config()?;
         let tokenizer = files.tokenizer()?;
         check_vocabulary(&config, &tokenizer)?;
-        let (model, tower) = files.checkpoints(device)?;
-        report(&config, &model, &tower)?.strict()?;
-        let network = Network::load(&config, &Weights::new(Arc::new(tower)), &Weights::new(Arc::new(model)))?;
+        let (model, tower) = files.stores(device)?;
+        report(&config, &*model, &*tower)?.strict()?;
+        let network = Network::load(&config, &Weights::new(tower), &Weights::new(model))?;
         Ok(Self { network, tokenizer, config, device: device.clone() })
     }
 }
 
-/// The files that make up a model, in the published layout.
+/// The files that make up a model.
 #[derive(Clone, Debug)]
 pub enum ModelFiles {
     /// On disk: `config.json`, weights, `tokenizer.model`, `added_tokens.json` and the directory of
     /// the vision tower.
     Directory(PathBuf),
+    /// On disk, as [`crate::gguf_pair`] describes them.
+    Gguf {
+        /// `NAME-q4_k.gguf`: the language model with its tokenizer.
+        language: PathBuf,
+        /// `mmproj-NAME.gguf`: vision tower, projector and region module.
+        projector: PathBuf,
+    },
     /// In memory.
     Embedded(EmbeddedModel),
 }
@@ -193,6 +202,24 @@ impl std::fmt::Debug for EmbeddedModel {
 }
 
 impl ModelFiles {
+    /// The model that a path stands for: a directory in the published layout, a directory with a pair
+    /// of GGUF files, or the language model's file of such a pair.
+    ///
+    /// # Errors
+    /// If GGUF files are meant and there is no pair, or more than one.
+    pub fn at(path: &Path) -> Result<Self> {
+        let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension == "gguf");
+        let holds_gguf = |path: &Path| {
+            let mut entries = path.read_dir().into_iter().flatten().flatten();
+            !path.join("config.json").is_file() && entries.any(|entry| is_gguf(&entry.path()))
+        };
+        if !is_gguf(path) && !holds_gguf(path) {
+            return Ok(Self::Directory(path.to_owned()));
+        }
+        let (language, projector) = GgufPair::find(path)?;
+        Ok(Self::Gguf { language, projector })
+    }
+
     /// All dimensions.
     ///
     /// # Errors
@@ -206,6 +233,7 @@ impl ModelFiles {
                 let (model, tower) = (directory.join("config.json"), tower.join("config.json"));
                 Config::from_json(&read_text(&model)?, &read_text(&tower)?, preprocessor.as_deref())
             }
+            Self::Gguf { language, projector } => GgufPair::open(language, projector)?.config(),
             Self::Embedded(files) => Config::from_json(files.config, files.tower_config, files.preprocessor_config),
         }
     }
@@ -221,6 +249,7 @@ impl ModelFiles {
                 let model = std::fs::read(&path).map_err(|source| Error::file(path, source))?;
                 Tokenizer::from_bytes(&model, &read_text(&directory.join("added_tokens.json"))?)?
             }
+            Self::Gguf { language, projector } => GgufPair::open(language, projector)?.tokenizer()?,
             Self::Embedded(files) => Tokenizer::from_bytes(files.tokenizer, files.added_tokens)?,
         })
     }
@@ -231,30 +260,35 @@ impl ModelFiles {
     /// # Errors
     /// If a file is missing or damaged; not if the tensors do not fit.
     pub fn report(&self) -> Result<LoadReport> {
-        let (model, tower) = self.checkpoints(&Device::Cpu)?;
-        report(&self.config()?, &model, &tower)
+        let (model, tower) = self.stores(&Device::Cpu)?;
+        report(&self.config()?, &*model, &*tower)
     }
 
     /// The weights: all but the tower's, and the tower's.
     ///
     /// # Errors
     /// If a file is missing or damaged.
-    pub fn checkpoints(&self, device: &Device) -> Result<(Checkpoint, Checkpoint)> {
-        Ok(match self {
+    pub fn stores(&self, device: &Device) -> Result<(Arc<dyn TensorStore>, Arc<dyn TensorStore>)> {
+        let (model, tower) = match self {
             Self::Directory(directory) => {
                 (Checkpoint::open(directory, device)?, Checkpoint::open(tower_directory(directory)?, device)?)
+            }
+            Self::Gguf { language, projector } => {
+                let (model, tower) = GgufPair::open(language, projector)?.weights(device)?;
+                return Ok((Arc::new(model), Arc::new(tower)));
             }
             Self::Embedded(files) => (
                 Checkpoint::from_bytes("model.safetensors", files.model, device)?,
                 Checkpoint::from_bytes("vision_tower/model.safetensors", files.tower, device)?,
             ),
-        })
+        };
+        Ok((Arc::new(model), Arc::new(tower)))
     }
 }
 
 /// Where the tower lies that `config.json` names: a directory, or for a name on a model hub, which
 /// nothing here downloads, `vision_tower` beside `config.json`.
-fn tower_directory(directory: &Path) -> Result<PathBuf> {
+pub(crate) fn tower_directory(directory: &Path) -> Result<PathBuf> {
     let path = directory.join("config.json");
     let config: serde_json::Value = serde_json::from_str(&read_text(&path)?)
         .map_err(|error| Error::config(path.display().to_string(), "JSON".into(), error.to_string()))?;
@@ -288,12 +322,12 @@ fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
 }
 
 /// Loads the network once from nothing, to learn what it asks for, and looks for that.
-fn report(config: &Config, model: &Checkpoint, tower: &Checkpoint) -> Result<LoadReport> {
+fn report(config: &Config, model: &dyn TensorStore, tower: &dyn TensorStore) -> Result<LoadReport> {
     let depth = config.level_states()?.last().copied().unwrap_or(0);
     let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
     Network::load(config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
-    let tower = tower.report(&of_tower.asked(), |name| is_leftover_of_tower(name, depth));
-    Ok(model.report(&of_model.asked(), is_leftover_of_model).and(tower))
+    let tower = LoadReport::new(&tower.stored(), &of_tower.asked(), |name| is_leftover_of_tower(name, depth));
+    Ok(LoadReport::new(&model.stored(), &of_model.asked(), is_leftover_of_model).and(tower))
 }
 
 #[cfg(test)]

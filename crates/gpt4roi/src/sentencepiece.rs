@@ -32,11 +32,21 @@ pub(crate) struct SentencePiece {
     dummy_prefix: bool,
 }
 
-#[derive(Debug, Clone)]
-struct Piece {
-    text: Box<str>,
-    score: f32,
-    kind: Kind,
+/// One entry of the vocabulary.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Piece {
+    pub(crate) text: Box<str>,
+    /// The higher, the earlier it is made.
+    pub(crate) score: f32,
+    pub(crate) kind: Kind,
+}
+
+/// The pieces that have a part of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Roles {
+    pub(crate) unknown: u32,
+    pub(crate) bos: u32,
+    pub(crate) eos: u32,
 }
 
 /// What a piece is for.
@@ -63,15 +73,40 @@ impl SentencePiece {
                 .map(|index| index as u32)
                 .ok_or_else(|| corrupt("a piece for each special name", format!("no {name:?}")))
         };
-        let (unknown, bos, eos) = (find(&model.unk_piece)?, find(&model.bos_piece)?, find(&model.eos_piece)?);
-        let mut by_text = HashMap::with_capacity(model.pieces.len());
-        for (id, piece) in model.pieces.iter().enumerate().filter(|(_, piece)| piece.kind == Kind::Normal) {
+        let roles =
+            Roles { unknown: find(&model.unk_piece)?, bos: find(&model.bos_piece)?, eos: find(&model.eos_piece)? };
+        let byte_ids = if model.byte_fallback { Some(byte_ids(&model.pieces)?) } else { None };
+        Self::new(model.pieces, byte_ids, roles, model.dummy_prefix)
+    }
+
+    /// A vocabulary from its pieces. Bytes stand in for unknown characters if all 256 have a piece.
+    pub(crate) fn from_pieces(pieces: Vec<Piece>, roles: Roles, dummy_prefix: bool) -> Result<Self, TokenizerError> {
+        let count = pieces.len();
+        if let Some(id) = [roles.unknown, roles.bos, roles.eos].into_iter().find(|id| *id as usize >= count) {
+            return Err(corrupt("a piece for each special name", format!("id {id} of {count} pieces")));
+        }
+        let byte_ids = byte_ids(&pieces).ok();
+        Self::new(pieces, byte_ids, roles, dummy_prefix)
+    }
+
+    fn new(
+        pieces: Vec<Piece>,
+        byte_ids: Option<Box<[u32; 256]>>,
+        Roles { unknown, bos, eos }: Roles,
+        dummy_prefix: bool,
+    ) -> Result<Self, TokenizerError> {
+        let mut by_text = HashMap::with_capacity(pieces.len());
+        for (id, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.kind == Kind::Normal) {
             if by_text.insert(piece.text.clone(), id as u32).is_some() {
                 return Err(corrupt("pieces that differ", format!("{:?} twice", piece.text)));
             }
         }
-        let byte_ids = if model.byte_fallback { Some(byte_ids(&model.pieces)?) } else { None };
-        Ok(Self { by_text, byte_ids, unknown, bos, eos, dummy_prefix: model.dummy_prefix, pieces: model.pieces })
+        Ok(Self { by_text, byte_ids, unknown, bos, eos, dummy_prefix, pieces })
+    }
+
+    /// The whole vocabulary.
+    pub(crate) fn pieces(&self) -> &[Piece] {
+        &self.pieces
     }
 
     /// How many pieces there are.
@@ -371,7 +406,7 @@ fn read_piece(bytes: &[u8]) -> Result<Piece, TokenizerError> {
     Ok(Piece { text: text.into(), score, kind })
 }
 
-fn byte_of(text: &str) -> Result<u8, TokenizerError> {
+pub(crate) fn byte_of(text: &str) -> Result<u8, TokenizerError> {
     let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     digits
         .and_then(|digits| u8::from_str_radix(digits, 16).ok())

@@ -89,8 +89,15 @@ impl Tokenizer {
     /// A model that is damaged or of another kind, an added token that is missing, and ids that are
     /// used twice or do not follow those of the pieces.
     pub fn from_bytes(model: &[u8], added_tokens: &str) -> Result<Self, TokenizerError> {
-        let sentencepiece = SentencePiece::from_bytes(model)?;
-        let added = added_in_order(&sentencepiece, serde_json::from_str(added_tokens)?)?;
+        Self::new(SentencePiece::from_bytes(model)?, serde_json::from_str(added_tokens)?)
+    }
+
+    /// Puts a vocabulary and the added tokens' ids together.
+    ///
+    /// # Errors
+    /// As [`Self::from_bytes`].
+    pub(crate) fn new(sentencepiece: SentencePiece, added: BTreeMap<String, u32>) -> Result<Self, TokenizerError> {
+        let added = added_in_order(&sentencepiece, added)?;
         let id = |token: &'static str| {
             let index = added.iter().position(|added| added == token);
             index
@@ -115,6 +122,16 @@ impl Tokenizer {
     /// The special ids.
     pub fn special(&self) -> SpecialTokens {
         self.special
+    }
+
+    /// The vocabulary without added tokens.
+    pub(crate) fn sentencepiece(&self) -> &SentencePiece {
+        &self.sentencepiece
+    }
+
+    /// The added tokens; their ids follow those of the vocabulary.
+    pub(crate) fn added(&self) -> &[String] {
+        &self.added
     }
 
     /// Ids in all, added tokens included.

@@ -2,7 +2,7 @@
 //!
 //! The model asks for each tensor by name and shape. Where it comes from (files, an initialiser, a
 //! trainer's variables) is the business of a [`TensorSource`]. [`Checkpoint`] is the one that reads
-//! files: safetensors itself, torch pickles with the help of [`crate::convert`].
+//! files: safetensors itself, torch pickles with the help of `torch_pickle`.
 
 use std::{
     borrow::Cow,
@@ -10,6 +10,7 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -19,7 +20,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
-use crate::convert;
+use crate::torch_pickle;
 
 /// The result of taking tensors out of a checkpoint.
 pub type WeightsResult<T> = Result<T, WeightsError>;
@@ -98,6 +99,31 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// If there is none, or if it has another shape.
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor>;
+}
+
+/// A source that knows all it has, and reads it piece by piece.
+pub trait TensorStore: TensorSource {
+    /// What is stored, by name.
+    fn stored(&self) -> Vec<StoredTensor>;
+
+    /// A stretch of a tensor's numbers in f32, row by row.
+    ///
+    /// # Errors
+    /// If there is no such tensor, it is shorter, or it does not hold floats.
+    fn piece(&self, name: &str, elements: Range<usize>) -> WeightsResult<Vec<f32>>;
+}
+
+/// What a store says about one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Its published name.
+    pub name: String,
+    /// What kind of numbers: `F16`, `BF16`, `F32`, …, or ggml's `q4_k`, ….
+    pub numbers: String,
+    /// Extent of each dimension.
+    pub shape: Vec<usize>,
+    /// Where it lies.
+    pub file: PathBuf,
 }
 
 /// A place in the tree of names, from which a layer takes its tensors.
@@ -185,6 +211,12 @@ pub struct TensorEntry {
     pub(crate) offset: u64,
 }
 
+impl TensorEntry {
+    fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
 impl Checkpoint {
     /// Opens the weights of a directory: `model.safetensors`, or `pytorch_model.bin`, or the shards
     /// that the index of either names.
@@ -202,7 +234,15 @@ impl Checkpoint {
         }
     }
 
-    /// Takes a whole safetensors file that is in memory already.
+    /// Opens one file: safetensors, or a torch pickle if it ends in `.bin`, `.pt` or `.pth`.
+    ///
+    /// # Errors
+    /// If it is missing or damaged.
+    pub fn open_file(file: impl Into<PathBuf>, device: &Device) -> WeightsResult<Self> {
+        Self::from_files(vec![WeightFile::open(file.into())?], device)
+    }
+
+    /// Takes a whole file that is in memory already.
     ///
     /// # Errors
     /// If it is damaged; `name` stands for it in the message.
@@ -213,27 +253,6 @@ impl Checkpoint {
     /// The stored tensors by name, each with its file.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorEntry, &Path)> {
         self.tensors.iter().map(|(name, (file, entry))| (name.as_str(), entry, self.files[*file].path.as_path()))
-    }
-
-    /// Compares what is stored with what a network asks for, reading no tensor.
-    ///
-    /// `is_leftover` knows the names that published files carry and the network does not need.
-    pub fn report(&self, asked: &BTreeMap<String, Vec<usize>>, is_leftover: impl Fn(&str) -> bool) -> LoadReport {
-        let mut report = LoadReport::default();
-        for (name, expected) in asked {
-            match self.tensors.get(name) {
-                None => report.missing.push((name.clone(), expected.clone())),
-                Some((_, entry)) if entry.shape != *expected => {
-                    report.wrong_shape.push((name.clone(), expected.clone(), entry.shape.clone()));
-                }
-                Some(_) => report.loaded.push(name.clone()),
-            }
-        }
-        for name in self.tensors.keys().filter(|name| !asked.contains_key(*name)) {
-            let kind = if is_leftover(name) { &mut report.ignored } else { &mut report.unused };
-            kind.push(name.clone());
-        }
-        report
     }
 
     fn open_shards(directory: &Path, index: &Path, device: &Device) -> WeightsResult<Self> {
@@ -268,20 +287,42 @@ impl Checkpoint {
 
 impl TensorSource for Checkpoint {
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
-        let Some((file, entry)) = self.tensors.get(name) else {
+        let Some((_, entry)) = self.tensors.get(name) else {
             return Err(WeightsError::Missing { name: name.to_owned(), expected: shape.to_vec() });
         };
         if entry.shape != shape {
             let (expected, got) = (shape.to_vec(), entry.shape.clone());
             return Err(WeightsError::Shape { name: name.to_owned(), expected, got });
         }
+        let values = self.piece(name, 0..entry.count())?;
+        Tensor::from_vec(values, shape, &self.device)
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+}
+
+impl TensorStore for Checkpoint {
+    fn stored(&self) -> Vec<StoredTensor> {
+        let stored = |(name, entry, file): (&str, &TensorEntry, &Path)| StoredTensor {
+            name: name.to_owned(),
+            numbers: format!("{:?}", entry.dtype),
+            shape: entry.shape.clone(),
+            file: file.to_owned(),
+        };
+        self.tensors().map(stored).collect()
+    }
+
+    fn piece(&self, name: &str, elements: Range<usize>) -> WeightsResult<Vec<f32>> {
+        let Some((file, entry)) = self.tensors.get(name) else {
+            return Err(WeightsError::Missing { name: name.to_owned(), expected: Vec::new() });
+        };
         let file = &self.files[*file];
         if !matches!(entry.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32) {
             return Err(WeightsError::DType { name: name.to_owned(), file: file.path.clone(), got: entry.dtype });
         }
-        let values = file.values(entry).map_err(unreadable(&file.path))?;
-        Tensor::from_vec(values, shape, &self.device)
-            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+        if elements.start > elements.end || elements.end > entry.count() {
+            return Err(corrupt(&file.path)(format!("tensor `{name}` has no elements {elements:?}")));
+        }
+        file.values(entry, elements).map_err(unreadable(&file.path))
     }
 }
 
@@ -301,6 +342,33 @@ pub struct LoadReport {
 }
 
 impl LoadReport {
+    /// Compares what is stored with what a network asks for, reading no tensor.
+    ///
+    /// `is_leftover` knows the names that published files carry and the network does not need.
+    pub fn new(
+        stored: &[StoredTensor],
+        asked: &BTreeMap<String, Vec<usize>>,
+        is_leftover: impl Fn(&str) -> bool,
+    ) -> Self {
+        let mut report = Self::default();
+        let shapes: BTreeMap<&str, &Vec<usize>> =
+            stored.iter().map(|tensor| (tensor.name.as_str(), &tensor.shape)).collect();
+        for (name, expected) in asked {
+            match shapes.get(name.as_str()) {
+                None => report.missing.push((name.clone(), expected.clone())),
+                Some(got) if *got != expected => {
+                    report.wrong_shape.push((name.clone(), expected.clone(), (*got).clone()));
+                }
+                Some(_) => report.loaded.push(name.clone()),
+            }
+        }
+        for name in shapes.into_keys().filter(|name| !asked.contains_key(*name)) {
+            let kind = if is_leftover(name) { &mut report.ignored } else { &mut report.unused };
+            kind.push(name.to_owned());
+        }
+        report
+    }
+
     /// This report and another one, e.g. of the vision tower's own files.
     pub fn and(mut self, other: Self) -> Self {
         self.loaded.extend(other.loaded);
@@ -387,23 +455,23 @@ impl WeightFile {
     /// Reads the table of contents; the extension tells which kind.
     fn entries(&self) -> WeightsResult<Vec<(String, TensorEntry)>> {
         let mut reader = self.content.reader();
-        if self.path.extension().is_some_and(|extension| extension == "bin") {
-            return convert::torch_tensors(&mut reader).map_err(corrupt(&self.path));
+        if ["bin", "pt", "pth"].iter().any(|torch| self.path.extension().is_some_and(|own| own == *torch)) {
+            return torch_pickle::torch_tensors(&mut reader).map_err(corrupt(&self.path));
         }
         let length = reader.seek(SeekFrom::End(0)).and_then(|length| reader.rewind().map(|()| length));
         let length = length.map_err(unreadable(&self.path))?;
         safetensors_entries(&mut reader, length).map_err(corrupt(&self.path))
     }
 
-    /// The elements of a tensor in f32, row by row.
-    fn values(&self, entry: &TensorEntry) -> io::Result<Vec<f32>> {
-        let count = entry.shape.iter().product();
+    /// A stretch of a tensor's elements in f32, row by row.
+    fn values(&self, entry: &TensorEntry, elements: Range<usize>) -> io::Result<Vec<f32>> {
         let Some(strides) = &entry.strides else {
-            return self.read(entry.dtype, entry.offset, count);
+            let start = (elements.start * entry.dtype.bitsize() / 8) as u64;
+            return self.read(entry.dtype, entry.offset + start, elements.len());
         };
         let last = entry.shape.iter().zip(strides).map(|(extent, stride)| (extent - 1) * stride).sum::<usize>();
         let span = self.read(entry.dtype, entry.offset, last + 1)?;
-        Ok(gather(&span, &entry.shape, strides, count))
+        Ok(gather(&span, &entry.shape, strides, elements))
     }
 
     /// `count` numbers from byte `offset` on, in f32.
@@ -436,21 +504,15 @@ fn widen(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
     }
 }
 
-/// Lays a strided tensor out row by row.
-fn gather(span: &[f32], shape: &[usize], strides: &[usize], count: usize) -> Vec<f32> {
-    let mut index = vec![0; shape.len()];
-    let mut values = Vec::with_capacity(count);
-    for _ in 0..count {
-        values.push(span[index.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>()]);
-        for (i, extent) in index.iter_mut().zip(shape).rev() {
-            *i += 1;
-            if *i < *extent {
-                break;
-            }
-            *i = 0;
-        }
-    }
-    values
+/// Lays a stretch of a strided tensor out row by row.
+fn gather(span: &[f32], shape: &[usize], strides: &[usize], elements: Range<usize>) -> Vec<f32> {
+    let place = |element: usize| {
+        let dimensions = shape.iter().zip(strides).rev();
+        dimensions
+            .fold((element, 0), |(rest, place), (extent, stride)| (rest / extent, place + rest % extent * stride))
+            .1
+    };
+    elements.map(|element| span[place(element)]).collect()
 }
 
 /// Where the bytes of a file are.
@@ -723,12 +785,13 @@ mod tests {
         let asked = |names: &[(&str, &[usize])]| -> BTreeMap<String, Vec<usize>> {
             names.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect()
         };
-        let report = checkpoint.report(&asked(&[("a", &[2, 1]), ("b", &[3])]), |_| false);
+        let report = LoadReport::new(&checkpoint.stored(), &asked(&[("a", &[2, 1]), ("b", &[3])]), |_| false);
         assert_eq!(report.clone().strict().unwrap().loaded, ["a", "b"]);
         assert_eq!(report.to_string(), "2 tensors loaded, 0 left aside");
-        assert!(checkpoint.report(&asked(&[("a", &[2, 1])]), |name| name == "b").strict().is_ok());
+        assert!(LoadReport::new(&checkpoint.stored(), &asked(&[("a", &[2, 1])]), |name| name == "b").strict().is_ok());
 
-        let wrong = checkpoint.report(&asked(&[("a", &[1, 2]), ("c", &[4]), ("d", &[])]), |_| false);
+        let wrong =
+            LoadReport::new(&checkpoint.stored(), &asked(&[("a", &[1, 2]), ("c", &[4]), ("d", &[])]), |_| false);
         assert_eq!(
             wrong.strict().unwrap_err().to_string(),
             "the checkpoint does not fit its configuration: 0 tensors loaded, 0 left aside; 2 missing: `c` [4], `d` []; \

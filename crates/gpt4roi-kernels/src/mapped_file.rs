@@ -1,0 +1,63 @@
+//! A file as a slice: pages come from the disk when they are first touched, and the system may drop
+//! them again at any time, so a file of weights takes no memory of its own.
+
+use std::{fs::File, io, ops::Deref, path::Path};
+
+use memmap2::Mmap;
+
+/// A file mapped into memory for reading.
+///
+/// While it is mapped the file must be left alone. One that is cut short by someone else ends the
+/// process at the next touch of a lost page, as with every program that maps its weights. Replacing
+/// a file by renaming another over it is fine: the mapping keeps the old one.
+#[derive(Debug)]
+pub struct MappedFile(Mmap);
+
+impl MappedFile {
+    /// Maps the whole file.
+    ///
+    /// # Errors
+    /// If it can't be opened, or is no file that can be mapped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        // SAFETY: the mapping is private and read-only, and is only ever handed out as bytes, of
+        // which every value is valid. Nothing here writes to the file; that nobody else does is the
+        // condition that the type's documentation states.
+        let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file)? };
+        Ok(Self(map))
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_file_has_the_bytes_of_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bytes");
+        let bytes: Vec<u8> = (0..10_000u32).map(|value| (value * value) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(*MappedFile::open(&path).unwrap(), *bytes);
+        std::fs::write(&path, b"").unwrap();
+        assert!(MappedFile::open(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(MappedFile::open(directory.path()).is_err());
+        assert!(MappedFile::open(&directory.path().join("nothing")).is_err());
+    }
+}
