@@ -23,6 +23,13 @@ mod exp;
 mod gemm;
 mod mapped_file;
 mod norm;
+mod q4_k;
+mod q6_k;
+mod q8_0;
+mod quant_block;
+mod quant_matrix;
+mod quant_product;
+mod quant_rows;
 mod resize;
 mod roi_align;
 mod rotary;
@@ -42,6 +49,7 @@ pub use crate::{
     norm::{
         GroupNormShape, group_norm, group_norm_backward, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
     },
+    quant_matrix::{QuantError, QuantFormat, QuantMatrix},
     resize::{MapSize, resize_bilinear, resize_bilinear_backward},
     roi_align::{RoiAlignShape, roi_align, roi_align_backward},
     rotary::{rotary, rotary_backward},

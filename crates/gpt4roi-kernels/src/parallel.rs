@@ -33,6 +33,29 @@ pub(crate) fn map_indices<T: Send>(count: usize, work: impl Fn(usize) -> T + Syn
     (0..count).into_par_iter().map(work).collect()
 }
 
+/// Calls `work` with each number below `count`; all calls together read about `cost` values.
+pub(crate) fn for_each_index(count: usize, cost: usize, work: impl Fn(usize) + Sync + Send) {
+    if threads() == 1 || cost < WORTH_A_TASK {
+        return (0..count).for_each(work);
+    }
+    (0..count).into_par_iter().for_each(work);
+}
+
+/// Calls `work` with the number of each chunk of `out` and the chunk; all calls together read about
+/// `cost` values.
+pub(crate) fn for_each_chunk<T: Send>(
+    out: &mut [T],
+    chunk: usize,
+    cost: usize,
+    work: impl Fn(usize, &mut [T]) + Sync + Send,
+) {
+    let chunk = chunk.max(1);
+    if threads() == 1 || cost < WORTH_A_TASK {
+        return out.chunks_mut(chunk).enumerate().for_each(|(index, part)| work(index, part));
+    }
+    out.par_chunks_mut(chunk).enumerate().for_each(|(index, part)| work(index, part));
+}
+
 /// Calls `work` with the place at which each block of `out` starts and the block.
 pub(crate) fn for_blocks(out: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
     const BLOCK: usize = 1 << 13;

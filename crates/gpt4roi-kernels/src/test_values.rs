@@ -2,18 +2,26 @@
 
 use std::ops::Range;
 
-/// Values between −1 and 1 that look random and are the same every time (SplitMix64).
+/// Values between −1 and 1 that look random and are the same every time.
 pub(crate) fn values(length: usize, seed: u64) -> Vec<f32> {
+    random(seed).take(length).map(|z| (z >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+/// Bytes that look random and are the same every time.
+pub(crate) fn bytes(length: usize, seed: u64) -> Vec<u8> {
+    random(seed).flat_map(u64::to_le_bytes).take(length).collect()
+}
+
+/// SplitMix64.
+fn random(seed: u64) -> impl Iterator<Item = u64> {
     let mut state = seed;
-    (0..length)
-        .map(|_| {
-            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
+    std::iter::repeat_with(move || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    })
 }
 
 /// Both within `tolerance` of each other, relative to the larger of 1 and the value.

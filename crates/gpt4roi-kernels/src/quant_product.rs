@@ -1,0 +1,287 @@
+//! Sixteen rows of weights times a few rows of activations, for each kind of processor.
+
+use crate::{
+    quant_block::{ACTIVATION_GROUP, BlockFormat, LANES, Panel},
+    quant_rows::RowStretch,
+};
+
+/// The products of sixteen rows of weights with one row of activations.
+pub(crate) type Totals = [f32; LANES];
+
+/// The instructions that a product may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Dot products of bytes in 512-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    /// Products of 16-bit integers in 256-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What every processor has.
+    Portable,
+}
+
+impl Level {
+    /// All that this processor has, best first.
+    pub(crate) fn available() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let vector = {
+            use std::arch::is_x86_feature_detected as has;
+            let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni");
+            [(Self::Avx512Vnni, avx512), (Self::Avx2, has!("avx2") && has!("fma"))]
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let vector = [];
+        vector.into_iter().filter(|(_, there)| *there).map(|(level, _)| level).chain([Self::Portable])
+    }
+
+    /// The best that this processor has.
+    pub(crate) fn best() -> Self {
+        Self::available().next().unwrap_or(Self::Portable)
+    }
+
+    /// Adds the products of one stretch: `tiles` of sixteen rows, and `groups` groups of columns of `x`.
+    pub(crate) fn add_stretch<F: BlockFormat>(
+        self,
+        tiles: &[u8],
+        groups: usize,
+        x: &[RowStretch],
+        panel: &mut Panel,
+        totals: &mut [Totals],
+    ) {
+        assert_eq!(x.len(), totals.len());
+        assert!(groups * ACTIVATION_GROUP <= x.first().map_or(0, |x| x.values.len()));
+        match self {
+            // SAFETY: A level that is not portable comes from `available`, which has asked the processor.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => unsafe { avx512::add_stretch::<F>(tiles, groups, x, panel, totals) },
+            // SAFETY: As above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::add_stretch::<F>(tiles, groups, x, panel, totals) },
+            Self::Portable => {
+                panel.fill::<F>(tiles);
+                x.iter().zip(totals).for_each(|(x, totals)| portable::<F>(panel, groups, x, totals));
+            }
+        }
+    }
+}
+
+/// The reference: what the other levels compute, in plain loops.
+fn portable<F: BlockFormat>(panel: &Panel, groups: usize, x: &RowStretch, totals: &mut Totals) {
+    let per_activation_group = ACTIVATION_GROUP / F::GROUP;
+    for group in 0..groups {
+        let mut scaled = [0.0; LANES];
+        for part in group * per_activation_group..(group + 1) * per_activation_group {
+            let mut sums = [x.starts[part]; LANES];
+            for column in part * F::GROUP..(part + 1) * F::GROUP {
+                let values = &panel.values[column / 4 * 4 * LANES..][..4 * LANES];
+                for lane in 0..LANES {
+                    sums[lane] += i32::from(values[4 * lane + column % 4]) * i32::from(x.values[column]);
+                }
+            }
+            for lane in 0..LANES {
+                scaled[lane] += panel.scales[part][lane] * sums[lane] as f32;
+                if F::HAS_MIN {
+                    scaled[lane] -= panel.mins[part][lane] * x.sums[group];
+                }
+            }
+        }
+        for lane in 0..LANES {
+            totals[lane] += scaled[lane] * x.scales[group];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    /// Rows of activations whose sums stay in registers together.
+    const TOGETHER: usize = 8;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(super) fn add_stretch<F: BlockFormat>(
+        tiles: &[u8],
+        groups: usize,
+        x: &[RowStretch],
+        panel: &mut Panel,
+        totals: &mut [Totals],
+    ) {
+        panel.fill::<F>(tiles);
+        let (many, few) = x.as_chunks::<TOGETHER>();
+        let (many_totals, few_totals) = totals.as_chunks_mut::<TOGETHER>();
+        for (x, totals) in many.iter().zip(many_totals) {
+            add_rows::<F, TOGETHER>(panel, groups, x, totals);
+        }
+        let ((fours, ones), (four_totals, one_totals)) = (few.as_chunks::<4>(), few_totals.as_chunks_mut::<4>());
+        for (x, totals) in fours.iter().zip(four_totals) {
+            add_rows::<F, 4>(panel, groups, x, totals);
+        }
+        for (x, totals) in ones.as_chunks::<1>().0.iter().zip(one_totals.as_chunks_mut::<1>().0) {
+            add_rows::<F, 1>(panel, groups, x, totals);
+        }
+    }
+
+    /// One register has four columns of sixteen rows of weights; four columns of a row of activations go
+    /// to all of its lanes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn add_rows<F: BlockFormat, const N: usize>(
+        panel: &Panel,
+        groups: usize,
+        x: &[RowStretch; N],
+        totals: &mut [Totals; N],
+    ) {
+        let parts = ACTIVATION_GROUP / F::GROUP;
+        let mut sums = totals.each_ref().map(|totals| load(totals));
+        for group in 0..groups {
+            let mut scaled = [_mm512_setzero_ps(); N];
+            for part in group * parts..(group + 1) * parts {
+                let mut dots = x.each_ref().map(|x| _mm512_set1_epi32(x.starts[part]));
+                for word in part * F::GROUP / 4..(part + 1) * F::GROUP / 4 {
+                    let weights = word_of_weights(panel, word);
+                    for (dot, x) in dots.iter_mut().zip(x) {
+                        *dot = _mm512_dpbusd_epi32(*dot, weights, word_of_row(x, word));
+                    }
+                }
+                let scale = load(&panel.scales[part]);
+                for (scaled, dot) in scaled.iter_mut().zip(dots) {
+                    *scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, *scaled);
+                }
+                if F::HAS_MIN {
+                    let min = load(&panel.mins[part]);
+                    for (scaled, x) in scaled.iter_mut().zip(x) {
+                        *scaled = _mm512_fnmadd_ps(min, _mm512_set1_ps(x.sums[group]), *scaled);
+                    }
+                }
+            }
+            for ((sum, scaled), x) in sums.iter_mut().zip(scaled).zip(x) {
+                *sum = _mm512_fmadd_ps(scaled, _mm512_set1_ps(x.scales[group]), *sum);
+            }
+        }
+        for (totals, sum) in totals.iter_mut().zip(sums) {
+            // SAFETY: The array has room for the sixteen lanes.
+            unsafe { _mm512_storeu_ps(totals.as_mut_ptr(), sum) };
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn load(values: &[f32; LANES]) -> __m512 {
+        // SAFETY: The array has the sixteen lanes.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn word_of_weights(panel: &Panel, word: usize) -> __m512i {
+        let values: &[u8; 4 * LANES] = &panel.values.as_chunks().0[word];
+        // SAFETY: The array has the 64 bytes.
+        unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn word_of_row(x: &RowStretch, word: usize) -> __m512i {
+        let [a, b, c, d] = x.values.as_chunks::<4>().0[word];
+        _mm512_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    const HALF: usize = LANES / 2;
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn add_stretch<F: BlockFormat>(
+        tiles: &[u8],
+        groups: usize,
+        x: &[RowStretch],
+        panel: &mut Panel,
+        totals: &mut [Totals],
+    ) {
+        panel.fill::<F>(tiles);
+        let ((fours, ones), (four_totals, one_totals)) = (x.as_chunks::<4>(), totals.as_chunks_mut::<4>());
+        for half in 0..2 {
+            for (x, totals) in fours.iter().zip(&mut *four_totals) {
+                add_rows::<F, 4>(panel, half, groups, x, totals);
+            }
+            for (x, totals) in ones.as_chunks::<1>().0.iter().zip(one_totals.as_chunks_mut::<1>().0) {
+                add_rows::<F, 1>(panel, half, groups, x, totals);
+            }
+        }
+    }
+
+    /// Eight of the sixteen rows of weights. The even and the odd columns of a word are multiplied apart,
+    /// widened to 16 bits, so that no sum of two products saturates.
+    #[target_feature(enable = "avx2,fma")]
+    fn add_rows<F: BlockFormat, const N: usize>(
+        panel: &Panel,
+        half: usize,
+        groups: usize,
+        x: &[RowStretch; N],
+        totals: &mut [Totals; N],
+    ) {
+        let parts = ACTIVATION_GROUP / F::GROUP;
+        let mut sums = totals.each_ref().map(|totals| load(totals, half));
+        for group in 0..groups {
+            let mut scaled = [_mm256_setzero_ps(); N];
+            for part in group * parts..(group + 1) * parts {
+                let mut dots = x.each_ref().map(|x| _mm256_set1_epi32(x.starts[part]));
+                for word in part * F::GROUP / 4..(part + 1) * F::GROUP / 4 {
+                    let weights = word_of_weights(panel, half, word);
+                    let even = _mm256_and_si256(weights, _mm256_set1_epi16(255));
+                    let odd = _mm256_srli_epi16::<8>(weights);
+                    for (dot, x) in dots.iter_mut().zip(x) {
+                        let values = word_of_row(x, word);
+                        let even_values = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(values));
+                        let products = _mm256_madd_epi16(even, even_values);
+                        let products =
+                            _mm256_add_epi32(products, _mm256_madd_epi16(odd, _mm256_srai_epi16::<8>(values)));
+                        *dot = _mm256_add_epi32(*dot, products);
+                    }
+                }
+                let scale = load(&panel.scales[part], half);
+                for (scaled, dot) in scaled.iter_mut().zip(dots) {
+                    *scaled = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, *scaled);
+                }
+                if F::HAS_MIN {
+                    let min = load(&panel.mins[part], half);
+                    for (scaled, x) in scaled.iter_mut().zip(x) {
+                        *scaled = _mm256_fnmadd_ps(min, _mm256_set1_ps(x.sums[group]), *scaled);
+                    }
+                }
+            }
+            for ((sum, scaled), x) in sums.iter_mut().zip(scaled).zip(x) {
+                *sum = _mm256_fmadd_ps(scaled, _mm256_set1_ps(x.scales[group]), *sum);
+            }
+        }
+        for (totals, sum) in totals.iter_mut().zip(sums) {
+            let half: &mut [f32; HALF] = &mut totals.as_chunks_mut().0[half];
+            // SAFETY: The array has room for the eight lanes.
+            unsafe { _mm256_storeu_ps(half.as_mut_ptr(), sum) };
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn load(values: &[f32; LANES], half: usize) -> __m256 {
+        let values: &[f32; HALF] = &values.as_chunks().0[half];
+        // SAFETY: The array has the eight lanes.
+        unsafe { _mm256_loadu_ps(values.as_ptr()) }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn word_of_weights(panel: &Panel, half: usize, word: usize) -> __m256i {
+        let values: &[u8; 4 * HALF] = &panel.values.as_chunks().0[2 * word + half];
+        // SAFETY: The array has the 32 bytes.
+        unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn word_of_row(x: &RowStretch, word: usize) -> __m256i {
+        let [a, b, c, d] = x.values.as_chunks::<4>().0[word];
+        _mm256_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]))
+    }
+}
