@@ -1,7 +1,12 @@
 //! A file as a slice: pages come from the disk when they are first touched, and the system may drop
 //! them again at any time, so a file of weights takes no memory of its own.
 
-use std::{fs::File, io, ops::Deref, path::Path};
+use std::{
+    fs::File,
+    io,
+    ops::{Deref, Range},
+    path::Path,
+};
 
 use memmap2::Mmap;
 
@@ -29,6 +34,19 @@ impl MappedFile {
         let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file)? };
         Ok(Self(map))
     }
+
+    /// Gives the memory of these bytes back to the system; when they are touched they come from the file again.
+    /// It would take them anyway when it is short, but until then they count as this process's.
+    ///
+    /// # Panics
+    /// If the bytes do not lie in the file.
+    pub fn release(&self, bytes: Range<usize>) {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.len(), "bytes {bytes:?} of {}", self.len());
+        #[cfg(unix)]
+        // SAFETY: Nobody can have written to the mapping, so that what comes from the file again is what was there.
+        // That the advice is not taken is no error.
+        let _ = unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
+    }
 }
 
 impl Deref for MappedFile {
@@ -49,7 +67,12 @@ mod tests {
         let path = directory.path().join("bytes");
         let bytes: Vec<u8> = (0..10_000u32).map(|value| (value * value) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
-        assert_eq!(*MappedFile::open(&path).unwrap(), *bytes);
+        let file = MappedFile::open(&path).unwrap();
+        assert_eq!(*file, *bytes);
+        file.release(100..9_000);
+        file.release(10_000..10_000);
+        assert_eq!(*file, *bytes);
+        drop(file);
         std::fs::write(&path, b"").unwrap();
         assert!(MappedFile::open(&path).unwrap().is_empty());
     }

@@ -44,7 +44,7 @@ impl BlockFormat for Q4K {
     }
 
     #[inline(always)]
-    fn unpack(tile: &[u8], _: usize, panel: &mut Panel) {
+    fn unpack(tile: &[u8], panel: &mut Panel) {
         let (d, rest) = tile.split_at(2 * LANES);
         let (dmin, rest) = rest.split_at(2 * LANES);
         let (factors, values) = rest.split_at(FACTOR_BYTES);

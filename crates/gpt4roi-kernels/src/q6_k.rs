@@ -44,7 +44,7 @@ impl BlockFormat for Q6K {
     }
 
     #[inline(always)]
-    fn unpack(tile: &[u8], _: usize, panel: &mut Panel) {
+    fn unpack(tile: &[u8], panel: &mut Panel) {
         let (low, rest) = tile.split_at(LOW * LANES);
         let (high, rest) = rest.split_at(HIGH * LANES);
         let (scales, d) = rest.split_at(GROUPS * LANES);

@@ -36,9 +36,12 @@ impl BlockFormat for Q8_0 {
     }
 
     #[inline(always)]
-    fn unpack(tile: &[u8], index: usize, panel: &mut Panel) {
-        let (d, values) = tile.split_at(2 * LANES);
-        panel.scales[index] = halves(d);
-        panel.values[index * COLUMNS * LANES..][..COLUMNS * LANES].copy_from_slice(values);
+    fn unpack(tiles: &[u8], panel: &mut Panel) {
+        let parts = panel.values.chunks_exact_mut(COLUMNS * LANES).zip(&mut panel.scales);
+        for (tile, (out, scales)) in tiles.chunks_exact(LANES * Self::BYTES).zip(parts) {
+            let (d, values) = tile.split_at(2 * LANES);
+            *scales = halves(d);
+            out.copy_from_slice(values);
+        }
     }
 }

@@ -32,8 +32,8 @@ pub(crate) trait BlockFormat: Sync {
     /// Interleaves the blocks of sixteen rows.
     fn pack(blocks: [&[u8]; LANES], tile: &mut [u8]);
 
-    /// Takes a tile apart into part `index` of a panel.
-    fn unpack(tile: &[u8], index: usize, panel: &mut Panel);
+    /// Takes the tiles of a stretch apart.
+    fn unpack(tiles: &[u8], panel: &mut Panel);
 }
 
 /// A stretch of sixteen rows, ready to be multiplied.
@@ -51,14 +51,6 @@ pub(crate) struct Panel {
 impl Panel {
     pub(crate) fn new() -> Self {
         Self { values: [0; LANES * STRETCH], scales: [[0.0; LANES]; LANES], mins: [[0.0; LANES]; LANES] }
-    }
-
-    /// Unpacks the tiles of one stretch.
-    #[inline(always)]
-    pub(crate) fn fill<F: BlockFormat>(&mut self, tiles: &[u8]) {
-        for (index, tile) in tiles.chunks_exact(LANES * F::BYTES).enumerate() {
-            F::unpack(tile, index, self);
-        }
     }
 
     /// The weight of one row in one column.

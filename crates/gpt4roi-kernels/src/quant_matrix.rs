@@ -9,7 +9,7 @@ use crate::{
     q6_k::Q6K,
     q8_0::Q8_0,
     quant_block::{ACTIVATION_GROUP, BlockFormat, LANES, Panel, STRETCH, is_finite_half},
-    quant_product::{Level, Totals},
+    quant_product::{Level, ROWS_TOGETHER, Totals},
     quant_rows::quantize_rows,
 };
 
@@ -215,7 +215,7 @@ impl QuantMatrix {
     fn product_in<F: BlockFormat>(&self, level: Level, x: &[f32], y: &mut [f32]) {
         // So many rows of activations stay in the second-level cache while all weights pass by.
         const CACHED: usize = 1 << 19;
-        let at_once = (CACHED / self.columns).next_multiple_of(LANES);
+        let at_once = (CACHED / self.columns).next_multiple_of(ROWS_TOGETHER).max(ROWS_TOGETHER);
         let chunks = x.chunks(at_once * self.columns).zip(y.chunks_mut((at_once * self.rows).max(1)));
         chunks.for_each(|(x, y)| self.product_of_chunk::<F>(level, x, y));
     }
@@ -242,7 +242,7 @@ impl QuantMatrix {
         let mut panel = Panel::new();
         let stretches = self.tiles_of(row / LANES).chunks(LANES * F::BYTES * (STRETCH / F::COLUMNS));
         for (tiles, out) in stretches.zip(out.chunks_mut(STRETCH)) {
-            panel.fill::<F>(tiles);
+            F::unpack(tiles, &mut panel);
             for (column, out) in out.iter_mut().enumerate() {
                 *out = panel.weight::<F>(row % LANES, column);
             }

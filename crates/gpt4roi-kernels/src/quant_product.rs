@@ -8,6 +8,9 @@ use crate::{
 /// The products of sixteen rows of weights with one row of activations.
 pub(crate) type Totals = [f32; LANES];
 
+/// At most so many rows of activations are multiplied together, so that their sums stay in registers.
+pub(crate) const ROWS_TOGETHER: usize = 12;
+
 /// The instructions that a product may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
@@ -59,7 +62,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { avx2::add_stretch::<F>(tiles, groups, x, panel, totals) },
             Self::Portable => {
-                panel.fill::<F>(tiles);
+                F::unpack(tiles, panel);
                 x.iter().zip(totals).for_each(|(x, totals)| portable::<F>(panel, groups, x, totals));
             }
         }
@@ -68,26 +71,20 @@ impl Level {
 
 /// The reference: what the other levels compute, in plain loops.
 fn portable<F: BlockFormat>(panel: &Panel, groups: usize, x: &RowStretch, totals: &mut Totals) {
-    let per_activation_group = ACTIVATION_GROUP / F::GROUP;
-    for group in 0..groups {
-        let mut scaled = [0.0; LANES];
-        for part in group * per_activation_group..(group + 1) * per_activation_group {
-            let mut sums = [x.starts[part]; LANES];
-            for column in part * F::GROUP..(part + 1) * F::GROUP {
-                let values = &panel.values[column / 4 * 4 * LANES..][..4 * LANES];
-                for lane in 0..LANES {
-                    sums[lane] += i32::from(values[4 * lane + column % 4]) * i32::from(x.values[column]);
-                }
-            }
+    for part in 0..groups * ACTIVATION_GROUP / F::GROUP {
+        let group = part * F::GROUP / ACTIVATION_GROUP;
+        let mut dots = [x.starts[part]; LANES];
+        for column in part * F::GROUP..(part + 1) * F::GROUP {
+            let weights = &panel.values[column / 4 * 4 * LANES..][..4 * LANES];
             for lane in 0..LANES {
-                scaled[lane] += panel.scales[part][lane] * sums[lane] as f32;
-                if F::HAS_MIN {
-                    scaled[lane] -= panel.mins[part][lane] * x.sums[group];
-                }
+                dots[lane] += i32::from(weights[4 * lane + column % 4]) * i32::from(x.values[column]);
             }
         }
         for lane in 0..LANES {
-            totals[lane] += scaled[lane] * x.scales[group];
+            totals[lane] += panel.scales[part][lane] * dots[lane] as f32 * x.scales[group];
+            if F::HAS_MIN {
+                totals[lane] -= panel.mins[part][lane] * x.sums[group];
+            }
         }
     }
 }
@@ -98,9 +95,6 @@ mod avx512 {
 
     use super::*;
 
-    /// Rows of activations whose sums stay in registers together.
-    const TOGETHER: usize = 8;
-
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     pub(super) fn add_stretch<F: BlockFormat>(
         tiles: &[u8],
@@ -109,11 +103,11 @@ mod avx512 {
         panel: &mut Panel,
         totals: &mut [Totals],
     ) {
-        panel.fill::<F>(tiles);
-        let (many, few) = x.as_chunks::<TOGETHER>();
-        let (many_totals, few_totals) = totals.as_chunks_mut::<TOGETHER>();
+        F::unpack(tiles, panel);
+        let (many, few) = x.as_chunks::<ROWS_TOGETHER>();
+        let (many_totals, few_totals) = totals.as_chunks_mut::<ROWS_TOGETHER>();
         for (x, totals) in many.iter().zip(many_totals) {
-            add_rows::<F, TOGETHER>(panel, groups, x, totals);
+            add_rows::<F, ROWS_TOGETHER>(panel, groups, x, totals);
         }
         let ((fours, ones), (four_totals, one_totals)) = (few.as_chunks::<4>(), few_totals.as_chunks_mut::<4>());
         for (x, totals) in fours.iter().zip(four_totals) {
@@ -126,6 +120,7 @@ mod avx512 {
 
     /// One register has four columns of sixteen rows of weights; four columns of a row of activations go
     /// to all of its lanes.
+    #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn add_rows<F: BlockFormat, const N: usize>(
         panel: &Panel,
@@ -133,31 +128,33 @@ mod avx512 {
         x: &[RowStretch; N],
         totals: &mut [Totals; N],
     ) {
-        let parts = ACTIVATION_GROUP / F::GROUP;
-        let mut sums = totals.each_ref().map(|totals| load(totals));
-        for group in 0..groups {
-            let mut scaled = [_mm512_setzero_ps(); N];
-            for part in group * parts..(group + 1) * parts {
-                let mut dots = x.each_ref().map(|x| _mm512_set1_epi32(x.starts[part]));
-                for word in part * F::GROUP / 4..(part + 1) * F::GROUP / 4 {
-                    let weights = word_of_weights(panel, word);
-                    for (dot, x) in dots.iter_mut().zip(x) {
-                        *dot = _mm512_dpbusd_epi32(*dot, weights, word_of_row(x, word));
-                    }
-                }
-                let scale = load(&panel.scales[part]);
-                for (scaled, dot) in scaled.iter_mut().zip(dots) {
-                    *scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, *scaled);
-                }
-                if F::HAS_MIN {
-                    let min = load(&panel.mins[part]);
-                    for (scaled, x) in scaled.iter_mut().zip(x) {
-                        *scaled = _mm512_fnmadd_ps(min, _mm512_set1_ps(x.sums[group]), *scaled);
-                    }
+        let mut sums = [_mm512_setzero_ps(); N];
+        for (sum, totals) in sums.iter_mut().zip(&*totals) {
+            *sum = load(totals);
+        }
+        for part in 0..groups * ACTIVATION_GROUP / F::GROUP {
+            let group = part * F::GROUP / ACTIVATION_GROUP;
+            let mut dots = [_mm512_setzero_si512(); N];
+            for (dot, x) in dots.iter_mut().zip(x) {
+                *dot = _mm512_set1_epi32(x.starts[part]);
+            }
+            for word in 0..F::GROUP / 4 {
+                let word = part * F::GROUP / 4 + word;
+                let weights = word_of_weights(panel, word);
+                for (dot, x) in dots.iter_mut().zip(x) {
+                    *dot = _mm512_dpbusd_epi32(*dot, weights, word_of_row(x, word));
                 }
             }
-            for ((sum, scaled), x) in sums.iter_mut().zip(scaled).zip(x) {
+            let scale = load(&panel.scales[part]);
+            for ((sum, dot), x) in sums.iter_mut().zip(dots).zip(x) {
+                let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), scale);
                 *sum = _mm512_fmadd_ps(scaled, _mm512_set1_ps(x.scales[group]), *sum);
+            }
+            if F::HAS_MIN {
+                let min = load(&panel.mins[part]);
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = _mm512_fnmadd_ps(min, _mm512_set1_ps(x.sums[group]), *sum);
+                }
             }
         }
         for (totals, sum) in totals.iter_mut().zip(sums) {
@@ -181,8 +178,9 @@ mod avx512 {
 
     #[target_feature(enable = "avx512f")]
     fn word_of_row(x: &RowStretch, word: usize) -> __m512i {
-        let [a, b, c, d] = x.values.as_chunks::<4>().0[word];
-        _mm512_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]))
+        let values: &[i8; 4] = &x.values.as_chunks().0[word];
+        // SAFETY: The array has the four bytes.
+        _mm512_broadcastd_epi32(unsafe { _mm_loadu_si32(values.as_ptr().cast()) })
     }
 }
 
@@ -202,7 +200,7 @@ mod avx2 {
         panel: &mut Panel,
         totals: &mut [Totals],
     ) {
-        panel.fill::<F>(tiles);
+        F::unpack(tiles, panel);
         let ((fours, ones), (four_totals, one_totals)) = (x.as_chunks::<4>(), totals.as_chunks_mut::<4>());
         for half in 0..2 {
             for (x, totals) in fours.iter().zip(&mut *four_totals) {
@@ -216,6 +214,7 @@ mod avx2 {
 
     /// Eight of the sixteen rows of weights. The even and the odd columns of a word are multiplied apart,
     /// widened to 16 bits, so that no sum of two products saturates.
+    #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
     fn add_rows<F: BlockFormat, const N: usize>(
         panel: &Panel,
@@ -224,38 +223,38 @@ mod avx2 {
         x: &[RowStretch; N],
         totals: &mut [Totals; N],
     ) {
-        let parts = ACTIVATION_GROUP / F::GROUP;
-        let mut sums = totals.each_ref().map(|totals| load(totals, half));
-        for group in 0..groups {
-            let mut scaled = [_mm256_setzero_ps(); N];
-            for part in group * parts..(group + 1) * parts {
-                let mut dots = x.each_ref().map(|x| _mm256_set1_epi32(x.starts[part]));
-                for word in part * F::GROUP / 4..(part + 1) * F::GROUP / 4 {
-                    let weights = word_of_weights(panel, half, word);
-                    let even = _mm256_and_si256(weights, _mm256_set1_epi16(255));
-                    let odd = _mm256_srli_epi16::<8>(weights);
-                    for (dot, x) in dots.iter_mut().zip(x) {
-                        let values = word_of_row(x, word);
-                        let even_values = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(values));
-                        let products = _mm256_madd_epi16(even, even_values);
-                        let products =
-                            _mm256_add_epi32(products, _mm256_madd_epi16(odd, _mm256_srai_epi16::<8>(values)));
-                        *dot = _mm256_add_epi32(*dot, products);
-                    }
-                }
-                let scale = load(&panel.scales[part], half);
-                for (scaled, dot) in scaled.iter_mut().zip(dots) {
-                    *scaled = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, *scaled);
-                }
-                if F::HAS_MIN {
-                    let min = load(&panel.mins[part], half);
-                    for (scaled, x) in scaled.iter_mut().zip(x) {
-                        *scaled = _mm256_fnmadd_ps(min, _mm256_set1_ps(x.sums[group]), *scaled);
-                    }
+        let mut sums = [_mm256_setzero_ps(); N];
+        for (sum, totals) in sums.iter_mut().zip(&*totals) {
+            *sum = load(totals, half);
+        }
+        for part in 0..groups * ACTIVATION_GROUP / F::GROUP {
+            let group = part * F::GROUP / ACTIVATION_GROUP;
+            let mut dots = [_mm256_setzero_si256(); N];
+            for (dot, x) in dots.iter_mut().zip(x) {
+                *dot = _mm256_set1_epi32(x.starts[part]);
+            }
+            for word in 0..F::GROUP / 4 {
+                let word = part * F::GROUP / 4 + word;
+                let weights = word_of_weights(panel, half, word);
+                let (even, odd) = (_mm256_and_si256(weights, _mm256_set1_epi16(255)), _mm256_srli_epi16::<8>(weights));
+                for (dot, x) in dots.iter_mut().zip(x) {
+                    let values = word_of_row(x, word);
+                    let even_values = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(values));
+                    let odd_values = _mm256_srai_epi16::<8>(values);
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(even, even_values));
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(odd, odd_values));
                 }
             }
-            for ((sum, scaled), x) in sums.iter_mut().zip(scaled).zip(x) {
+            let scale = load(&panel.scales[part], half);
+            for ((sum, dot), x) in sums.iter_mut().zip(dots).zip(x) {
+                let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), scale);
                 *sum = _mm256_fmadd_ps(scaled, _mm256_set1_ps(x.scales[group]), *sum);
+            }
+            if F::HAS_MIN {
+                let min = load(&panel.mins[part], half);
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = _mm256_fnmadd_ps(min, _mm256_set1_ps(x.sums[group]), *sum);
+                }
             }
         }
         for (totals, sum) in totals.iter_mut().zip(sums) {
@@ -281,7 +280,8 @@ mod avx2 {
 
     #[target_feature(enable = "avx2")]
     fn word_of_row(x: &RowStretch, word: usize) -> __m256i {
-        let [a, b, c, d] = x.values.as_chunks::<4>().0[word];
-        _mm256_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]))
+        let values: &[i8; 4] = &x.values.as_chunks().0[word];
+        // SAFETY: The array has the four bytes.
+        _mm256_broadcastd_epi32(unsafe { _mm_loadu_si32(values.as_ptr().cast()) })
     }
 }

@@ -15,7 +15,7 @@ pub(crate) const GROUPS: usize = STRETCH / ACTIVATION_GROUP;
 pub(crate) struct RowStretch {
     pub(crate) values: [i8; STRETCH],
     pub(crate) scales: [f32; GROUPS],
-    /// Σq of each group.
+    /// scale·Σq of each group.
     pub(crate) sums: [f32; GROUPS],
     /// For each group of the weights, −OFFSET·Σq: what their integer product starts from.
     pub(crate) starts: [i32; 2 * GROUPS],
@@ -55,14 +55,14 @@ impl RowStretch {
 }
 
 wide! {
-    /// Returns the scale and the sum of the quantised values. A group that holds something infinite or NaN
+    /// Returns the scale, and the sum of the rounded activations. A group that holds something infinite or NaN
     /// gets the scale NaN, which reaches every result.
     fn quantize_group(x: &[f32], values: &mut [i8; ACTIVATION_GROUP]) -> (f32, f32) {
         // Magnitudes are ordered as their bits are, with infinity and NaN behind all others.
         let largest = x.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
         let largest = f32::from_bits(largest);
         if !largest.is_finite() {
-            return (f32::NAN, 0.0);
+            return (f32::NAN, f32::NAN);
         }
         // Activations so small that the inverse overflows come to zero.
         let inverse = 127.0 / largest;
@@ -74,7 +74,8 @@ wide! {
             *value = round(x * inverse) as i8;
             sum += i32::from(*value);
         }
-        (largest / 127.0, sum as f32)
+        let scale = largest / 127.0;
+        (scale, scale * sum as f32)
     }
 }
 
@@ -117,7 +118,7 @@ mod tests {
         let sum = |values: &[i8]| values.iter().map(|&value| i32::from(value)).sum::<i32>();
         for group in 0..GROUPS {
             let expected = sum(&q8.values[32 * group..][..32]);
-            assert_eq!((q8.sums[group], q8.starts[group]), (expected as f32, -128 * expected));
+            assert_eq!((q8.sums[group], q8.starts[group]), (q8.scales[group] * expected as f32, -128 * expected));
         }
         for group in 0..2 * GROUPS {
             assert_eq!(q6.starts[group], -32 * sum(&q6.values[16 * group..][..16]));

@@ -112,6 +112,13 @@ impl Gguf {
         self.tensors.iter().map(|(name, entry)| self.tensor_at(name, entry))
     }
 
+    /// Gives the memory of a tensor's bytes back to the system; when they are touched they come from the file again.
+    pub fn release(&self, name: &str) {
+        if let (Bytes::Mapped(file), Some(entry)) = (&self.bytes, self.tensors.get(name)) {
+            file.release(entry.start..entry.start + entry.size);
+        }
+    }
+
     fn tensor_at<'a>(&'a self, name: &'a str, entry: &'a Entry) -> GgufTensor<'a> {
         let bytes = &self.bytes[entry.start..entry.start + entry.size];
         GgufTensor { name, kind: entry.kind, shape: &entry.shape, bytes }

@@ -28,6 +28,7 @@ use crate::{
     error::{Error, Result},
     gguf::{Array, Gguf, GgufTensor, Value},
     gguf_names::{is_interleaved, to_published},
+    layers::Matrix,
     sentencepiece::{Kind, Piece, Roles, SentencePiece, byte_of},
     tokenizer::Tokenizer,
     weights::{StoredTensor, TensorSource, TensorStore, WeightsError, WeightsResult},
@@ -200,18 +201,46 @@ impl GgufWeights {
     }
 }
 
+impl GgufWeights {
+    /// A tensor as it is stored, of the shape that is asked for.
+    fn stored_as(&self, name: &str, shape: &[usize]) -> WeightsResult<(GgufTensor<'_>, Option<usize>)> {
+        match self.blocks(name) {
+            None => Err(WeightsError::Missing { name: name.to_owned(), expected: shape.to_vec() }),
+            Some((stored, _)) if stored.shape != shape => {
+                let (expected, got) = (shape.to_vec(), stored.shape.to_vec());
+                Err(WeightsError::Shape { name: name.to_owned(), expected, got })
+            }
+            Some(found) => Ok(found),
+        }
+    }
+
+    /// The layers have the tensor's blocks in an order of their own; those of the file are not needed any longer.
+    fn release(&self, name: &str) {
+        if let Some(place) = self.places.get(name) {
+            place.gguf.release(&place.name);
+        }
+    }
+}
+
 impl TensorSource for GgufWeights {
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
-        let Some((stored, _)) = self.blocks(name) else {
-            return Err(WeightsError::Missing { name: name.to_owned(), expected: shape.to_vec() });
-        };
-        if stored.shape != shape {
-            let (expected, got) = (shape.to_vec(), stored.shape.to_vec());
-            return Err(WeightsError::Shape { name: name.to_owned(), expected, got });
-        }
+        self.stored_as(name, shape)?;
         let values = self.piece(name, 0..shape.iter().product())?;
         Tensor::from_vec(values, shape, &self.device)
             .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
+        let (stored, head) = self.stored_as(name, &shape)?;
+        let order = |row| head.map_or(row, |head| stored_row(row, head));
+        let matrix = if self.device.is_cpu() { stored.quant_matrix(order) } else { Ok(None) };
+        match matrix.map_err(|source| WeightsError::Quantized { name: name.to_owned(), source })? {
+            Some(matrix) => {
+                self.release(name);
+                Ok(Matrix::Quantized(Arc::new(matrix)))
+            }
+            None => self.tensor(name, &shape).map(Matrix::Dense),
+        }
     }
 }
 

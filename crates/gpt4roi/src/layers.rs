@@ -3,17 +3,62 @@
 //! Each is differentiable with respect to its inputs and parameters, so that one forward serves
 //! inference and training.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+use gpt4roi_kernels::QuantMatrix;
 
 use crate::{
     composed, ops,
     weights::{Weights, WeightsResult},
 };
 
+/// The weight of a linear layer or of an embedding, `[output, input]`.
+#[derive(Clone, Debug)]
+pub enum Matrix {
+    /// Numbers, through which gradients flow.
+    Dense(Tensor),
+    /// Blocks of small integers, for inference on a CPU. To ask for a gradient through them is an error.
+    Quantized(Arc<QuantMatrix>),
+}
+
+impl Matrix {
+    /// x·Wᵀ + b.
+    ///
+    /// # Shapes
+    /// x `[.., input]`, bias `[output]` → `[.., output]`
+    pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        match (self, bias) {
+            (Self::Dense(weight), bias) => linear(x, weight, bias),
+            (Self::Quantized(weight), None) => ops::quantized_linear(x, weight),
+            (Self::Quantized(weight), Some(bias)) => ops::quantized_linear(x, weight)?.broadcast_add(bias),
+        }
+    }
+
+    /// The rows of these numbers.
+    ///
+    /// # Shapes
+    /// ids `[T]` (u32) → `[T, input]`
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => weight.index_select(ids, 0),
+            Self::Quantized(weight) => ops::quantized_rows(weight, ids),
+        }
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Dense(weight) => weight.device(),
+            Self::Quantized(_) => &Device::Cpu,
+        }
+    }
+}
+
 /// y = x·Wᵀ + b.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
 }
 
@@ -21,18 +66,18 @@ impl Linear {
     /// Takes `weight` `[output, input]` and `bias` `[output]`.
     pub fn load(weights: &Weights, input: usize, output: usize) -> WeightsResult<Self> {
         let bias = Some(weights.get("bias", &[output])?);
-        Ok(Self { weight: weights.get("weight", &[output, input])?, bias })
+        Ok(Self { weight: weights.get_matrix("weight", [output, input])?, bias })
     }
 
     /// Takes `weight` `[output, input]` alone.
     pub fn load_without_bias(weights: &Weights, input: usize, output: usize) -> WeightsResult<Self> {
-        Ok(Self { weight: weights.get("weight", &[output, input])?, bias: None })
+        Ok(Self { weight: weights.get_matrix("weight", [output, input])?, bias: None })
     }
 
     /// # Shapes
     /// `[.., input]` → `[.., output]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight, self.bias.as_ref())
+        self.weight.product(x, self.bias.as_ref())
     }
 }
 
@@ -318,11 +363,11 @@ pub fn scale_shuffle(own: &Tensor, coarser: &Tensor, finer: &Tensor) -> Result<T
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use candle_core::{Device, Var};
+    use candle_core::Var;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
+
+    use gpt4roi_kernels::QuantFormat;
 
     use super::*;
 
@@ -407,6 +452,54 @@ mod tests {
         assert!(grads.get(&w).is_none() && grads.get(&b).is_none());
         let grads = linear(&x.detach(), &var(&[2, 4], 2), None).unwrap().sum_all().unwrap().backward().unwrap();
         assert!(grads.get(&x).is_none());
+    }
+
+    /// Blocks of `q8_0` with scales of 1/64 and weights between −2 and 2; and these weights.
+    fn quantized(output: usize, input: usize) -> (Matrix, Tensor) {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let values: Vec<i8> = (0..output * input).map(|_| rng.random()).collect();
+        let scale = half::f16::from_f32(1.0 / 64.0).to_le_bytes();
+        let block = |values: &[i8]| scale.into_iter().chain(values.iter().map(|&q| q as u8)).collect::<Vec<_>>();
+        let blocks: Vec<u8> = values.chunks(32).flat_map(block).collect();
+        let matrix = QuantMatrix::new(QuantFormat::Q8_0, output, input, &blocks).unwrap();
+        let weights: Vec<f32> = values.iter().map(|&q| f32::from(q) / 64.0).collect();
+        (Matrix::Quantized(Arc::new(matrix)), Tensor::from_vec(weights, (output, input), &Device::Cpu).unwrap())
+    }
+
+    #[test]
+    fn a_quantised_weight_computes_what_its_numbers_do() {
+        let (matrix, weights) = quantized(33, 64);
+        let bias = var(&[33], 3).detach();
+        // Multiples of 1/127 of which each group has a 1: they are not rounded.
+        let mut x: Vec<f32> = flat(&var(&[2, 5, 64], 1)).iter().map(|x| (127.0 * x).round() / 127.0).collect();
+        x.chunks_mut(32).for_each(|group| group[5] = 1.0);
+        let x = Tensor::from_vec(x, (2, 5, 64), &Device::Cpu).unwrap();
+        for bias in [None, Some(&bias)] {
+            let expected = linear(&x, &weights, bias).unwrap();
+            assert_close("product", &matrix.product(&x, bias).unwrap(), &expected);
+        }
+        let ids = Tensor::new(&[32u32, 0, 32, 7], &Device::Cpu).unwrap();
+        assert_close("rows", &matrix.rows(&ids).unwrap(), &weights.index_select(&ids, 0).unwrap());
+    }
+
+    #[test]
+    fn a_quantised_weight_refuses_what_it_cannot_do() {
+        let (matrix, _) = quantized(3, 64);
+        let message = |result: Result<Tensor>| result.unwrap_err().to_string();
+        let narrow = message(matrix.product(&var(&[2, 63], 1), None));
+        assert!(narrow.contains("expected [.., 64], got [2, 63]"), "{narrow}");
+        let behind = message(matrix.rows(&Tensor::new(&[3u32], &Device::Cpu).unwrap()));
+        assert!(behind.contains("row 3 of 3"), "{behind}");
+        let wide = var(&[2, 64], 1).to_dtype(candle_core::DType::F64).unwrap();
+        assert!(message(matrix.product(&wide, None)).contains("F64"));
+    }
+
+    #[test]
+    fn a_gradient_through_a_quantised_weight_is_an_error() {
+        let (matrix, _) = quantized(3, 64);
+        let y = matrix.product(&var(&[2, 64], 1), None).unwrap();
+        let error = y.sum_all().unwrap().backward().unwrap_err().to_string();
+        assert!(error.contains("quantized_linear"), "{error}");
     }
 
     #[test]

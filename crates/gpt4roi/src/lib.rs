@@ -49,6 +49,7 @@ pub mod trace;
 
 pub mod ggml_type;
 pub mod gguf;
+pub mod quantized;
 mod torch_pickle;
 pub mod weights;
 

@@ -5,14 +5,14 @@ use candle_core::{Result, Tensor};
 use crate::{
     config::LlamaConfig,
     kv_cache::KvCache,
-    layers::{AttentionMask, Linear, RmsNorm, Rotary, attention, swiglu},
+    layers::{AttentionMask, Linear, Matrix, RmsNorm, Rotary, attention, swiglu},
     weights::{Weights, WeightsError, WeightsResult},
 };
 
 /// LLaMA with its token embedding and its output layer.
 #[derive(Debug)]
 pub struct Llama {
-    embed_tokens: Tensor, // [V, H]
+    embed_tokens: Matrix, // [V, H]
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
@@ -26,7 +26,7 @@ impl Llama {
         let (vocab, width) = (config.vocab_size, config.hidden_size);
         let model = weights.at("model");
         let layers = model.at("layers");
-        let embed_tokens = model.get("embed_tokens.weight", &[vocab, width])?;
+        let embed_tokens = model.get_matrix("embed_tokens.weight", [vocab, width])?;
         let head = width / config.num_attention_heads;
         let rotary = Rotary::new(head, config.max_position_embeddings, config.rope_theta, embed_tokens.device())
             .map_err(|source| WeightsError::Tensor { name: "rotary_emb".into(), source })?;
@@ -49,7 +49,7 @@ impl Llama {
     /// # Shapes
     /// ids `[T]` (u32) → `[T, H]`
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        self.embed_tokens.index_select(ids, 0)
+        self.embed_tokens.rows(ids)
     }
 
     /// Continues behind what the cache holds: reads new embeddings and remembers them.

@@ -10,7 +10,7 @@ use std::{
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
 use gpt4roi_kernels::{
-    self as kernels, AttentionShape, Conv3x3Shape, GroupNormShape, MapSize, MatMut, MatRef, RoiAlignShape,
+    self as kernels, AttentionShape, Conv3x3Shape, GroupNormShape, MapSize, MatMut, MatRef, QuantMatrix, RoiAlignShape,
 };
 
 use crate::layers::AttentionMask;
@@ -180,6 +180,45 @@ impl CustomOp3 for Linear {
         };
         Ok((grad_x, grad_w, grad_b))
     }
+}
+
+/// x·Wᵀ with quantised weights, which have no backward: the engine refuses a gradient through them.
+pub(crate) fn quantized_linear(x: &Tensor, weight: &Arc<QuantMatrix>) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(QuantizedLinear(weight.clone()))
+}
+
+struct QuantizedLinear(Arc<QuantMatrix>);
+
+impl CustomOp1 for QuantizedLinear {
+    fn name(&self) -> &'static str {
+        "quantized_linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, (rows, columns)) = (slice(x, layout)?, (self.0.rows(), self.0.columns()));
+        let mut shape = layout.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == columns => *last = rows,
+            _ => candle_core::bail!("linear: expected [.., {columns}], got {:?}", layout.shape()),
+        }
+        let mut y = vec![0.0; shape.iter().product()];
+        self.0.product(x, &mut y);
+        done(y, shape)
+    }
+}
+
+/// The rows of quantised weights with these numbers.
+pub(crate) fn quantized_rows(weight: &QuantMatrix, ids: &Tensor) -> Result<Tensor> {
+    let ids: Vec<u32> = ids.to_vec1()?;
+    let (rows, columns) = (weight.rows(), weight.columns());
+    if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+        candle_core::bail!("embedding: row {id} of {rows}");
+    }
+    let mut out = vec![0.0; ids.len() * columns];
+    for (id, out) in ids.iter().zip(out.chunks_exact_mut(columns.max(1))) {
+        weight.row(*id as usize, out);
+    }
+    Tensor::from_vec(out, (ids.len(), columns), &candle_core::Device::Cpu)
 }
 
 type Gradients3 = (Option<Tensor>, Option<Tensor>, Option<Tensor>);

@@ -16,11 +16,12 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
+use gpt4roi_kernels::QuantError;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
-use crate::torch_pickle;
+use crate::{layers::Matrix, torch_pickle};
 
 /// The result of taking tensors out of a checkpoint.
 pub type WeightsResult<T> = Result<T, WeightsError>;
@@ -65,6 +66,14 @@ pub enum WeightsError {
         /// Why.
         source: candle_core::Error,
     },
+    /// Blocks of a quantised tensor are damaged.
+    #[error("tensor `{name}`: {source}")]
+    Quantized {
+        /// Its full name.
+        name: String,
+        /// What is wrong.
+        source: QuantError,
+    },
     /// The tensors of a checkpoint are not those of the model.
     #[error("the checkpoint does not fit its configuration: {0}")]
     Unfit(Box<LoadReport>),
@@ -99,6 +108,15 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// If there is none, or if it has another shape.
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor>;
+
+    /// The weight `[output, input]` of a linear layer or of an embedding. A source whose matrices are stored
+    /// in blocks hands them out as they are; all others, and whoever wants to train them, have tensors.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
+        self.tensor(name, &shape).map(Matrix::Dense)
+    }
 }
 
 /// A source that knows all it has, and reads it piece by piece.
@@ -150,6 +168,14 @@ impl Weights {
     /// See [`TensorSource::tensor`].
     pub fn get(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
         self.source.tensor(&format!("{}{name}", self.prefix), shape)
+    }
+
+    /// The matrix `name` of this subtree, quantised if the source has it so.
+    ///
+    /// # Errors
+    /// See [`TensorSource::tensor`].
+    pub fn get_matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
+        self.source.matrix(&format!("{}{name}", self.prefix), shape)
     }
 }
 

@@ -1,0 +1,157 @@
+//! Quantised weights: from files, without a detour through floats, and random ones to measure with.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use gpt4roi_kernels::{QuantError, QuantFormat, QuantMatrix};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    ggml_type::GgmlType,
+    gguf::GgufTensor,
+    layers::Matrix,
+    weights::{TensorSource, WeightsError, WeightsResult},
+};
+
+impl GgufTensor<'_> {
+    /// The tensor as a matrix to compute with, whose row i is row `order(i)` of the file; `None` if no kernel
+    /// computes with numbers of this type, or if it is no matrix.
+    ///
+    /// # Errors
+    /// If its blocks are damaged.
+    pub fn quant_matrix(&self, order: impl Fn(usize) -> usize + Sync) -> Result<Option<QuantMatrix>, QuantError> {
+        let format = match self.kind {
+            GgmlType::Q4K => QuantFormat::Q4K,
+            GgmlType::Q6K => QuantFormat::Q6K,
+            GgmlType::Q8_0 => QuantFormat::Q8_0,
+            _ => return Ok(None),
+        };
+        let &[rows, columns] = self.shape else { return Ok(None) };
+        QuantMatrix::with_row_order(format, rows, columns, self.bytes, order).map(Some)
+    }
+}
+
+/// Weights that mean nothing, for measuring: small random blocks where the layer can compute with them, zeros
+/// in their places elsewhere. No matrix ever exists in floats.
+#[derive(Clone, Copy, Debug)]
+pub struct RandomQuantized {
+    format: QuantFormat,
+    layers: usize,
+}
+
+impl RandomQuantized {
+    /// For a language model of so many layers. `Q4K` stands for the mixture `Q4_K_M` of llama.cpp.
+    pub fn new(format: QuantFormat, layers: usize) -> Self {
+        Self { format, layers }
+    }
+
+    /// llama.cpp's mixture gives six bits to the output layer and, in half of the layers, to the values and to
+    /// the way out of the feed-forward part. Source: `llama_tensor_get_type` in `src/llama-quant.cpp`.
+    fn format_of(&self, name: &str) -> QuantFormat {
+        if self.format != QuantFormat::Q4K {
+            return self.format;
+        }
+        let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
+        let eighth = self.layers / 8;
+        let is_favoured = |layer| layer < eighth || layer >= 7 * eighth || (layer - eighth) % 3 == 2;
+        let is_sensitive = name.ends_with("v_proj.weight") || name.ends_with("down_proj.weight");
+        if name == "lm_head.weight" || is_sensitive && layer.is_some_and(is_favoured) {
+            QuantFormat::Q6K
+        } else {
+            QuantFormat::Q4K
+        }
+    }
+}
+
+impl TensorSource for RandomQuantized {
+    fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+        Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu)
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
+        let [rows, columns] = shape;
+        let format = self.format_of(name);
+        let Some(bytes) = format.bytes(rows, columns) else {
+            return self.tensor(name, &shape).map(Matrix::Dense);
+        };
+        let blocks = random_blocks(format, bytes, columns, name);
+        QuantMatrix::new(format, rows, columns, &blocks)
+            .map(|matrix| Matrix::Quantized(Arc::new(matrix)))
+            .map_err(|source| WeightsError::Quantized { name: name.to_owned(), source })
+    }
+}
+
+/// Blocks whose weights have a spread of about 1/√columns, so that activations neither grow nor vanish.
+fn random_blocks(format: QuantFormat, bytes: usize, columns: usize, name: &str) -> Vec<u8> {
+    let seed = name.bytes().fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+    let mut blocks = vec![0; bytes];
+    ChaCha8Rng::seed_from_u64(seed).fill(&mut blocks[..]);
+    // Scales and mins of groups are random too; the spread of their products with the values is given.
+    let (halves, spread): (&[usize], f32) = match format {
+        QuantFormat::Q4K => (&[0, 2], 350.0),
+        QuantFormat::Q6K => (&[208], 1370.0),
+        QuantFormat::Q8_0 => (&[0], 74.0),
+    };
+    let scale = half::f16::from_f32(1.0 / (spread * (columns as f32).sqrt())).to_le_bytes();
+    for block in blocks.chunks_exact_mut(format.block_bytes()) {
+        for &place in halves {
+            block[place..place + 2].copy_from_slice(&scale);
+        }
+    }
+    blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, llama::Llama, weights::Weights};
+
+    #[test]
+    fn blocks_of_a_file_become_a_matrix_in_the_order_asked_for() {
+        // Three rows of one block, of which row r has the scale 2ʳ⁻³ and the values 0, 1, 2, …
+        let block = |row: i32| {
+            let scale = half::f16::from_f32(2f32.powi(row - 3)).to_le_bytes();
+            scale.into_iter().chain(0..32).collect::<Vec<u8>>()
+        };
+        let bytes: Vec<u8> = (0..3).flat_map(block).collect();
+        let stored = GgufTensor { name: "w", kind: GgmlType::Q8_0, shape: &[3, 32], bytes: &bytes };
+        let matrix = stored.quant_matrix(|row| 2 - row).unwrap().unwrap();
+        for (row, scale) in [(0, 0.5), (1, 0.25), (2, 0.125)] {
+            let mut out = [0.0; 32];
+            matrix.row(row, &mut out);
+            assert_eq!((out[0], out[3], out[31]), (0.0, 3.0 * scale, 31.0 * scale));
+        }
+        let floats = GgufTensor { kind: GgmlType::F32, shape: &[3, 1], bytes: &[0; 12], ..stored };
+        assert!(floats.quant_matrix(|row| row).unwrap().is_none());
+    }
+
+    #[test]
+    fn half_of_the_sensitive_matrices_get_six_bits() {
+        let source = RandomQuantized::new(QuantFormat::Q4K, 32);
+        let six = |name: &str| source.format_of(name) == QuantFormat::Q6K;
+        let favoured: Vec<usize> =
+            (0..32).filter(|layer| six(&format!("model.layers.{layer}.mlp.down_proj.weight"))).collect();
+        assert_eq!(favoured, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
+        assert!(six("lm_head.weight") && !six("model.embed_tokens.weight"));
+        assert!(!six("model.layers.0.mlp.up_proj.weight") && six("model.layers.0.self_attn.v_proj.weight"));
+    }
+
+    #[test]
+    fn a_random_language_model_computes_numbers_of_a_sane_size() {
+        let mut config = Config::nano(70).llama;
+        (config.hidden_size, config.intermediate_size, config.num_hidden_layers) = (256, 512, 2);
+        for format in [QuantFormat::Q4K, QuantFormat::Q8_0] {
+            let weights = Weights::new(Arc::new(RandomQuantized::new(format, 2)));
+            let llama = Llama::load(&weights, &config).unwrap();
+            let ids = Tensor::new(&[3u32, 69, 0], &Device::Cpu).unwrap();
+            let embeds = llama.embed(&ids).unwrap().unsqueeze(0).unwrap();
+            let hidden = llama.forward(&embeds, &mut llama.new_cache()).unwrap();
+            let logits: Vec<f32> = llama.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(logits.len(), 3 * 70);
+            let square = logits.iter().map(|x| x * x).sum::<f32>() / logits.len() as f32;
+            assert!((0.1..10.0).contains(&square), "{format:?}: {square}");
+        }
+    }
+}
