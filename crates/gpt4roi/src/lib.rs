@@ -37,18 +37,24 @@ pub mod roi_align;
 pub mod kv_cache;
 pub mod llama;
 
+pub mod image_cache;
 pub mod model;
 pub mod nano;
 
+pub mod batch;
 pub mod generate;
 pub mod sampling;
 
 pub mod chat;
+pub mod describe;
 pub mod point;
 pub mod trace;
 
 pub mod convert;
 pub mod weights;
+
+#[cfg(test)]
+mod tiny;
 
 pub use crate::{
     bbox::{BBox, ImageSize, RegionId},

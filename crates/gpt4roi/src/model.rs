@@ -72,12 +72,21 @@ impl Network {
         self.region.pyramid.forward(&states?)
     }
 
-    /// One embedding per box.
+    /// One embedding per box. What is cut out of the maps is far larger than what becomes of it, so that
+    /// many boxes are taken [a few at a time](crate::region::RegionHead::boxes_at_once).
     ///
     /// # Shapes
     /// maps from [`Self::pyramid`]; boxes `[N, 4]` normalised xyxy, f32 or f16 → `[N, H]`
     pub fn encode_regions(&self, maps: &[Tensor], boxes: &Tensor) -> TensorResult<Tensor> {
-        self.region.head.forward(&self.region.head.pool(maps, boxes)?, boxes)
+        let (count, most) = (boxes.dim(0)?, self.region.head.boxes_at_once());
+        let encode = |first: usize| {
+            let boxes = boxes.narrow(0, first, most.min(count - first))?;
+            self.region.head.forward(&self.region.head.pool(maps, &boxes)?, &boxes)
+        };
+        if count <= most {
+            return encode(0);
+        }
+        Tensor::cat(&(0..count).step_by(most).map(encode).collect::<TensorResult<Vec<_>>>()?, 0)
     }
 
     /// Token embeddings, with patches and regions in the places of their tokens.
