@@ -217,3 +217,193 @@ impl Sequence {
         Generation { ids, log_probabilities, finish }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::{
+        generate::{LlamaDecoder, generate},
+        model::Gpt4Roi,
+        sampling::{Sampling, SamplingError},
+        tiny::tiny,
+    };
+
+    const NEVER: u32 = u32::MAX;
+
+    /// A prompt of so many tokens, which `seed` chooses.
+    fn prompt(model: &Gpt4Roi, tokens: usize, seed: u32) -> Tensor {
+        let ids: Vec<u32> = (0..tokens as u32).map(|i| 5 + (seed * 31 + i * 17) % 700).collect();
+        model.network.llama.embed(&Tensor::new(ids, &model.device).unwrap()).unwrap().unsqueeze(0).unwrap()
+    }
+
+    fn read(model: &Gpt4Roi, embeds: &Tensor) -> Arc<KvCache> {
+        let mut cache = model.network.llama.new_cache();
+        model.network.llama.forward(embeds, &mut cache).unwrap();
+        Arc::new(cache)
+    }
+
+    fn limits(max_new_tokens: usize) -> Limits {
+        Limits { eos: NEVER, max_new_tokens }
+    }
+
+    /// What the same sequence comes to without a batch.
+    fn alone(model: &Gpt4Roi, embeds: &Tensor, sampling: &Sampling, limits: Limits) -> Generation {
+        let mut cache = model.network.llama.new_cache();
+        let mut decoder = LlamaDecoder { llama: &model.network.llama, cache: &mut cache, embeds };
+        let mut sampler = Sampler::new(sampling).unwrap();
+        generate(&mut decoder, &mut sampler, limits, |_| ControlFlow::Continue(())).unwrap()
+    }
+
+    fn sequence(prefix: &Arc<KvCache>, embeds: &Tensor, sampling: &Sampling, limits: Limits) -> NewSequence {
+        let sampler = Sampler::new(sampling).unwrap();
+        NewSequence { prefix: prefix.clone(), embeds: embeds.clone(), sampler, limits }
+    }
+
+    /// Steps until all have ended, and returns how each did, by id.
+    fn run(batch: &mut DecodeBatch<'_>) -> Vec<(SequenceId, Result<Generation, GenerateError>)> {
+        let mut ended = Vec::new();
+        while !batch.is_empty() {
+            for (id, event) in batch.step().unwrap() {
+                match event {
+                    Event::Token(token) => assert_ne!(token, NEVER),
+                    Event::Finished(generation) => ended.push((id, Ok(generation))),
+                    Event::Failed(error) => ended.push((id, Err(error))),
+                }
+            }
+        }
+        ended.sort_by_key(|(id, _)| *id);
+        ended
+    }
+
+    #[track_caller]
+    fn assert_same(got: &Generation, expected: &Generation) {
+        assert_eq!((&got.ids, got.finish), (&expected.ids, expected.finish));
+        for (got, expected) in got.log_probabilities.iter().zip(&expected.log_probabilities) {
+            assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+        }
+    }
+
+    /// Two prefixes and none, prompts and answers of many lengths, greedy and not, joining at different
+    /// times.
+    #[test]
+    fn every_sequence_says_what_it_would_say_alone() {
+        let model = tiny();
+        let none = Arc::new(model.network.llama.new_cache());
+        let beginnings = [prompt(&model, 40, 1), prompt(&model, 23, 2)];
+        let prefixes = beginnings.each_ref().map(|embeds| read(&model, embeds));
+        let drawn = Sampling::Random { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 7 };
+        let mut batch = DecodeBatch::new(&model.network.llama);
+        let (mut expected, mut ended) = (Vec::new(), Vec::new());
+        for i in 0..9 {
+            let rest = prompt(&model, 1 + i % 4, 10 + i as u32);
+            let sampling = if i % 2 == 0 { &Sampling::Greedy } else { &drawn };
+            let (prefix, whole) = match i % 3 {
+                2 => (&none, rest.clone()),
+                k => (&prefixes[k], Tensor::cat(&[&beginnings[k], &rest], 1).unwrap()),
+            };
+            let limits = limits(3 + 5 * (i % 5));
+            let id = batch.add(sequence(prefix, &rest, sampling, limits)).unwrap();
+            expected.push((id, alone(&model, &whole, sampling, limits)));
+            if i % 4 == 3 {
+                for (id, event) in batch.step().unwrap() {
+                    if let Event::Finished(generation) = event {
+                        ended.push((id, Ok(generation)));
+                    }
+                }
+            }
+        }
+        ended.extend(run(&mut batch));
+        ended.sort_by_key(|(id, _)| *id);
+        assert_eq!(ended.len(), expected.len());
+        for ((id, got), (expected_id, expected)) in ended.into_iter().zip(expected) {
+            assert_eq!(id, expected_id);
+            assert_same(&got.unwrap(), &expected);
+        }
+        assert_eq!(batch.bytes(), 0);
+    }
+
+    #[test]
+    fn sequences_end_each_in_its_own_way() {
+        let model = tiny();
+        let none = Arc::new(model.network.llama.new_cache());
+        let embeds = prompt(&model, 6, 3);
+        let whole = alone(&model, &embeds, &Sampling::Greedy, limits(8));
+        // A token that the model says for the first time at this place.
+        let place = (1..8).find(|&i| !whole.ids[..i].contains(&whole.ids[i])).unwrap();
+        let eos = whole.ids[place];
+
+        let mut batch = DecodeBatch::new(&model.network.llama);
+        let mut add = |eos, max_new_tokens| {
+            batch.add(sequence(&none, &embeds, &Sampling::Greedy, Limits { eos, max_new_tokens })).unwrap()
+        };
+        let (to_eos, to_limit, nothing) = (add(eos, 8), add(NEVER, 2), add(NEVER, 0));
+        let (stopped, cancelled) = (add(NEVER, 8), add(NEVER, 8));
+        batch.step().unwrap();
+        let stop = batch.end(stopped, Halt::Stop).unwrap();
+        let cancel = batch.end(cancelled, Halt::Cancel).unwrap();
+        assert_eq!((&stop.ids[..], stop.finish), (&whole.ids[..1], FinishReason::Stop));
+        assert_eq!((&cancel.ids[..], cancel.finish), (&whole.ids[..1], FinishReason::Cancelled));
+        assert!(batch.end(stopped, Halt::Stop).is_none() && batch.end(nothing, Halt::Stop).is_none());
+
+        let ended = run(&mut batch);
+        let ended: Vec<_> = ended.into_iter().map(|(id, generation)| (id, generation.unwrap())).collect();
+        let [(first, eos), (second, limit)] = &ended[..] else { panic!("{ended:?}") };
+        assert_eq!((*first, &eos.ids[..], eos.finish), (to_eos, &whole.ids[..=place], FinishReason::Eos));
+        assert_eq!((*second, &limit.ids[..], limit.finish), (to_limit, &whole.ids[..2], FinishReason::Length));
+    }
+
+    #[test]
+    fn a_broken_sequence_takes_no_other_along() {
+        let model = tiny();
+        let prefix = read(&model, &prompt(&model, 12, 1));
+        let (whole, broken) = (prompt(&model, 3, 2), prompt(&model, 3, 2).affine(f64::NAN, 0.0).unwrap());
+        let mut batch = DecodeBatch::new(&model.network.llama);
+        let ids = [&whole, &broken, &whole]
+            .map(|embeds| batch.add(sequence(&prefix, embeds, &Sampling::Greedy, limits(5))).unwrap());
+        let mut ended = run(&mut batch).into_iter();
+        let mut next = |expected: SequenceId| ended.next().filter(|(id, _)| *id == expected).unwrap().1;
+        let first = next(ids[0]).unwrap();
+        let error = next(ids[1]).unwrap_err();
+        let not_finite = |source: &SamplingError| matches!(source, SamplingError::NotFinite { .. });
+        assert!(matches!(&error, GenerateError::Sampling { step: 0, source } if not_finite(source)), "{error}");
+        assert_eq!(next(ids[2]).unwrap(), first);
+        assert_eq!(first.ids.len(), 5);
+    }
+
+    #[test]
+    fn prompts_that_do_not_fit_are_refused_and_answers_end_with_the_positions() {
+        let model = tiny();
+        let llama = &model.network.llama;
+        let max = llama.max_positions();
+        let prefix = read(&model, &prompt(&model, max - 3, 1));
+        let mut batch = DecodeBatch::new(llama);
+        for tokens in [0, 4] {
+            let rest = prompt(&model, 4, 2).narrow(1, 0, tokens).unwrap();
+            let error = batch.add(sequence(&prefix, &rest, &Sampling::Greedy, limits(9))).unwrap_err();
+            assert!(matches!(error, GenerateError::Prompt { unread, .. } if unread == tokens), "{error}");
+        }
+        batch.add(sequence(&prefix, &prompt(&model, 2, 2), &Sampling::Greedy, limits(9))).unwrap();
+        // The prompt leaves one position; the token at it is read, and one more is drawn behind it.
+        let ended = run(&mut batch);
+        assert_eq!(ended[0].1.as_ref().unwrap().ids.len(), 2);
+    }
+
+    #[test]
+    fn a_step_that_fails_can_be_repeated() {
+        let model = tiny();
+        let prefix = read(&model, &prompt(&model, 12, 1));
+        let rest = prompt(&model, 3, 2);
+        let mut batch = DecodeBatch::new(&model.network.llama);
+        let id = batch.add(sequence(&prefix, &rest, &Sampling::Greedy, limits(4))).unwrap();
+        let misfit = Tensor::zeros((1, 2, 5), rest.dtype(), &model.device).unwrap();
+        let wrong = batch.add(sequence(&prefix, &misfit, &Sampling::Greedy, limits(4))).unwrap();
+        assert!(matches!(batch.step(), Err(GenerateError::Tensor { .. })));
+        batch.end(wrong, Halt::Cancel).unwrap();
+        let ended = run(&mut batch);
+        let whole = Tensor::cat(&[&prompt(&model, 12, 1), &rest], 1).unwrap();
+        assert_eq!(ended[0].0, id);
+        assert_same(ended[0].1.as_ref().unwrap(), &alone(&model, &whole, &Sampling::Greedy, limits(4)));
+    }
+}

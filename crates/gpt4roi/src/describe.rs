@@ -263,3 +263,166 @@ impl<'a, 'm> Describing<'a, 'm> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::{
+        error::Error,
+        image::{DEFAULT_MAX_PIXELS, Image},
+        model::Gpt4Roi,
+        prompt::PromptError,
+        sampling::Sampling,
+        tiny::{assert_same, bbox, picture, short, tiny},
+    };
+
+    const QUESTION: &str = "What is <region1>?";
+
+    /// Boxes all over the picture, no two alike.
+    fn boxes(count: usize) -> Vec<BBox> {
+        let place = |i: usize| ((i * 37 % 89) as f64 / 100.0, (i * 53 % 83) as f64 / 100.0);
+        (0..count).map(|i| (i, place(i))).map(|(i, (x, y))| bbox([x, y, x + 0.1, y + 0.05 + i as f64 * 1e-4])).collect()
+    }
+
+    /// Each box in a conversation of its own.
+    #[track_caller]
+    fn assert_as_alone(model: &Gpt4Roi, picture: &Image, boxes: &[BBox], answers: &[Answer], options: &AskOptions) {
+        assert_eq!(answers.len(), boxes.len());
+        for (bbox, answer) in boxes.iter().zip(answers) {
+            let mut one = Chat::new(model, picture).unwrap();
+            one.add_region(*bbox);
+            assert_same(answer, &one.ask_with(QUESTION, options).unwrap());
+        }
+    }
+
+    #[test]
+    fn describing_in_bulk_is_asking_one_by_one() {
+        let (model, picture, boxes) = (tiny(), picture(), boxes(5));
+        let sampling = Sampling::Random { temperature: 3.0, top_k: 0, top_p: 1.0, seed: 5 };
+        for options in [short(), AskOptions { sampling, ..short() }] {
+            let mut chat = Chat::new(&model, &picture).unwrap();
+            let answers = chat.describe_regions(&boxes, QUESTION, &options).unwrap();
+            assert!(chat.regions().is_empty() && chat.transcript().rounds.is_empty());
+            assert_as_alone(&model, &picture, &boxes, &answers, &options);
+            assert_eq!(answers[0].reused_tokens, 0);
+            assert!(answers[1].reused_tokens > model.config.vision.patches());
+        }
+    }
+
+    /// The published checkpoint leaves open how many regions there may be; here there is no limit.
+    #[test]
+    fn one_sixteen_a_hundred_and_three_hundred_regions() {
+        let (model, picture) = (tiny(), picture());
+        let all = boxes(300);
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let mut described = Vec::new();
+        for count in [1, 16, 100, 300] {
+            let answers = chat.describe_regions(&all[..count], QUESTION, &short()).unwrap();
+            assert_eq!(answers.len(), count);
+            for (bbox, answer) in all.iter().zip(&answers) {
+                assert_eq!(answer.regions[0].pixels, bbox.pixels(picture.size()));
+            }
+            described.push(answers);
+        }
+        // The company of others changes nothing; a few are checked against conversations of their own.
+        for fewer in &described[..3] {
+            fewer.iter().zip(&described[3]).for_each(|(a, b)| assert_same(a, b));
+        }
+        assert_as_alone(&model, &picture, &all[297..], &described[3][297..], &short());
+    }
+
+    /// Room for one sequence only, and for three captions that become longer than captions are.
+    #[test]
+    fn little_memory_changes_no_answer() {
+        let (model, picture, boxes) = (tiny(), picture(), boxes(6));
+        let options = AskOptions { max_new_tokens: 90, ..AskOptions::default() };
+        let describe = |batch_bytes| {
+            let mut chat = Chat::new(&model, &picture).unwrap();
+            chat.describe_regions(&boxes, QUESTION, &AskOptions { batch_bytes, ..options.clone() }).unwrap()
+        };
+        let together = describe(usize::MAX);
+        assert!(together.iter().any(|answer| answer.generated_tokens > 60), "long enough to outgrow");
+        // 2 layers, keys and values, 32 channels of 4 bytes, about 14 + 32 tokens, three times.
+        for batch_bytes in [0, 3 * 50 * 2 * 2 * 32 * 4] {
+            together.iter().zip(&describe(batch_bytes)).for_each(|(a, b)| assert_same(a, b));
+        }
+    }
+
+    #[test]
+    fn questions_with_boxes_of_their_own_and_without_any() {
+        let (model, picture, boxes) = (tiny(), picture(), boxes(3));
+        for question in ["Is [8, 6, 40, 30] left of <region1>, or <region1> of (0.5, 0.5)?", "What is in the picture?"]
+        {
+            let all = Chat::new(&model, &picture).unwrap().describe_regions(&boxes, question, &short()).unwrap();
+            for (bbox, answer) in boxes.iter().zip(&all) {
+                let mut one = Chat::new(&model, &picture).unwrap();
+                one.add_region(*bbox);
+                assert_same(answer, &one.ask_with(question, &short()).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn answers_come_as_they_end_and_a_break_drops_the_rest() {
+        let (model, picture, boxes) = (tiny(), picture(), boxes(8));
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let expected = chat.describe_regions(&boxes, QUESTION, &short()).unwrap();
+        let mut seen = Vec::new();
+        let ended = chat.describe_regions_streaming(&boxes, QUESTION, &short(), |index, answer| {
+            assert_same(&answer.unwrap(), &expected[index]);
+            seen.push(index);
+            if seen.len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(ended.is_ok() && seen.len() == 3);
+    }
+
+    #[test]
+    fn what_can_not_be_asked_is_refused_before_anything_is_said() {
+        let (model, picture, boxes) = (tiny(), picture(), boxes(2));
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        for question in ["", "What is <region2>?", &"what ".repeat(4000)] {
+            let said = |_, _| panic!("nothing to say");
+            chat.describe_regions_streaming(&boxes, question, &short(), said).unwrap_err();
+        }
+        let error = chat.describe_regions(&boxes, &"what ".repeat(4000), &short()).unwrap_err();
+        assert!(matches!(error, Error::Prompt(PromptError::TooLong { .. })), "{error}");
+        assert!(chat.describe_regions(&[], QUESTION, &short()).unwrap().is_empty());
+        // And the chat is none the worse for it.
+        chat.add_region(boxes[0]);
+        let mut fresh = Chat::new(&model, &picture).unwrap();
+        fresh.add_region(boxes[0]);
+        assert_same(&chat.ask_with(QUESTION, &short()).unwrap(), &fresh.ask_with(QUESTION, &short()).unwrap());
+    }
+
+    /// How many regions one prompt holds is a matter of its 2048 tokens. A mention takes at least three of
+    /// them: a word, a number, the region.
+    #[test]
+    fn a_single_prompt_holds_as_many_regions_as_fit_its_context() {
+        let model = tiny();
+        let question = |count: usize| (1..=count).map(|i| format!("<region{i}> ")).collect::<String>();
+        let ask = |count| {
+            let mut chat = Chat::new(&model, &picture()).unwrap();
+            boxes(count).into_iter().for_each(|bbox| _ = chat.add_region(bbox));
+            chat.ask_with(&question(count), &short())
+        };
+        for count in [1, 16, 100] {
+            assert_eq!(ask(count).unwrap().regions.len(), count);
+        }
+        assert!(matches!(ask(700), Err(Error::Prompt(PromptError::TooLong { max: 2048, .. }))));
+    }
+
+    /// The embedded model, whose words mean something.
+    #[test]
+    fn the_embedded_model_names_many_things_at_once() {
+        let model = Gpt4Roi::nano(&Device::Cpu).unwrap();
+        let image = Image::open("../../docs/example.png", DEFAULT_MAX_PIXELS).unwrap();
+        let pixels = |xyxy| BBox::from_pixels(xyxy, image.size()).unwrap();
+        let boxes = [pixels([8., 14., 54., 59.]), pixels([109., 0., 181., 59.]), pixels([0., 78., 101., 186.])];
+        let options = AskOptions::default();
+        let answers = Chat::new(&model, &image).unwrap().describe_regions(&boxes, QUESTION, &options).unwrap();
+        assert_eq!([&*answers[0].text, &*answers[1].text], ["An octopus.", "A loaf of bread."]);
+        assert_as_alone(&model, &image, &boxes, &answers, &options);
+    }
+}
