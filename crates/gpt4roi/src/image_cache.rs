@@ -165,7 +165,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiny::{picture, tiny};
+    use crate::{
+        chat::Chat,
+        tiny::{picture, short, tiny},
+    };
 
     fn other(shade: u8) -> Image {
         Image::from_rgb(image::RgbImage::from_pixel(30, 20, image::Rgb([shade, 0, 0])))
@@ -181,6 +184,17 @@ mod tests {
         let other = cache.encode(&model, &other(0)).unwrap();
         assert!(!Arc::ptr_eq(&first, &other));
         assert_eq!((cache.len(), first.size(), other.size().width), (2, picture().size(), 30));
+    }
+
+    #[test]
+    fn conversations_about_a_kept_picture_are_those_about_the_picture() {
+        let (model, cache) = (tiny(), ImageCache::new(usize::MAX));
+        let ask = |mut chat: Chat<'_>| chat.ask_with("What is [8, 6, 40, 30]?", &short()).unwrap();
+        let fresh = ask(Chat::new(&model, &picture()).unwrap());
+        for _ in 0..2 {
+            let kept = cache.encode(&model, &picture()).unwrap();
+            assert_eq!(ask(Chat::with_image(&model, kept)), fresh);
+        }
     }
 
     /// The same bytes in another shape, and the same picture for another model.
