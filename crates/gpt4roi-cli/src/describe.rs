@@ -1,7 +1,12 @@
 //! `gpt4roi describe`: a picture, or each of its regions, in words.
 
+use std::{collections::BTreeMap, ops::ControlFlow};
+
 use clap::ValueEnum;
-use gpt4roi::chat::{Answer, Origin, ResolvedRegion};
+use gpt4roi::{
+    BBox, Chat,
+    chat::{Answer, AskOptions, Origin, ResolvedRegion},
+};
 use serde::Serialize;
 
 use crate::{
@@ -13,7 +18,8 @@ use crate::{
 /// Describe a picture, or each of its regions
 ///
 /// Without --region the whole picture is described. With several, each is described on its own, and
-/// each gets a line of its own.
+/// each gets a line of its own. However many there are, they are answered together, which costs far
+/// less than asking about each.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -92,7 +98,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
     let mut descriptions = Vec::new();
     session.time(&mut timings, || {
-        let mut describe = |region: Option<ResolvedRegion>, answer: Answer| {
+        let mut tell = |region: Option<ResolvedRegion>, answer: Answer| {
             if !args.output.json && !args.output.quiet {
                 note_if_cut_off(&answer);
             }
@@ -104,15 +110,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             anyhow::Ok(())
         };
         if boxes.is_empty() {
-            return describe(None, chat.ask_with(args.detail.about_picture(), &options)?);
+            return tell(None, chat.ask_with(args.detail.about_picture(), &options)?);
         }
-        for (bbox, id) in boxes.iter().zip(1..) {
-            let region = ResolvedRegion { id, pixels: bbox.pixels(size), origin: Origin::Given };
-            for answer in chat.describe_regions(&[*bbox], args.detail.about_region(), &options)? {
-                describe(Some(region), answer)?;
-            }
-        }
-        Ok(())
+        in_order(&mut chat, &boxes, args.detail.about_region(), &options, |index, answer| {
+            let region =
+                ResolvedRegion { id: index as u32 + 1, pixels: boxes[index].pixels(size), origin: Origin::Given };
+            tell(Some(region), answer)
+        })
     })?;
 
     if let Some(path) = &args.output.annotate {
@@ -124,6 +128,31 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         print_json(&Report { descriptions, timings, image, model })?;
     }
     Ok(())
+}
+
+/// Describes all boxes together. Each answer is told as soon as it and those of all boxes before it are
+/// there; the first failure ends the telling.
+fn in_order(
+    chat: &mut Chat<'_>,
+    boxes: &[BBox],
+    question: &str,
+    options: &AskOptions,
+    mut tell: impl FnMut(usize, Answer) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut early = BTreeMap::new();
+    let (mut next, mut told) = (0, Ok(()));
+    chat.describe_regions_streaming(boxes, question, options, |index, answer| {
+        early.insert(index, answer);
+        while let Some(answer) = early.remove(&next) {
+            told = answer.map_err(anyhow::Error::from).and_then(|answer| tell(next, answer));
+            if told.is_err() {
+                return ControlFlow::Break(());
+            }
+            next += 1;
+        }
+        ControlFlow::Continue(())
+    })?;
+    told
 }
 
 impl Description {

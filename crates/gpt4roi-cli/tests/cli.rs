@@ -301,6 +301,23 @@ fn describe_gives_each_region_a_line() {
 }
 
 #[test]
+fn describe_tells_many_regions_in_the_order_given() {
+    let place = Place::new();
+    let boxes: Vec<_> = (0..20).map(|i| format!("{},{},{},{}", i, i / 2, 30 + i, 25 + i)).collect();
+    let regions = boxes.iter().flat_map(|bbox| ["--region", bbox]);
+    let arguments: Vec<_> = ["describe", "scene.png"].into_iter().chain(regions).collect();
+    let together = place.json(&arguments);
+    let descriptions = together["descriptions"].as_array().unwrap();
+    assert_eq!(descriptions.len(), 20);
+    for (i, description) in (1..).zip(descriptions) {
+        assert_eq!(description["region"]["id"], i);
+    }
+    let alone = place.json(&["describe", "scene.png", "--region", &boxes[13]]);
+    assert_eq!(alone["descriptions"][0]["text"], descriptions[13]["text"]);
+    assert_eq!(alone["descriptions"][0]["region"]["box"], descriptions[13]["region"]["box"]);
+}
+
+#[test]
 fn chat_reads_commands_and_questions_from_a_pipe() {
     let place = Place::new();
     let lines = "/region 8,6,40,30\n\nWhat is <region1>?\nIs region 1 at (0.5, 0.5)?\n/regions\n/undo\n/regions\n/save chat.json\n/save marked.png\n/quit\nnever read\n";

@@ -106,6 +106,105 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, visible: Visib
     out
 }
 
+/// A sequence that goes on behind a prefix which it shares with others.
+#[derive(Clone, Copy, Debug)]
+pub struct Branch<'a> {
+    /// Keys of its own tokens, `[tokens, heads·D]`.
+    pub keys: &'a [f32],
+    /// Values of its own tokens, `[tokens, heads·D]`.
+    pub values: &'a [f32],
+    /// So many of its tokens ask, the last ones.
+    pub queries: usize,
+}
+
+/// The keys and values that all branches see.
+#[derive(Clone, Copy, Debug)]
+pub struct Prefix<'a> {
+    /// `[tokens, heads·D]`
+    pub keys: &'a [f32],
+    /// `[tokens, heads·D]`
+    pub values: &'a [f32],
+}
+
+/// [`attention`] of many sequences that begin alike: each query sees the whole prefix, and of its own
+/// branch the tokens up to itself. The prefix is read once for all branches, wherever it lies; their
+/// queries are scored against it in one product.
+///
+/// # Shapes
+/// q and out `[Σ queries, heads·D]`, the queries of one branch after those of the other
+///
+/// # Panics
+/// If the lengths do not fit, or a branch has more queries than tokens.
+pub fn branched_attention(
+    q: &[f32],
+    prefix: Prefix<'_>,
+    branches: &[Branch<'_>],
+    heads: usize,
+    head_dim: usize,
+    out: &mut [f32],
+) {
+    let width = heads * head_dim;
+    let queries = branches.iter().map(|branch| branch.queries).sum();
+    assert_eq!((q.len(), out.len()), (queries * width, queries * width), "{queries} queries of width {width}");
+    if out.is_empty() {
+        return;
+    }
+    let shape = AttentionShape { batch: 1, queries, keys: prefix.keys.len() / width, heads, head_dim };
+    let tokens = |branch: &Branch<'_>| branch.keys.len() / width;
+    assert_eq!((prefix.keys.len(), prefix.values.len()), (shape.keys * width, shape.keys * width), "a prefix in part");
+    for branch in branches {
+        let own = tokens(branch) * width;
+        assert_eq!((branch.keys.len(), branch.values.len()), (own, own), "a branch in part");
+        assert!(branch.queries <= tokens(branch), "{} queries, {} tokens", branch.queries, tokens(branch));
+    }
+    let merged = map_indices(heads, |head| attend_branches(q, prefix, branches, shape, head));
+    shape.merge(&merged, queries, out);
+}
+
+/// One head: `[Σ queries, D]`.
+///
+/// A row of scores holds the prefix, then what is left for the longest branch.
+fn attend_branches(
+    q: &[f32],
+    prefix: Prefix<'_>,
+    branches: &[Branch<'_>],
+    shape: AttentionShape,
+    head: usize,
+) -> Vec<f32> {
+    let (dim, width, shared) = (shape.head_dim, shape.width(), shape.keys);
+    let longest = branches.iter().map(|branch| branch.keys.len() / width).max().unwrap_or(0);
+    let columns = shared + longest;
+    let mut scores = vec![0.0; shape.queries * columns];
+    let mut out = vec![0.0; shape.queries * dim];
+
+    if shared > 0 {
+        let keys = shape.rows(prefix.keys, head, shared, 0..shared).transposed();
+        let target = MatMut::strided(&mut scores, (shape.queries, shared), columns);
+        gemm_serial(1.0, shape.rows(q, head, shape.queries, 0..shape.queries), keys, 0.0, target);
+    }
+    let mut first = 0;
+    for branch in branches.iter().filter(|branch| branch.queries > 0) {
+        let (own, rows) = (branch.keys.len() / width, first..first + branch.queries);
+        let keys = shape.rows(branch.keys, head, own, 0..own).transposed();
+        let scores = &mut scores[first * columns..rows.end * columns];
+        let target = MatMut::strided(&mut scores[shared..], (rows.len(), own), columns);
+        gemm_serial(1.0, shape.rows(q, head, shape.queries, rows.clone()), keys, 0.0, target);
+        for (row, seen) in scores.chunks_exact_mut(columns).zip(own - rows.len() + 1..) {
+            softmax_parts(row, 0..shared, shared..shared + seen, shape.scale());
+        }
+        let weights = MatRef::strided(&scores[shared..], (rows.len(), own), (columns, 1));
+        let target = MatMut::new(&mut out[first * dim..rows.end * dim], rows.len(), dim);
+        gemm_serial(1.0, weights, shape.rows(branch.values, head, own, 0..own), 0.0, target);
+        first = rows.end;
+    }
+    if shared > 0 {
+        let weights = MatRef::strided(&scores, (shape.queries, shared), (columns, 1));
+        let values = shape.rows(prefix.values, head, shared, 0..shared);
+        gemm_serial(1.0, weights, values, 1.0, MatMut::new(&mut out, shape.queries, dim));
+    }
+    out
+}
+
 /// The gradients of [`attention`]; all three are written.
 ///
 /// # Panics
@@ -373,6 +472,42 @@ mod tests {
         assert_gradient(&v, &grad, &gv, last(keys), |v| reference(&q, &k, v, shape, visible));
     }
 
+    /// What one branch sees, as a sequence of its own.
+    fn alone(q: &[f32], prefix: Prefix<'_>, branch: &Branch<'_>, heads: usize, head_dim: usize) -> Vec<f32> {
+        let (keys, values) = ([prefix.keys, branch.keys].concat(), [prefix.values, branch.values].concat());
+        let (tokens, queries) = (keys.len() / (heads * head_dim), branch.queries);
+        let shape = AttentionShape { batch: 1, queries, keys: tokens, heads, head_dim };
+        reference(q, &keys, &values, shape, &|i| (0..tokens - queries + i + 1, tokens..tokens))
+    }
+
+    #[track_caller]
+    fn check_branches(shared: usize, branches: &[(usize, usize)], heads: usize, head_dim: usize, seed: u64) {
+        let width = heads * head_dim;
+        let (keys, values) = (values(shared * width, seed), values(shared * width, seed ^ 1));
+        let prefix = Prefix { keys: &keys, values: &values };
+        let own = |i: usize, tokens| crate::test_values::values(tokens * width, seed ^ (i as u64 + 2) << 8);
+        let tails: Vec<_> = branches
+            .iter()
+            .enumerate()
+            .map(|(i, &(earlier, new))| (own(i, earlier + new), own(i + 100, earlier + new)))
+            .collect();
+        let branches: Vec<_> = tails
+            .iter()
+            .zip(branches)
+            .map(|((keys, values), &(_, queries))| Branch { keys, values, queries })
+            .collect();
+        let q = own(1000, branches.iter().map(|branch| branch.queries).sum());
+
+        let mut out = vec![f32::NAN; q.len()];
+        branched_attention(&q, prefix, &branches, heads, head_dim, &mut out);
+        let mut first = 0;
+        for branch in &branches {
+            let rows = first..first + branch.queries * width;
+            assert_close(&out[rows.clone()], &alone(&q[rows.clone()], prefix, branch, heads, head_dim), 1e-5);
+            first = rows.end;
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
@@ -402,6 +537,44 @@ mod tests {
             };
             check(shape, &visible, seed);
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// From one token each, as in a step of decoding, to whole questions; with and without a prefix.
+        #[test]
+        fn branches_attend_as_if_each_were_alone(
+            shared in 0usize..90,
+            branches in prop::collection::vec((0usize..40, 1usize..12), 1..6),
+            (heads, head_dim) in (1usize..4, 1usize..9),
+            seed: u64
+        ) {
+            check_branches(shared, &branches, heads, head_dim, seed);
+        }
+    }
+
+    #[test]
+    fn a_branch_may_ask_nothing() {
+        check_branches(5, &[(3, 1), (2, 0), (0, 2)], 2, 4, 7);
+    }
+
+    #[test]
+    fn a_broken_branch_leaves_the_others_whole() {
+        let ones = [1.0; 4];
+        let branch = |keys| Branch { keys, values: &ones[..2], queries: 1 };
+        let prefix = Prefix { keys: &ones, values: &ones };
+        let mut out = [0.0; 4];
+        branched_attention(&ones, prefix, &[branch(&[f32::NAN; 2]), branch(&ones[..2])], 1, 2, &mut out);
+        assert!(out[0].is_nan() && out[1].is_nan());
+        assert_eq!(out[2..], [1.0, 1.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "2 queries, 1 tokens")]
+    fn more_queries_than_tokens_are_refused() {
+        let prefix = Prefix { keys: &[], values: &[] };
+        let branch = Branch { keys: &[1.0], values: &[1.0], queries: 2 };
+        branched_attention(&[1.0; 2], prefix, &[branch], 1, 1, &mut [0.0; 2]);
     }
 
     #[test]

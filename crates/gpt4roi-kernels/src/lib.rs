@@ -39,7 +39,7 @@ mod test_values;
 
 pub use crate::{
     activation::{gelu, gelu_backward, quick_gelu, quick_gelu_backward, relu, relu_backward, swiglu, swiglu_backward},
-    attention::{AttentionShape, Visible, attention, attention_backward},
+    attention::{AttentionShape, Branch, Prefix, Visible, attention, attention_backward, branched_attention},
     bias::{repeat_row, sum_rows},
     conv::{Conv3x3Shape, conv3x3, conv3x3_backward_input, conv3x3_backward_weight},
     cross_entropy::{cross_entropy, cross_entropy_backward},

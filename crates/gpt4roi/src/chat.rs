@@ -1,6 +1,9 @@
 //! A conversation about one picture.
 
-use std::ops::ControlFlow;
+use std::{
+    ops::{ControlFlow, Range},
+    sync::Arc,
+};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -10,9 +13,10 @@ use crate::{
     error::Result,
     generate::{FinishReason, Generation, Halt, Limits, LlamaDecoder, generate},
     image::Image,
+    image_cache::EncodedImage,
     kv_cache::KvCache,
     mention::{self, Part},
-    model::{Gpt4Roi, ImageFeatures},
+    model::Gpt4Roi,
     point::{self, PointBox},
     prompt::{self, Encoded, Piece, Round, TURN, TextMode},
     sampling::{Sampler, Sampling},
@@ -81,10 +85,14 @@ pub struct AskOptions {
     pub box_precision: BoxPrecision,
     /// How a point becomes a box, if not as the model's training did it.
     pub point_box: Option<PointBox>,
+    /// When many regions are described together: how many bytes the keys and values of the sequences
+    /// may take that decode at the same time, beyond those of the prefix that they share. One sequence
+    /// runs in any case.
+    pub batch_bytes: usize,
 }
 
 impl Default for AskOptions {
-    /// Greedy, at most 512 tokens, boxes in full precision.
+    /// Greedy, at most 512 tokens, boxes in full precision, 1 GiB for a batch.
     fn default() -> Self {
         Self {
             max_new_tokens: 512,
@@ -92,6 +100,7 @@ impl Default for AskOptions {
             text_mode: TextMode::Literal,
             box_precision: BoxPrecision::F32,
             point_box: None,
+            batch_bytes: 1 << 30,
         }
     }
 }
@@ -165,11 +174,8 @@ pub enum Undone {
 /// ```
 #[derive(Debug)]
 pub struct Chat<'m> {
-    model: &'m Gpt4Roi,
-    size: ImageSize,
-    features: ImageFeatures,
-    /// The pyramid, once a region needs it: at the original's size it costs twelve times the tower.
-    maps: Option<Vec<Tensor>>,
+    pub(crate) model: &'m Gpt4Roi,
+    pub(crate) image: Arc<EncodedImage>,
     regions: Vec<Region>,
     turns: Vec<Turn>,
     memory: Memory,
@@ -189,16 +195,13 @@ impl<'m> Chat<'m> {
     /// # Errors
     /// If the engine fails.
     pub fn new(model: &'m Gpt4Roi, image: &Image) -> Result<Self> {
-        let pixels = image.pixel_values(&model.config.vision, &model.device)?;
-        Ok(Self {
-            model,
-            size: image.size(),
-            features: model.network.encode_image(&pixels)?,
-            maps: None,
-            regions: Vec::new(),
-            turns: Vec::new(),
-            memory: Memory::new(model),
-        })
+        Ok(Self::with_image(model, Arc::new(EncodedImage::new(model, image)?)))
+    }
+
+    /// About a picture that this model has encoded before, as an
+    /// [`ImageCache`](crate::image_cache::ImageCache) hands them out.
+    pub fn with_image(model: &'m Gpt4Roi, image: Arc<EncodedImage>) -> Self {
+        Self { model, image, regions: Vec::new(), turns: Vec::new(), memory: Memory::new(model) }
     }
 
     /// Declares a region; its id displays as the mention that questions use.
@@ -275,44 +278,32 @@ impl<'m> Chat<'m> {
         Ok(answer)
     }
 
-    /// Asks the same question about each box, as if each were the first of a conversation. In the
-    /// question the box is `<region1>`. The conversation itself is not touched; the picture and the
-    /// words before the first mention are read once for all.
-    ///
-    /// # Errors
-    /// As [`Self::ask_streaming`], for the first box that fails.
-    pub fn describe_regions(&mut self, boxes: &[BBox], question: &str, options: &AskOptions) -> Result<Vec<Answer>> {
-        let describe = |bbox: &BBox| {
-            let mut regions = Vec::new();
-            push_region(&mut regions, *bbox, Origin::Given);
-            let question = self.resolve(question, &mut regions, options.point_box)?;
-            let rounds = [Round { question, answer: None }];
-            self.respond(&rounds, &regions, options, |_| ControlFlow::Continue(()))
-        };
-        boxes.iter().map(describe).collect()
-    }
-
     /// The conversation so far.
     pub fn transcript(&self) -> Transcript {
         Transcript {
-            image_size: [self.size.width, self.size.height],
-            regions: self.regions.iter().map(|region| region.resolved(self.size)).collect(),
+            image_size: [self.image.size().width, self.image.size().height],
+            regions: self.regions.iter().map(|region| region.resolved(self.image.size())).collect(),
             rounds: self.turns.iter().map(|turn| saved(&turn.round)).collect(),
         }
     }
 
     /// A question's pieces; what stands there as coordinates joins the regions.
-    fn resolve(&self, question: &str, regions: &mut Vec<Region>, point_box: Option<PointBox>) -> Result<Vec<Piece>> {
+    pub(crate) fn resolve(
+        &self,
+        question: &str,
+        regions: &mut Vec<Region>,
+        point_box: Option<PointBox>,
+    ) -> Result<Vec<Piece>> {
         let declared: Vec<_> = regions.iter().map(|region| region.id).collect();
         let point_box = point_box.unwrap_or_else(|| PointBox::of(&self.model.config.region));
         let mut pieces = Vec::new();
-        for part in mention::parse(question.trim(), &declared, self.size)? {
+        for part in mention::parse(question.trim(), &declared, self.image.size())? {
             pieces.push(match part {
                 Part::Text(text) => Piece::Text(text),
                 Part::Mention(id) => Piece::Region(id),
                 Part::Box(bbox) => Piece::Region(push_region(regions, bbox, Origin::Coordinates)),
                 Part::Point(point) => {
-                    let bbox = point::box_at(&self.features, point, &point_box)?;
+                    let bbox = point::box_at(self.image.features(), point, &point_box)?;
                     Piece::Region(push_region(regions, bbox, Origin::Point))
                 }
             });
@@ -337,8 +328,8 @@ impl<'m> Chat<'m> {
         encoded.check_length(context, 1)?;
         let max_new_tokens = options.max_new_tokens.min(context - prompt.len());
 
-        let reused = self.memory.recall(&prompt)?;
-        let embeds = self.embed(&encoded, &prompt, options.box_precision, reused)?;
+        let reused = self.memory.recall(&prompt, prompt.len() - 1);
+        let embeds = self.embed(&encoded, &prompt, reused..prompt.len(), options.box_precision)?;
         let mut stream = AnswerStream::new(tokenizer);
         let limits = Limits { eos: tokenizer.special().eos, max_new_tokens };
         let mut decoder =
@@ -364,48 +355,77 @@ impl<'m> Chat<'m> {
             // What was held back is shown now; there is nothing left that could be cancelled.
             let _ = on_text(&rest);
         }
-        Ok(report(rounds, regions, self.size, &encoded, reused, &generation, text))
+        Ok(report(rounds, regions, self.image.size(), &encoded, reused, &generation, text))
     }
 
-    /// The embeddings of a prompt from token `from` on.
+    /// Reads a prompt's first `length` tokens, as far as they were not read before, and shares what was
+    /// read of them; also returns how many had been read before.
+    pub(crate) fn read_prefix(
+        &mut self,
+        encoded: &Encoded,
+        prompt: &[Slot],
+        length: usize,
+        precision: BoxPrecision,
+    ) -> Result<(Arc<KvCache>, usize)> {
+        let reused = self.memory.recall(prompt, length);
+        if reused < length {
+            let embeds = self.embed(encoded, prompt, reused..length, precision)?;
+            if let Err(error) = self.model.network.llama.forward(&embeds, &mut self.memory.cache) {
+                self.memory = Memory::new(self.model);
+                return Err(error.into());
+            }
+            self.memory.remember(prompt[..length].to_vec(), &[]);
+        }
+        Ok((Arc::new(self.memory.cache.clone()), reused))
+    }
+
+    /// The embeddings of some tokens of a prompt.
     ///
     /// # Shapes
-    /// → `[1, T − from, H]`
-    fn embed(&mut self, encoded: &Encoded, prompt: &[Slot], precision: BoxPrecision, from: usize) -> Result<Tensor> {
-        let device = &self.model.device;
-        let ids = Tensor::from_slice(&encoded.ids[from..], encoded.ids.len() - from, device)?;
+    /// → `[1, range, H]`
+    fn embed(
+        &self,
+        encoded: &Encoded,
+        prompt: &[Slot],
+        range: Range<usize>,
+        precision: BoxPrecision,
+    ) -> Result<Tensor> {
+        let boxes = boxes_in(&prompt[range.clone()]);
+        let vectors = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes, precision)?) };
+        self.splice(encoded, range, vectors.as_ref())
+    }
+
+    /// Some tokens of a prompt with patches in their places, and with the vectors of the regions
+    /// mentioned there, if any are.
+    ///
+    /// # Shapes
+    /// vectors `[mentions, H]` → `[1, range, H]`
+    pub(crate) fn splice(&self, encoded: &Encoded, range: Range<usize>, vectors: Option<&Tensor>) -> Result<Tensor> {
+        let ids = Tensor::from_slice(&encoded.ids[range.clone()], range.len(), &self.model.device)?;
+        let place = |token: usize| (token - range.start) as u32;
         // Patches may have been read in part, when the words before them changed in their midst.
-        let first = from.max(encoded.patches.start).min(encoded.patches.end);
-        let patches =
-            self.features.image_tokens.narrow(0, first - encoded.patches.start, encoded.patches.end - first)?;
-        let patch_places: Vec<u32> = (first..encoded.patches.end).map(|place| (place - from) as u32).collect();
-        let (mut boxes, mut region_places) = (Vec::new(), Vec::new());
-        for (place, slot) in prompt.iter().enumerate().skip(from) {
-            if let Slot::Region(bbox, _) = slot {
-                boxes.push(*bbox);
-                region_places.push((place - from) as u32);
-            }
-        }
-        let regions = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes, precision)?) };
+        let within = |token: usize| token.max(encoded.patches.start).min(encoded.patches.end);
+        let (first, last) = (within(range.start), within(range.end));
+        let patches = self.image.features().image_tokens.narrow(0, first - encoded.patches.start, last - first)?;
+        let patch_places: Vec<u32> = (first..last).map(place).collect();
+        let mentions = encoded.regions.iter().map(|&(token, _)| token as usize);
+        let region_places: Vec<u32> = mentions.filter(|token| range.contains(token)).map(place).collect();
         let mut parts: Vec<(&Tensor, &[u32])> = Vec::new();
         if !patch_places.is_empty() {
             parts.push((&patches, &patch_places));
         }
-        if let Some(regions) = &regions {
-            parts.push((regions, &region_places));
+        if let Some(vectors) = vectors {
+            parts.push((vectors, &region_places));
         }
         Ok(self.model.network.splice(&ids, &parts)?)
     }
 
     /// # Shapes
     /// N boxes → `[N, H]`
-    fn encode_boxes(&mut self, boxes: &[BBox], precision: BoxPrecision) -> Result<Tensor> {
+    pub(crate) fn encode_boxes(&self, boxes: &[BBox], precision: BoxPrecision) -> Result<Tensor> {
         let network = &self.model.network;
-        let maps = match &self.maps {
-            Some(maps) => maps,
-            None => self.maps.insert(network.pyramid(&self.features)?),
-        };
-        Ok(network.encode_regions(maps, &BBox::tensor(boxes, precision, &self.model.device)?)?)
+        let maps = self.image.maps(network)?;
+        Ok(network.encode_regions(&maps, &BBox::tensor(boxes, precision, &self.model.device)?)?)
     }
 }
 
@@ -415,7 +435,7 @@ impl Region {
     }
 }
 
-fn push_region(regions: &mut Vec<Region>, bbox: BBox, origin: Origin) -> RegionId {
+pub(crate) fn push_region(regions: &mut Vec<Region>, bbox: BBox, origin: Origin) -> RegionId {
     let id = RegionId(regions.len() as u32 + 1);
     regions.push(Region { id, bbox, origin });
     id
@@ -447,7 +467,7 @@ fn saved(round: &Round) -> TranscriptRound {
     TranscriptRound { question: question_text(&round.question), answer: round.answer.clone().unwrap_or_default() }
 }
 
-fn report(
+pub(crate) fn report(
     rounds: &[Round],
     regions: &[Region],
     size: ImageSize,
@@ -483,12 +503,21 @@ fn report(
 /// What stands at one place of a prompt. All patches belong to the one picture, so their id says all.
 /// Regions share an id; their vectors depend on the box and its precision, and on nothing else.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Slot {
+pub(crate) enum Slot {
     Token(u32),
     Region(BBox, BoxPrecision),
 }
 
-fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Result<Vec<Slot>> {
+/// The boxes of the regions in a stretch of a prompt, in order.
+pub(crate) fn boxes_in(prompt: &[Slot]) -> Vec<BBox> {
+    let bbox = |slot: &Slot| match slot {
+        Slot::Region(bbox, _) => Some(*bbox),
+        Slot::Token(_) => None,
+    };
+    prompt.iter().filter_map(bbox).collect()
+}
+
+pub(crate) fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Result<Vec<Slot>> {
     let mut slots: Vec<Slot> = encoded.ids.iter().copied().map(Slot::Token).collect();
     for &(place, id) in &encoded.regions {
         let region = find_region(regions, id)?;
@@ -511,14 +540,14 @@ impl Memory {
         Self { cache: model.network.llama.new_cache(), read: Vec::new() }
     }
 
-    /// Keeps the longest beginning that the prompt shares with what was read, and returns its length.
-    /// The prompt's last token is always left to be read: its logits are the answer's beginning.
-    fn recall(&mut self, prompt: &[Slot]) -> Result<usize> {
-        let most = prompt.len().saturating_sub(1);
+    /// Keeps the longest beginning that the prompt shares with what was read, of at most `most` tokens,
+    /// and returns its length. A prompt's last token has to be left to be read: its logits are the
+    /// answer's beginning.
+    fn recall(&mut self, prompt: &[Slot], most: usize) -> usize {
         let common = self.read.iter().zip(prompt).take(most).take_while(|(read, wanted)| read == wanted).count();
         self.read.truncate(common);
-        self.cache.truncate(common)?;
-        Ok(common)
+        self.cache.truncate(common);
+        common
     }
 
     /// Notes what the cache holds after an answer. The last token of an answer is never read.
@@ -540,19 +569,19 @@ pub fn tidy(output: &str) -> String {
 
 /// Turns tokens into text that can be shown at once: what a later token might take away is held back.
 #[derive(Debug)]
-struct AnswerStream<'t> {
+pub(crate) struct AnswerStream<'t> {
     tokens: TextStream<'t>,
     decoded: String,
     shown: String,
 }
 
 impl<'t> AnswerStream<'t> {
-    fn new(tokenizer: &'t Tokenizer) -> Self {
+    pub(crate) fn new(tokenizer: &'t Tokenizer) -> Self {
         Self { tokens: tokenizer.stream(), decoded: String::new(), shown: String::new() }
     }
 
     /// Takes one token; true if the answer is complete.
-    fn push(&mut self, token: u32) -> bool {
+    pub(crate) fn push(&mut self, token: u32) -> bool {
         self.decoded += &self.tokens.push(token);
         self.decoded.contains(TURN)
     }
@@ -568,7 +597,7 @@ impl<'t> AnswerStream<'t> {
     }
 
     /// The whole answer, and the part of it that was not shown yet.
-    fn finish(mut self) -> (String, String) {
+    pub(crate) fn finish(mut self) -> (String, String) {
         self.decoded += &self.tokens.finish();
         let text = tidy(&self.decoded);
         let rest = text.strip_prefix(&self.shown).unwrap_or_default().to_owned();
@@ -588,66 +617,13 @@ fn settled(decoded: &str) -> &str {
 mod tests {
     use std::sync::Arc;
 
-    use candle_core::Device;
-    use rand::{Rng, SeedableRng};
-    use rand_chacha::ChaCha8Rng;
-
     use super::*;
     use crate::{
-        config::Config,
         error::Error,
         model::Network,
+        tiny::{Noise, assert_same, bbox, picture, short, tiny},
         weights::{TensorSource, Weights, WeightsResult},
     };
-
-    /// Random weights that depend on nothing but the tensor's name.
-    struct Noise;
-
-    impl TensorSource for Noise {
-        fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
-            let seed = name.bytes().fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-0.5..0.5)).collect();
-            Ok(Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
-        }
-    }
-
-    /// The architecture in miniature: what it says means nothing, and depends on everything.
-    fn tiny() -> Gpt4Roi {
-        let (model, added) =
-            (include_bytes!("../tests/data/tokenizer.model"), include_str!("../tests/data/added_tokens.json"));
-        let tokenizer = Tokenizer::from_bytes(model, added).unwrap();
-        let mut config = Config::nano(tokenizer.vocab_size());
-        (config.llama.hidden_size, config.llama.intermediate_size, config.llama.num_hidden_layers) = (32, 48, 2);
-        (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (16, 32, 56);
-        (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (8, 2, 1);
-        (config.region.roi_size, config.region.pos_hidden) = (4, 8);
-        let weights = Weights::new(Arc::new(Noise));
-        let network = Network::load(&config, &weights, &weights).unwrap();
-        Gpt4Roi { network, tokenizer, config, device: Device::Cpu }
-    }
-
-    fn picture() -> Image {
-        let color = |x, y| image::Rgb([(3 * x) as u8, (5 * y) as u8, (x * y) as u8]);
-        Image::from_rgb(image::RgbImage::from_fn(80, 60, color))
-    }
-
-    fn bbox(xyxy: [f64; 4]) -> BBox {
-        BBox::from_normalized(xyxy).unwrap()
-    }
-
-    fn short() -> AskOptions {
-        AskOptions { max_new_tokens: 6, ..AskOptions::default() }
-    }
-
-    /// Answers agree, whatever was reused; sums in another order differ by rounding.
-    #[track_caller]
-    fn assert_same(a: &Answer, b: &Answer) {
-        assert_eq!((&a.text, &a.question, &a.regions), (&b.text, &b.question, &b.regions));
-        assert_eq!(a.prompt_tokens, b.prompt_tokens);
-        let (a, b) = (a.mean_log_probability.unwrap(), b.mean_log_probability.unwrap());
-        assert!((a - b).abs() < 1e-4, "{a} {b}");
-    }
 
     #[test]
     fn later_rounds_read_only_what_is_new_and_answer_the_same() {
@@ -794,21 +770,6 @@ mod tests {
         assert_eq!((cancelled.finish, cancelled.generated_tokens, calls), (FinishReason::Cancelled, 3, 3));
         assert_eq!(chat.transcript(), before);
         assert!(chat.regions().is_empty());
-    }
-
-    #[test]
-    fn describing_in_bulk_is_asking_one_by_one() {
-        let (model, picture) = (tiny(), picture());
-        let boxes = [bbox([0.1, 0.2, 0.5, 0.9]), bbox([0.4, 0.1, 0.9, 0.6]), bbox([0.0, 0.0, 1.0, 1.0])];
-        let mut chat = Chat::new(&model, &picture).unwrap();
-        let all = chat.describe_regions(&boxes, "What is <region1>?", &short()).unwrap();
-        assert!(chat.regions().is_empty() && chat.transcript().rounds.is_empty());
-        for (bbox, answer) in boxes.into_iter().zip(&all) {
-            let mut one = Chat::new(&model, &picture).unwrap();
-            one.add_region(bbox);
-            assert_same(answer, &one.ask_with("What is <region1>?", &short()).unwrap());
-        }
-        assert!(all[1].reused_tokens > model.config.vision.patches());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use candle_core::{D, Device, Result, Tensor};
 
-use crate::layers::{self, AttentionMask};
+use crate::layers::{self, AttentionMask, Tail};
 
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (output, input) = weight.dims2()?;
@@ -79,6 +79,39 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: 
     };
     let mixed = softmax(&scores)?.matmul(&v)?; // [B, heads, Tq, D]
     mixed.transpose(1, 2)?.reshape((batch, queries, width))
+}
+
+/// Scores against the prefix in one product for all queries, and those against each tail beside them.
+pub(crate) fn branched_attention(
+    q: &Tensor,
+    prefix: Option<&(Tensor, Tensor)>,
+    tails: &[Tail],
+    heads: usize,
+) -> Result<Tensor> {
+    let (_, queries, width) = q.dims3()?;
+    let split = |x: &Tensor| x.reshape((x.dim(1)?, heads, width / heads))?.transpose(0, 1)?.contiguous();
+    let q = (split(q)? * (heads as f64 / width as f64).sqrt())?; // [heads, Σ queries, D]
+    let prefix = prefix.map(|(k, v)| Ok::<_, candle_core::Error>((split(k)?, split(v)?))).transpose()?;
+    let shared = prefix.as_ref().map(|(k, _)| q.matmul(&k.transpose(1, 2)?)).transpose()?;
+    let mut mixed = Vec::with_capacity(tails.len());
+    let mut first = 0;
+    for tail in tails {
+        let (k, v) = (split(&tail.keys)?, split(&tail.values)?);
+        let own = q.narrow(1, first, tail.queries)?.matmul(&k.transpose(1, 2)?)?; // [heads, queries, tokens]
+        let mask = additive(&AttentionMask::Causal, tail.queries, k.dim(1)?, q.device())?;
+        let own = own.broadcast_add(&mask.to_dtype(own.dtype())?)?;
+        mixed.push(match (&shared, &prefix) {
+            (Some(shared), Some((_, prefix_v))) => {
+                let seen = shared.dim(2)?;
+                let weights = softmax(&Tensor::cat(&[&shared.narrow(1, first, tail.queries)?, &own], 2)?)?;
+                let of_prefix = weights.narrow(2, 0, seen)?.contiguous()?.matmul(prefix_v)?;
+                (of_prefix + weights.narrow(2, seen, k.dim(1)?)?.contiguous()?.matmul(&v)?)?
+            }
+            _ => softmax(&own)?.matmul(&v)?,
+        });
+        first += tail.queries;
+    }
+    Tensor::cat(&mixed, 1)?.transpose(0, 1)?.reshape((1, queries, width))
 }
 
 /// The mask as a matrix `[Tq, Tk]` of 0 and −∞.

@@ -22,6 +22,18 @@ pub enum GenerateError {
         /// What was wrong.
         source: SamplingError,
     },
+    /// A prompt that can't be continued.
+    #[error(
+        "a sequence of {tokens} tokens, of which {unread} are to be read: expected at least 1 to be read and {max} in all at most"
+    )]
+    Prompt {
+        /// Tokens of the prompt, those of a shared prefix included.
+        tokens: usize,
+        /// How many of them were not read yet.
+        unread: usize,
+        /// The model's positions.
+        max: usize,
+    },
     /// The tensor engine failed.
     #[error("token {step} of the answer: {source}")]
     Tensor {

@@ -279,6 +279,47 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: &Attent
     }
 }
 
+/// A sequence's own part of [`branched_attention`]: the keys and values of the tokens behind the shared
+/// prefix, of which the last `queries` ask.
+#[derive(Clone, Debug)]
+pub struct Tail {
+    /// `[1, tokens, H]`
+    pub keys: Tensor,
+    /// `[1, tokens, H]`
+    pub values: Tensor,
+    /// How many of the tokens ask, at least 1.
+    pub queries: usize,
+}
+
+/// Causal attention of many sequences that begin alike. The prefix, if there is one, is neither copied
+/// nor read once per sequence: all queries are scored against it together. No gradient flows.
+///
+/// # Shapes
+/// q `[1, Σ queries, heads·D]`, one sequence after the other; prefix keys and values `[1, Tp, heads·D]`
+/// → as q; scores are scaled by 1/√D
+pub fn branched_attention(
+    q: &Tensor,
+    prefix: Option<&(Tensor, Tensor)>,
+    tails: &[Tail],
+    heads: usize,
+) -> Result<Tensor> {
+    let queries: usize = tails.iter().map(|tail| tail.queries).sum();
+    let (batch, rows, width) = q.dims3()?;
+    let lacking = tails.iter().any(|tail| tail.keys.dims().get(1).is_none_or(|&tokens| tokens < tail.queries));
+    if (batch, rows) != (1, queries) || heads == 0 || width % heads != 0 || lacking {
+        candle_core::bail!("branched_attention: {heads} heads, q {:?} for {queries} queries of {tails:?}", q.shape())
+    }
+    let own = tails.iter().flat_map(|tail| [&tail.keys, &tail.values]);
+    let all: Vec<&Tensor> = own.chain(prefix.into_iter().flat_map(|(k, v)| [k, v])).chain([q]).collect();
+    if let Some(misfit) = all.iter().find(|tensor| !matches!(tensor.dims(), &[1, _, w] if w == width)) {
+        candle_core::bail!("branched_attention: expected [1, .., {width}], got {:?}", misfit.shape())
+    }
+    match ops::serve(&all) {
+        true => ops::branched_attention(q, prefix, tails, heads),
+        false => composed::branched_attention(q, prefix, tails, heads),
+    }
+}
+
 /// Softmax over the last dimension, with a backward that reaches the input.
 ///
 /// # Shapes
@@ -318,6 +359,11 @@ impl Rotary {
         }
         let angles = Tensor::from_vec(table, (positions, head / 2), device)?;
         Ok(Self { cos: angles.cos()?, sin: angles.sin()? })
+    }
+
+    /// How many positions there are angles for.
+    pub fn positions(&self) -> usize {
+        self.cos.dims()[0]
     }
 
     /// Turns the two halves of each head against each other (`rotate_half`, as HF lays LLaMA out).
@@ -598,6 +644,56 @@ mod tests {
                 |t| attention(t[0], t[1], t[2], heads, &mask),
                 |t| composed::attention(t[0], t[1], t[2], heads, &mask),
             );
+        }
+    }
+
+    /// Against plain causal attention of each sequence on its own.
+    #[test]
+    fn branches_attend_as_whole_sequences_do() {
+        let (heads, width) = (2, 8);
+        let tails = |lengths: &[(usize, usize)]| -> Vec<Tail> {
+            let tail = |(seed, &(tokens, queries)): (usize, &(usize, usize))| Tail {
+                keys: var(&[1, tokens, width], 10 + seed as u64).detach(),
+                values: var(&[1, tokens, width], 20 + seed as u64).detach(),
+                queries,
+            };
+            lengths.iter().enumerate().map(tail).collect()
+        };
+        let prefix = (var(&[1, 70, width], 1).detach(), var(&[1, 70, width], 2).detach());
+        for (prefix, tails) in [
+            (Some(&prefix), tails(&[(1, 1), (9, 1), (3, 1)])),
+            (Some(&prefix), tails(&[(5, 5), (12, 1), (20, 7)])),
+            (None, tails(&[(66, 66), (4, 2)])),
+        ] {
+            let q = var(&[1, tails.iter().map(|tail| tail.queries).sum(), width], 3).detach();
+            let mut whole = Vec::new();
+            let mut first = 0;
+            for Tail { keys, values, queries } in &tails {
+                let behind = |prefix: Option<&Tensor>, own| match prefix {
+                    Some(prefix) => Tensor::cat(&[prefix, own], 1).unwrap(),
+                    None => own.clone(),
+                };
+                let (k, v) = (behind(prefix.map(|(k, _)| k), keys), behind(prefix.map(|(_, v)| v), values));
+                let q = q.narrow(1, first, *queries).unwrap();
+                whole.push(composed::attention(&q, &k, &v, heads, &AttentionMask::Causal).unwrap());
+                first += queries;
+            }
+            let expected = Tensor::cat(&whole, 1).unwrap();
+            assert_close("kernel", &branched_attention(&q, prefix, &tails, heads).unwrap(), &expected);
+            assert_close("composition", &composed::branched_attention(&q, prefix, &tails, heads).unwrap(), &expected);
+        }
+    }
+
+    #[test]
+    fn branches_that_do_not_fit_are_refused() {
+        let tensor = |tokens, width| var(&[1, tokens, width], 1).detach();
+        let tail =
+            |tokens, width, queries| Tail { keys: tensor(tokens, width), values: tensor(tokens, width), queries };
+        for (queries, tail, prefix_width) in
+            [(2, tail(3, 8, 1), 8), (4, tail(3, 8, 4), 8), (1, tail(3, 6, 1), 8), (1, tail(3, 8, 1), 6)]
+        {
+            let prefix = (tensor(5, prefix_width), tensor(5, prefix_width));
+            assert!(branched_attention(&tensor(queries, 8), Some(&prefix), &[tail], 2).is_err());
         }
     }
 

@@ -37,13 +37,16 @@ pub mod roi_align;
 pub mod kv_cache;
 pub mod llama;
 
+pub mod image_cache;
 pub mod model;
 pub mod nano;
 
+pub mod batch;
 pub mod generate;
 pub mod sampling;
 
 pub mod chat;
+pub mod describe;
 pub mod point;
 pub mod trace;
 
@@ -66,6 +69,9 @@ pub mod self_test;
 mod shards;
 mod staging;
 pub mod stream;
+
+#[cfg(test)]
+mod tiny;
 
 pub use crate::{
     bbox::{BBox, ImageSize, RegionId},

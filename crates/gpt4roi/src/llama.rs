@@ -1,11 +1,11 @@
 //! The language model: LLaMA's decoder over embeddings, with rotary positions and a key/value cache.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::{
     config::LlamaConfig,
-    kv_cache::KvCache,
-    layers::{AttentionMask, Linear, Matrix, RmsNorm, Rotary, attention, swiglu},
+    kv_cache::{Branch, KvCache},
+    layers::{AttentionMask, Linear, Matrix, RmsNorm, Rotary, Tail, attention, branched_attention, swiglu},
     weights::{Weights, WeightsError, WeightsResult},
 };
 
@@ -46,6 +46,16 @@ impl Llama {
         KvCache::new(self.layers.len())
     }
 
+    /// The longest sequence that has positions.
+    pub fn max_positions(&self) -> usize {
+        self.rotary.positions()
+    }
+
+    /// The device that computes.
+    pub fn device(&self) -> &Device {
+        self.embed_tokens.device()
+    }
+
     /// # Shapes
     /// ids `[T]` (u32) → `[T, H]`
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
@@ -59,11 +69,10 @@ impl Llama {
     pub fn forward(&self, embeds: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         let (start, length) = (cache.len() as u32, embeds.dim(1)? as u32);
         let positions = Tensor::arange(start, start + length, embeds.device())?;
-        let step = |x: Tensor, (index, layer): (usize, &DecoderLayer)| {
-            layer.forward(&x, &self.rotary, &positions, &AttentionMask::Causal, Some((index, &mut *cache)))
-        };
-        let x = self.layers.iter().enumerate().try_fold(embeds.clone(), step)?;
-        self.norm.forward(&x)
+        self.read(embeds, &positions, |index, heads, q, k, v| {
+            let (k, v) = cache.append(index, &k, &v)?;
+            attention(&q, &k, &v, heads, &AttentionMask::Causal)
+        })
     }
 
     /// Reads whole sequences at once, without a cache: what training needs.
@@ -71,8 +80,34 @@ impl Llama {
     /// # Shapes
     /// embeds `[1, T, H]`, positions `[T]` (u32) → `[1, T, H]`, normalised
     pub fn forward_packed(&self, embeds: &Tensor, positions: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
-        let step = |x: Tensor, layer: &DecoderLayer| layer.forward(&x, &self.rotary, positions, mask, None);
-        let x = self.layers.iter().try_fold(embeds.clone(), step)?;
+        self.read(embeds, positions, |_, heads, q, k, v| attention(&q, &k, &v, heads, mask))
+    }
+
+    /// Continues many sequences in one pass, each by as many new tokens as stand beside it: every weight
+    /// is read once for all of them, and so is a prefix that sequences next to each other share. If it
+    /// fails, some layers hold the new tokens and some do not, until they are truncated.
+    ///
+    /// # Shapes
+    /// embeds `[1, T, H]`, the new tokens of one branch after those of the other, at least one each →
+    /// `[1, T, H]`, normalised
+    pub fn forward_branches(&self, embeds: &Tensor, branches: &mut [(&mut Branch, usize)]) -> Result<Tensor> {
+        let places = branches.iter().flat_map(|(branch, new)| (0..*new).map(|i| (branch.len() + i) as u32));
+        let positions = Tensor::from_iter(places, embeds.device())?;
+        self.read(embeds, &positions, |index, heads, q, k, v| attend_branches(branches, index, heads, &q, &k, &v))
+    }
+
+    /// All layers, then the norm. `attend` gets the layer's number, the heads, and q, k, v of the new
+    /// tokens, and says what they look at.
+    fn read(
+        &self,
+        embeds: &Tensor,
+        positions: &Tensor,
+        mut attend: impl FnMut(usize, usize, Tensor, Tensor, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let step = |x: Tensor, (index, layer): (usize, &DecoderLayer)| {
+            layer.forward(&x, &self.rotary, positions, |q, k, v| attend(index, layer.heads, q, k, v))
+        };
+        let x = self.layers.iter().enumerate().try_fold(embeds.clone(), step)?;
         self.norm.forward(&x)
     }
 
@@ -105,7 +140,8 @@ pub(crate) fn logits_layer_by_layer(
         let layer = DecoderLayer::load(&model.at("layers").at(index), config)?;
         for x in &mut states {
             let positions = Tensor::arange(0, x.dim(1)? as u32, &device)?;
-            *x = layer.forward(x, &rotary, &positions, &AttentionMask::Causal, None)?;
+            let attend = |q: Tensor, k: Tensor, v: Tensor| attention(&q, &k, &v, layer.heads, &AttentionMask::Causal);
+            *x = layer.forward(x, &rotary, &positions, attend)?;
         }
     }
     let norm = RmsNorm::load(&model.at("norm"), width, config.rms_norm_eps)?;
@@ -151,22 +187,46 @@ impl DecoderLayer {
         x: &Tensor,
         rotary: &Rotary,
         positions: &Tensor,
-        mask: &AttentionMask,
-        cache: Option<(usize, &mut KvCache)>,
+        attend: impl FnOnce(Tensor, Tensor, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let seen = self.input_layernorm.forward(x)?;
         let q = rotary.forward(&self.q_proj.forward(&seen)?, self.heads, positions)?;
         let k = rotary.forward(&self.k_proj.forward(&seen)?, self.heads, positions)?;
         let v = self.v_proj.forward(&seen)?;
-        let (k, v) = match cache {
-            Some((layer, cache)) => cache.append(layer, k, v)?,
-            None => (k, v),
-        };
-        let x = (x + self.o_proj.forward(&attention(&q, &k, &v, self.heads, mask)?)?)?;
+        let x = (x + self.o_proj.forward(&attend(q, k, v)?)?)?;
         &x + self.feed_forward(&self.post_attention_layernorm.forward(&x)?)?
     }
 
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
         self.down_proj.forward(&swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
     }
+}
+
+/// Each branch remembers its new tokens; neighbours behind the same prefix then attend together.
+fn attend_branches(
+    branches: &mut [(&mut Branch, usize)],
+    layer: usize,
+    heads: usize,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+) -> Result<Tensor> {
+    let mut tails = Vec::with_capacity(branches.len());
+    let mut first = 0;
+    for (branch, new) in branches.iter_mut() {
+        let (k, v) = (k.narrow(1, first, *new)?, v.narrow(1, first, *new)?);
+        let (keys, values) = branch.own_mut().append(layer, &k, &v)?;
+        tails.push(Tail { keys, values, queries: *new });
+        first += *new;
+    }
+    let mut attended = Vec::new();
+    let (mut first, mut tails) = (0, &tails[..]);
+    for beside in branches.chunk_by(|(a, _), (b, _)| a.is_beside(b)) {
+        let (own, rest) = tails.split_at(beside.len());
+        let queries = own.iter().map(|tail| tail.queries).sum();
+        let prefix = beside[0].0.prefix().layer(layer)?;
+        attended.push(branched_attention(&q.narrow(1, first, queries)?, prefix.as_ref(), own, heads)?);
+        (first, tails) = (first + queries, rest);
+    }
+    Tensor::cat(&attended, 1)
 }

@@ -73,12 +73,14 @@ impl Network {
         self.region.pyramid.forward(&states?)
     }
 
-    /// One embedding per box.
+    /// One embedding per box. What is cut out of the maps is far larger than what becomes of it, so that
+    /// many boxes are taken [a few at a time](crate::region::RegionHead::boxes_at_once).
     ///
     /// # Shapes
     /// maps from [`Self::pyramid`]; boxes `[N, 4]` normalised xyxy, f32 or f16 → `[N, H]`
     pub fn encode_regions(&self, maps: &[Tensor], boxes: &Tensor) -> TensorResult<Tensor> {
-        self.region.head.forward(&self.region.head.pool(maps, boxes)?, boxes)
+        let head = &self.region.head;
+        some_rows_at_a_time(boxes, head.boxes_at_once(), |boxes| head.forward(&head.pool(maps, boxes)?, boxes))
     }
 
     /// Token embeddings, with patches and regions in the places of their tokens.
@@ -110,6 +112,20 @@ impl Network {
         let order = Tensor::from_vec(source, length, ids.device())?;
         Tensor::cat(&rows, 0)?.index_select(&order, 0)?.unsqueeze(0)
     }
+}
+
+/// What `compute` makes of at most so many rows at a time, one after the other.
+fn some_rows_at_a_time(
+    rows: &Tensor,
+    most: usize,
+    compute: impl Fn(&Tensor) -> TensorResult<Tensor>,
+) -> TensorResult<Tensor> {
+    let count = rows.dim(0)?;
+    if count <= most {
+        return compute(rows);
+    }
+    let part = |first: usize| compute(&rows.narrow(0, first, most.min(count - first))?);
+    Tensor::cat(&(0..count).step_by(most).map(part).collect::<TensorResult<Vec<_>>>()?, 0)
 }
 
 /// Without the class token.
@@ -422,6 +438,22 @@ mod tests {
             fs::remove_file(directory.path().join(name)).unwrap();
             let error = error_of(directory.path());
             assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn rows_are_computed_some_at_a_time_and_stay_in_order() {
+        for (count, parts) in [(0, vec![0]), (2, vec![2]), (3, vec![3]), (4, vec![3, 1]), (7, vec![3, 3, 1])] {
+            let rows = Tensor::from_iter((0..count).map(|i| i as f32), &Device::Cpu).unwrap();
+            let rows = rows.reshape((count, 1)).unwrap();
+            let seen = std::cell::RefCell::new(Vec::new());
+            let doubled = some_rows_at_a_time(&rows, 3, |rows| {
+                seen.borrow_mut().push(rows.dim(0)?);
+                rows * 2.0
+            });
+            let doubled: Vec<f32> = doubled.unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(doubled, (0..count).map(|i| 2.0 * i as f32).collect::<Vec<_>>());
+            assert_eq!(seen.into_inner(), parts);
         }
     }
 

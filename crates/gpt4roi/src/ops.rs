@@ -13,7 +13,7 @@ use gpt4roi_kernels::{
     self as kernels, AttentionShape, Conv3x3Shape, GroupNormShape, MapSize, MatMut, MatRef, QuantMatrix, RoiAlignShape,
 };
 
-use crate::layers::AttentionMask;
+use crate::layers::{AttentionMask, Tail};
 
 /// Whether the kernels can take all of these.
 pub(crate) fn serve(tensors: &[&Tensor]) -> bool {
@@ -442,6 +442,35 @@ impl CustomOp3 for Attention {
         );
         Ok((shaped_if_tracked(grad_q, q)?, shaped_if_tracked(grad_k, k)?, shaped_if_tracked(grad_v, v)?))
     }
+}
+
+/// Attention behind a shared prefix; inference only, so it is no operation with a gradient.
+pub(crate) fn branched_attention(
+    q: &Tensor,
+    prefix: Option<&(Tensor, Tensor)>,
+    tails: &[Tail],
+    heads: usize,
+) -> Result<Tensor> {
+    let contiguous = |(k, v): (&Tensor, &Tensor)| Ok((k.contiguous()?, v.contiguous()?));
+    let q = q.contiguous()?;
+    let prefix = prefix.map(|(k, v)| contiguous((k, v))).transpose()?;
+    let own = tails.iter().map(|tail| contiguous((&tail.keys, &tail.values))).collect::<Result<Vec<_>>>()?;
+
+    let locked = |(k, v)| Ok((values(k)?, values(v)?));
+    let prefix = prefix.as_ref().map(|(k, v)| locked((k, v))).transpose()?;
+    let own = own.iter().map(|(k, v)| locked((k, v))).collect::<Result<Vec<_>>>()?;
+    let prefix = match &prefix {
+        Some((keys, values)) => kernels::Prefix { keys, values },
+        None => kernels::Prefix { keys: &[], values: &[] },
+    };
+    let branches: Vec<_> = own
+        .iter()
+        .zip(tails)
+        .map(|((keys, values), tail)| kernels::Branch { keys, values, queries: tail.queries })
+        .collect();
+    let mut out = fresh(&q);
+    kernels::branched_attention(&values(&q)?, prefix, &branches, heads, q.dim(2)? / heads, &mut out);
+    shaped(out, &q)
 }
 
 /// The turn by the angles of `cos` and `sin`, both `[T, D/2]`.

@@ -173,6 +173,15 @@ impl RegionHead {
         })
     }
 
+    /// How many boxes to encode together, so that what is cut out of the maps for them stays below 64 MiB:
+    /// 21 at the original's size, where each box takes four levels of 1024 channels of 14×14 values. The
+    /// convolutions behind may take a few times as much.
+    pub fn boxes_at_once(&self) -> usize {
+        const BYTES: usize = 64 << 20;
+        let RegionConfig { levels, dim, roi_size, .. } = self.config;
+        (BYTES / (levels * dim * roi_size * roi_size * size_of::<f32>())).max(1)
+    }
+
     /// Every box out of every level. Boxes first go to pixels of the model's own picture, in their
     /// own precision: the original does this in float16, and so rounds them.
     ///

@@ -1,0 +1,409 @@
+//! Many sequences decoding together.
+
+use std::sync::Arc;
+
+use candle_core::{Result as TensorResult, Tensor};
+
+use crate::{
+    generate::{FinishReason, GenerateError, Generation, Halt, Limits},
+    kv_cache::{Branch, KvCache},
+    llama::Llama,
+    sampling::Sampler,
+};
+
+/// Sequences that advance by one token each with every [`Self::step`]. All go through the layers as the
+/// rows of one matrix, so that a step reads each weight once however many they are; those added one
+/// after the other behind the same prefix also read that once.
+///
+/// Sequences come and go between steps; the batch decides nothing about when. Each draws with a sampler
+/// of its own and sees nothing of the others: whom it shares a batch with never changes what it says,
+/// but for the rounding of sums in another order.
+#[derive(Debug)]
+pub struct DecodeBatch<'m> {
+    llama: &'m Llama,
+    /// Those behind the same prefix stand together.
+    sequences: Vec<Sequence>,
+    added: u64,
+}
+
+/// A sequence of one batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(u64);
+
+/// What joins a batch: a prompt in two parts, and how to go on behind it.
+#[derive(Debug)]
+pub struct NewSequence {
+    /// The beginning, read before and shared by reference; may be empty.
+    pub prefix: Arc<KvCache>,
+    /// The rest, which the next step reads: `[1, T, H]`, T at least 1.
+    pub embeds: Tensor,
+    /// Draws the tokens.
+    pub sampler: Sampler,
+    /// When to end; the model's positions may end it earlier.
+    pub limits: Limits,
+}
+
+/// What a step did to one sequence.
+#[derive(Debug)]
+pub enum Event {
+    /// It drew a token and goes on; never the end-of-sequence token.
+    Token(u32),
+    /// It ended, and has left the batch.
+    Finished(Generation),
+    /// Its numbers were none, and it has left the batch; the others are not concerned.
+    Failed(GenerateError),
+}
+
+#[derive(Debug)]
+struct Sequence {
+    id: SequenceId,
+    branch: Branch,
+    /// The part of the prompt that was not read yet.
+    unread: Option<Tensor>,
+    sampler: Sampler,
+    limits: Limits,
+    ids: Vec<u32>,
+    log_probabilities: Vec<f64>,
+}
+
+impl<'m> DecodeBatch<'m> {
+    /// A batch without sequences.
+    pub fn new(llama: &'m Llama) -> Self {
+        Self { llama, sequences: Vec::new(), added: 0 }
+    }
+
+    /// Sequences that have not ended.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Bytes of the sequences' own keys and values; prefixes belong to whoever holds them.
+    pub fn bytes(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.branch.own().bytes()).sum()
+    }
+
+    /// Adds a sequence; the next step reads its prompt, together with whatever else it reads.
+    ///
+    /// # Errors
+    /// [`GenerateError::Prompt`] if nothing is to be read or the prompt has more tokens than the model
+    /// positions.
+    pub fn add(&mut self, new: NewSequence) -> Result<SequenceId, GenerateError> {
+        let NewSequence { prefix, embeds, sampler, limits } = new;
+        let unread = embeds.dim(1).map_err(|source| GenerateError::Tensor { step: 0, source })?;
+        let (tokens, max) = (prefix.len() + unread, self.llama.max_positions());
+        if unread == 0 || tokens > max {
+            return Err(GenerateError::Prompt { tokens, unread, max });
+        }
+        let id = SequenceId(self.added);
+        self.added += 1;
+        // The last token is never read, so it needs no position.
+        let max_new_tokens = limits.max_new_tokens.min(max - tokens + 1);
+        let sequence = Sequence {
+            id,
+            branch: Branch::new(prefix),
+            unread: Some(embeds),
+            sampler,
+            limits: Limits { max_new_tokens, ..limits },
+            ids: Vec::new(),
+            log_probabilities: Vec::new(),
+        };
+        let beside = self.sequences.iter().rposition(|other| other.branch.is_beside(&sequence.branch));
+        self.sequences.insert(beside.map_or(self.sequences.len(), |place| place + 1), sequence);
+        Ok(id)
+    }
+
+    /// Advances every sequence by one token; those whose limit is reached end instead. For each there
+    /// is one event, in an order that means nothing.
+    ///
+    /// # Errors
+    /// If the engine fails, which concerns no single sequence: all are then as they were before.
+    pub fn step(&mut self) -> Result<Vec<(SequenceId, Event)>, GenerateError> {
+        let logits = self.read()?;
+        let mut logits = logits.iter();
+        let mut events = Vec::with_capacity(self.sequences.len());
+        self.sequences.retain_mut(|sequence| {
+            let event = match sequence.is_full() {
+                true => Event::Finished(sequence.end(FinishReason::Length)),
+                false => sequence.draw(logits.next().map_or(&[], Vec::as_slice)),
+            };
+            let goes_on = matches!(event, Event::Token(_));
+            events.push((sequence.id, event));
+            goes_on
+        });
+        Ok(events)
+    }
+
+    /// Ends a sequence between two tokens; none if it is not in the batch (any more).
+    pub fn end(&mut self, id: SequenceId, why: Halt) -> Option<Generation> {
+        let place = self.sequences.iter().position(|sequence| sequence.id == id)?;
+        let finish = match why {
+            Halt::Stop => FinishReason::Stop,
+            Halt::Cancel => FinishReason::Cancelled,
+        };
+        Some(self.sequences.remove(place).end(finish))
+    }
+
+    /// The logits `[V]` of the next token of each sequence that is not full.
+    fn read(&mut self) -> Result<Vec<Vec<f32>>, GenerateError> {
+        let mut going: Vec<_> = self.sequences.iter_mut().filter(|sequence| !sequence.is_full()).collect();
+        let step = going.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+        if going.is_empty() {
+            return Ok(Vec::new());
+        }
+        let before: Vec<_> = going.iter().map(|sequence| sequence.branch.own().len()).collect();
+        let logits = read(self.llama, &mut going);
+        for (sequence, length) in going.iter_mut().zip(before) {
+            match &logits {
+                Ok(_) => sequence.unread = None,
+                Err(_) => sequence.branch.own_mut().truncate(length),
+            }
+        }
+        logits.map_err(|source| GenerateError::Tensor { step, source })
+    }
+}
+
+/// One pass over what each sequence has not read.
+///
+/// # Shapes
+/// → N rows of logits `[V]`
+fn read(llama: &Llama, sequences: &mut [&mut Sequence]) -> TensorResult<Vec<Vec<f32>>> {
+    let unread = sequences.iter().map(|sequence| sequence.unread(llama)).collect::<TensorResult<Vec<_>>>()?;
+    let tokens = unread.iter().map(|embeds| embeds.dim(1)).collect::<TensorResult<Vec<_>>>()?;
+    let ends = tokens.iter().scan(0, |end, tokens| {
+        *end += tokens;
+        Some(*end as u32 - 1)
+    });
+    let last = Tensor::from_iter(ends, llama.device())?;
+    let mut branches: Vec<_> = sequences.iter_mut().map(|sequence| &mut sequence.branch).zip(tokens).collect();
+    let hidden = llama.forward_branches(&Tensor::cat(&unread, 1)?, &mut branches)?.squeeze(0)?;
+    llama.logits(&hidden.index_select(&last, 0)?)?.to_vec2()
+}
+
+impl Sequence {
+    fn is_full(&self) -> bool {
+        self.ids.len() >= self.limits.max_new_tokens
+    }
+
+    /// # Shapes
+    /// → `[1, T, H]`: the prompt's rest, or the last token
+    fn unread(&self, llama: &Llama) -> TensorResult<Tensor> {
+        match (&self.unread, self.ids.last()) {
+            (None, Some(&token)) => llama.embed(&Tensor::new(&[token], llama.device())?)?.unsqueeze(0),
+            (Some(embeds), _) => Ok(embeds.clone()),
+            (None, None) => candle_core::bail!("a sequence whose prompt was read without drawing a token"),
+        }
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> Event {
+        let choice = match self.sampler.sample(logits) {
+            Ok(choice) => choice,
+            Err(source) => return Event::Failed(GenerateError::Sampling { step: self.ids.len(), source }),
+        };
+        self.ids.push(choice.token);
+        self.log_probabilities.push(choice.log_probability);
+        if choice.token == self.limits.eos {
+            return Event::Finished(self.end(FinishReason::Eos));
+        }
+        Event::Token(choice.token)
+    }
+
+    fn end(&mut self, finish: FinishReason) -> Generation {
+        let (ids, log_probabilities) = (std::mem::take(&mut self.ids), std::mem::take(&mut self.log_probabilities));
+        Generation { ids, log_probabilities, finish }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::{
+        generate::{LlamaDecoder, generate},
+        model::Gpt4Roi,
+        sampling::{Sampling, SamplingError},
+        tiny::tiny,
+    };
+
+    const NEVER: u32 = u32::MAX;
+
+    /// A prompt of so many tokens, which `seed` chooses.
+    fn prompt(model: &Gpt4Roi, tokens: usize, seed: u32) -> Tensor {
+        let ids: Vec<u32> = (0..tokens as u32).map(|i| 5 + (seed * 31 + i * 17) % 700).collect();
+        model.network.llama.embed(&Tensor::new(ids, &model.device).unwrap()).unwrap().unsqueeze(0).unwrap()
+    }
+
+    fn read(model: &Gpt4Roi, embeds: &Tensor) -> Arc<KvCache> {
+        let mut cache = model.network.llama.new_cache();
+        model.network.llama.forward(embeds, &mut cache).unwrap();
+        Arc::new(cache)
+    }
+
+    fn limits(max_new_tokens: usize) -> Limits {
+        Limits { eos: NEVER, max_new_tokens }
+    }
+
+    /// What the same sequence comes to without a batch.
+    fn alone(model: &Gpt4Roi, embeds: &Tensor, sampling: &Sampling, limits: Limits) -> Generation {
+        let mut cache = model.network.llama.new_cache();
+        let mut decoder = LlamaDecoder { llama: &model.network.llama, cache: &mut cache, embeds };
+        let mut sampler = Sampler::new(sampling).unwrap();
+        generate(&mut decoder, &mut sampler, limits, |_| ControlFlow::Continue(())).unwrap()
+    }
+
+    fn sequence(prefix: &Arc<KvCache>, embeds: &Tensor, sampling: &Sampling, limits: Limits) -> NewSequence {
+        let sampler = Sampler::new(sampling).unwrap();
+        NewSequence { prefix: prefix.clone(), embeds: embeds.clone(), sampler, limits }
+    }
+
+    /// Steps until all have ended, and returns how each did, by id.
+    fn run(batch: &mut DecodeBatch<'_>) -> Vec<(SequenceId, Result<Generation, GenerateError>)> {
+        let mut ended = Vec::new();
+        while !batch.is_empty() {
+            for (id, event) in batch.step().unwrap() {
+                match event {
+                    Event::Token(token) => assert_ne!(token, NEVER),
+                    Event::Finished(generation) => ended.push((id, Ok(generation))),
+                    Event::Failed(error) => ended.push((id, Err(error))),
+                }
+            }
+        }
+        ended.sort_by_key(|(id, _)| *id);
+        ended
+    }
+
+    #[track_caller]
+    fn assert_same(got: &Generation, expected: &Generation) {
+        assert_eq!((&got.ids, got.finish), (&expected.ids, expected.finish));
+        for (got, expected) in got.log_probabilities.iter().zip(&expected.log_probabilities) {
+            assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+        }
+    }
+
+    /// Two prefixes and none, prompts and answers of many lengths, greedy and not, joining at different
+    /// times.
+    #[test]
+    fn every_sequence_says_what_it_would_say_alone() {
+        let model = tiny();
+        let none = Arc::new(model.network.llama.new_cache());
+        let beginnings = [prompt(&model, 40, 1), prompt(&model, 23, 2)];
+        let prefixes = beginnings.each_ref().map(|embeds| read(&model, embeds));
+        let drawn = Sampling::Random { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 7 };
+        let mut batch = DecodeBatch::new(&model.network.llama);
+        let (mut expected, mut ended) = (Vec::new(), Vec::new());
+        for i in 0..9 {
+            let rest = prompt(&model, 1 + i % 4, 10 + i as u32);
+            let sampling = if i % 2 == 0 { &Sampling::Greedy } else { &drawn };
+            let (prefix, whole) = match i % 3 {
+                2 => (&none, rest.clone()),
+                k => (&prefixes[k], Tensor::cat(&[&beginnings[k], &rest], 1).unwrap()),
+            };
+            let limits = limits(3 + 5 * (i % 5));
+            let id = batch.add(sequence(prefix, &rest, sampling, limits)).unwrap();
+            expected.push((id, alone(&model, &whole, sampling, limits)));
+            if i % 4 == 3 {
+                for (id, event) in batch.step().unwrap() {
+                    if let Event::Finished(generation) = event {
+                        ended.push((id, Ok(generation)));
+                    }
+                }
+            }
+        }
+        ended.extend(run(&mut batch));
+        ended.sort_by_key(|(id, _)| *id);
+        assert_eq!(ended.len(), expected.len());
+        for ((id, got), (expected_id, expected)) in ended.into_iter().zip(expected) {
+            assert_eq!(id, expected_id);
+            assert_same(&got.unwrap(), &expected);
+        }
+        assert_eq!(batch.bytes(), 0);
+    }
+
+    #[test]
+    fn sequences_end_each_in_its_own_way() {
+        let model = tiny();
+        let none = Arc::new(model.network.llama.new_cache());
+        let embeds = prompt(&model, 6, 3);
+        let whole = alone(&model, &embeds, &Sampling::Greedy, limits(8));
+        // A token that the model says for the first time at this place.
+        let place = (1..8).find(|&i| !whole.ids[..i].contains(&whole.ids[i])).unwrap();
+        let eos = whole.ids[place];
+
+        let mut batch = DecodeBatch::new(&model.network.llama);
+        let mut add = |eos, max_new_tokens| {
+            batch.add(sequence(&none, &embeds, &Sampling::Greedy, Limits { eos, max_new_tokens })).unwrap()
+        };
+        let (to_eos, to_limit, nothing) = (add(eos, 8), add(NEVER, 2), add(NEVER, 0));
+        let (stopped, cancelled) = (add(NEVER, 8), add(NEVER, 8));
+        batch.step().unwrap();
+        let stop = batch.end(stopped, Halt::Stop).unwrap();
+        let cancel = batch.end(cancelled, Halt::Cancel).unwrap();
+        assert_eq!((&stop.ids[..], stop.finish), (&whole.ids[..1], FinishReason::Stop));
+        assert_eq!((&cancel.ids[..], cancel.finish), (&whole.ids[..1], FinishReason::Cancelled));
+        assert!(batch.end(stopped, Halt::Stop).is_none() && batch.end(nothing, Halt::Stop).is_none());
+
+        let ended = run(&mut batch);
+        let ended: Vec<_> = ended.into_iter().map(|(id, generation)| (id, generation.unwrap())).collect();
+        let [(first, eos), (second, limit)] = &ended[..] else { panic!("{ended:?}") };
+        assert_eq!((*first, &eos.ids[..], eos.finish), (to_eos, &whole.ids[..=place], FinishReason::Eos));
+        assert_eq!((*second, &limit.ids[..], limit.finish), (to_limit, &whole.ids[..2], FinishReason::Length));
+    }
+
+    #[test]
+    fn a_broken_sequence_takes_no_other_along() {
+        let model = tiny();
+        let prefix = read(&model, &prompt(&model, 12, 1));
+        let (whole, broken) = (prompt(&model, 3, 2), prompt(&model, 3, 2).affine(f64::NAN, 0.0).unwrap());
+        let mut batch = DecodeBatch::new(&model.network.llama);
+        let ids = [&whole, &broken, &whole]
+            .map(|embeds| batch.add(sequence(&prefix, embeds, &Sampling::Greedy, limits(5))).unwrap());
+        let mut ended = run(&mut batch).into_iter();
+        let mut next = |expected: SequenceId| ended.next().filter(|(id, _)| *id == expected).unwrap().1;
+        let first = next(ids[0]).unwrap();
+        let error = next(ids[1]).unwrap_err();
+        let not_finite = |source: &SamplingError| matches!(source, SamplingError::NotFinite { .. });
+        assert!(matches!(&error, GenerateError::Sampling { step: 0, source } if not_finite(source)), "{error}");
+        assert_eq!(next(ids[2]).unwrap(), first);
+        assert_eq!(first.ids.len(), 5);
+    }
+
+    #[test]
+    fn prompts_that_do_not_fit_are_refused_and_answers_end_with_the_positions() {
+        let model = tiny();
+        let llama = &model.network.llama;
+        let max = llama.max_positions();
+        let prefix = read(&model, &prompt(&model, max - 3, 1));
+        let mut batch = DecodeBatch::new(llama);
+        for tokens in [0, 4] {
+            let rest = prompt(&model, 4, 2).narrow(1, 0, tokens).unwrap();
+            let error = batch.add(sequence(&prefix, &rest, &Sampling::Greedy, limits(9))).unwrap_err();
+            assert!(matches!(error, GenerateError::Prompt { unread, .. } if unread == tokens), "{error}");
+        }
+        batch.add(sequence(&prefix, &prompt(&model, 2, 2), &Sampling::Greedy, limits(9))).unwrap();
+        // The prompt leaves one position; the token at it is read, and one more is drawn behind it.
+        let ended = run(&mut batch);
+        assert_eq!(ended[0].1.as_ref().unwrap().ids.len(), 2);
+    }
+
+    #[test]
+    fn a_step_that_fails_can_be_repeated() {
+        let model = tiny();
+        let prefix = read(&model, &prompt(&model, 12, 1));
+        let rest = prompt(&model, 3, 2);
+        let mut batch = DecodeBatch::new(&model.network.llama);
+        let id = batch.add(sequence(&prefix, &rest, &Sampling::Greedy, limits(4))).unwrap();
+        let misfit = Tensor::zeros((1, 2, 5), rest.dtype(), &model.device).unwrap();
+        let wrong = batch.add(sequence(&prefix, &misfit, &Sampling::Greedy, limits(4))).unwrap();
+        assert!(matches!(batch.step(), Err(GenerateError::Tensor { .. })));
+        batch.end(wrong, Halt::Cancel).unwrap();
+        let ended = run(&mut batch);
+        let whole = Tensor::cat(&[&prompt(&model, 12, 1), &rest], 1).unwrap();
+        assert_eq!(ended[0].0, id);
+        assert_same(ended[0].1.as_ref().unwrap(), &alone(&model, &whole, &Sampling::Greedy, limits(4)));
+    }
+}
