@@ -87,11 +87,12 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def cache_of(home):
-    """Every file and link of the model's directory, with what it holds or leads to."""
+    """Every file and link of the shared layout, with what it holds or leads to."""
     model = Path(home, "hub", "models--org--name")
     return {
         str(path.relative_to(model)): os.readlink(path) if path.is_symlink() else path.read_bytes()
-        for path in sorted(model.rglob("*"))
+        for part in ("blobs", "refs", "snapshots")
+        for path in sorted((model / part).rglob("*"))
         if path.is_symlink() or path.is_file()
     }
 

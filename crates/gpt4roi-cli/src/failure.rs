@@ -132,6 +132,7 @@ fn hint_about_hub(error: &HubError) -> Option<&'static str> {
         HubError::InUse { .. } => "let the other download end first",
         HubError::DiskFull { .. } => "make room, or set HF_HUB_CACHE to another disk; the same command then goes on",
         HubError::Status { status: 429, .. } => "wait some minutes; with HF_TOKEN set, hubs allow more requests",
+        HubError::Certificate { .. } => "SSL_CERT_FILE names a file of further certificates to trust",
         HubError::Connection { .. } | HubError::Stalled { .. } | HubError::Length { .. } | HubError::Status { .. } => {
             "the same command goes on where this one stopped; HF_ENDPOINT names another hub"
         }

@@ -161,8 +161,8 @@ impl Progress for Bars {
         self.note(&format!("note: another process is downloading {}; waiting for it", file.path));
     }
 
-    fn retrying(&self, what: &str, error: &HubError, wait: Duration) {
-        self.note(&format!("note: {what}: {error}; next try in {} s", wait.as_secs_f64()));
+    fn retrying(&self, error: &HubError, wait: Duration) {
+        self.note(&format!("note: {error}; next try in {} s", wait.as_secs_f64()));
     }
 
     fn finished(&self, file: &RemoteFile) {

@@ -122,7 +122,7 @@ fn pull_sends_the_token_of_its_file() {
 fn model_takes_the_name_of_what_was_pulled() {
     let place = Place::new();
     image::RgbImage::new(20, 20).save(place.home.path().join("scene.png")).unwrap();
-    let ask = |model| place.gpt4roi(&["ask", "scene.png", "What?", "--model", model]);
+    let ask = |model: &str| place.gpt4roi(&["ask", "scene.png", "What?", "--model", model]);
     ask("org/name").assert().code(1).stderr(
         contains("error: org/name is neither a directory nor a model in the cache")
             .and(contains("hint: `gpt4roi pull org/name` downloads it")),
@@ -131,7 +131,8 @@ fn model_takes_the_name_of_what_was_pulled() {
 
     place.gpt4roi(&["pull", "org/name"]).assert().success();
     let config = place.snapshot().join("config.json").display().to_string();
-    for model in ["org/name", "org/name@main", &format!("org/name@{COMMIT}")] {
+    let commit = format!("org/name@{COMMIT}");
+    for model in ["org/name", "org/name@main", &commit] {
         ask(model).assert().code(1).stderr(contains(&config)); // found, and no model
     }
     ask("org/name@v2").assert().code(1).stderr(contains("`gpt4roi pull org/name@v2`"));

@@ -234,10 +234,17 @@ impl Answer {
 }
 
 fn broken(url: &str, error: ureq::Error, limit: Duration) -> HubError {
+    let (url, message) = (url.to_owned(), error.to_string());
     match error {
-        ureq::Error::Timeout(_) => HubError::Stalled { url: url.to_owned(), limit },
-        other => HubError::Connection { url: url.to_owned(), message: other.to_string() },
+        ureq::Error::Timeout(_) => HubError::Stalled { url, limit },
+        ureq::Error::Io(error) if is_about_certificate(&error) => HubError::Certificate { url, message },
+        _ => HubError::Connection { url, message },
     }
+}
+
+fn is_about_certificate(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Storage signs its addresses in the query: it belongs in no message.

@@ -63,6 +63,14 @@ pub enum HubError {
         /// What happened.
         message: String,
     },
+    /// The server's certificate is not to be trusted.
+    #[error("{url}: {message}")]
+    Certificate {
+        /// Where, without its query.
+        url: String,
+        /// Why not.
+        message: String,
+    },
     /// Nothing came for too long.
     #[error("{url}: no answer within {} s", limit.as_secs_f64())]
     Stalled {

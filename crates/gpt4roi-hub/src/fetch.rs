@@ -76,7 +76,7 @@ impl Fetch<'_> {
                 return Err(error);
             }
             let Some(wait) = tries.wait(&error, partial.length()) else { return Err(error) };
-            self.progress.retrying(&file.path, &error, wait);
+            self.progress.retrying(&error, wait);
             (self.retry.sleep)(wait);
         }
     }

@@ -22,8 +22,8 @@ pub trait Progress: Sync {
     }
 
     /// This went wrong and will be tried again after a while.
-    fn retrying(&self, what: &str, error: &HubError, wait: Duration) {
-        let _ = (what, error, wait);
+    fn retrying(&self, error: &HubError, wait: Duration) {
+        let _ = (error, wait);
     }
 
     /// This file is complete, and its digest is right.

@@ -117,7 +117,7 @@ impl Hub {
                 Err(error) => error,
             };
             let Some(wait) = tries.wait(&error, 0) else { return Err(error) };
-            progress.retrying(&model.to_string(), &error, wait);
+            progress.retrying(&error, wait);
             (self.config.retry.sleep)(wait);
         }
     }
