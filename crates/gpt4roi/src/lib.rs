@@ -27,6 +27,7 @@ pub mod prompt;
 mod sentencepiece;
 pub mod tokenizer;
 
+mod channels_last;
 pub mod clip;
 mod composed;
 pub mod layers;
@@ -48,6 +49,7 @@ pub mod point;
 pub mod trace;
 
 pub mod convert;
+pub mod random_weights;
 pub mod weights;
 
 pub use crate::{
