@@ -5,6 +5,7 @@
 
 mod annotate;
 mod ask;
+mod bench;
 mod chat;
 mod completions;
 mod describe;
@@ -44,6 +45,7 @@ enum Command {
     Scenes(scenes::Args),
     Inspect(inspect::Args),
     Trace(trace::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
 }
 
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Command::Scenes(args) => scenes::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Trace(args) => trace::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Completions(args) => completions::run(args),
     };
     match outcome {

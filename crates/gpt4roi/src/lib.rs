@@ -49,6 +49,7 @@ pub mod point;
 pub mod trace;
 
 pub mod convert;
+pub mod cost;
 pub mod random_weights;
 pub mod weights;
 
