@@ -121,7 +121,9 @@ wide! {
     fn scale_shift_relu(map: &mut [f32], scale: &[f32], shift: &[f32]) {
         for values in map.chunks_exact_mut(scale.len()) {
             for ((value, &scale), &shift) in values.iter_mut().zip(scale).zip(shift) {
-                *value = (*value * scale + shift).max(0.0);
+                let normal = *value * scale + shift;
+                // `max` would hide what is no number.
+                *value = if normal < 0.0 { 0.0 } else { normal };
             }
         }
     }
@@ -257,5 +259,12 @@ mod tests {
             group_norm_relu_channels(&mut map, &weight, &bias, groups, 1e-2);
             assert_close(&turn(&map, area), &expected, 1e-3);
         }
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_hidden() {
+        let mut map = [1.0, f32::NAN, -1.0, 2.0];
+        group_norm_relu_channels(&mut map, &[1.0; 2], &[0.0; 2], 2, 1e-5);
+        assert!(map[1].is_nan() && map[3].is_nan() && !map[0].is_nan(), "{map:?}");
     }
 }
