@@ -5,6 +5,7 @@
 
 mod annotate;
 mod ask;
+mod bench;
 mod cache;
 mod chat;
 mod completions;
@@ -50,6 +51,7 @@ enum Command {
     Scenes(scenes::Args),
     Inspect(inspect::Args),
     Trace(trace::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
 }
 
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Command::Scenes(args) => scenes::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Trace(args) => trace::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Completions(args) => completions::run(args),
     };
     match outcome {

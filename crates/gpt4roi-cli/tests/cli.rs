@@ -498,6 +498,19 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
+fn bench_measures_the_stages_that_it_is_asked_for() {
+    let arguments = ["bench", "--preset", "nano", "--stages", "pyramid,region_head", "--runs", "1", "--threads", "1"];
+    let output = bare().args(arguments).arg("--json").assert().success().get_output().stdout.clone();
+    let report: serde_json::Value = serde_json::from_slice(&output).unwrap();
+    let stages: Vec<_> = report["stages"].as_array().unwrap().iter().map(|stage| stage["stage"].as_str()).collect();
+    assert_eq!(stages, [Some("pyramid"), Some("region_head")]);
+    let positive = |value: &serde_json::Value| value.as_f64().is_some_and(|value| value > 0.0);
+    assert!(positive(&report["ceiling"]["gflop_per_second"]) && positive(&report["stages"][0]["seconds"]), "{report}");
+    bare().args(arguments).assert().success().stdout(contains("region_head").and(contains("GFLOP/s")));
+    bare().args(["bench", "--stages", "dreams"]).assert().code(2);
+}
+
+#[test]
 fn completions_for_every_shell_know_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         bare()

@@ -17,12 +17,17 @@ mod parallel;
 mod activation;
 mod attention;
 mod bias;
+mod ceiling;
+mod channels_last;
 mod conv;
 mod cross_entropy;
 mod exp;
 mod gemm;
+mod level;
+mod linear;
 mod mapped_file;
 mod norm;
+mod panel;
 mod q4_k;
 mod q6_k;
 mod q8_0;
@@ -33,6 +38,7 @@ mod quant_rows;
 mod resize;
 mod roi_align;
 mod rotary;
+mod winograd;
 
 #[cfg(test)]
 mod test_values;
@@ -41,16 +47,20 @@ pub use crate::{
     activation::{gelu, gelu_backward, quick_gelu, quick_gelu_backward, relu, relu_backward, swiglu, swiglu_backward},
     attention::{AttentionShape, Branch, Prefix, Visible, attention, attention_backward, branched_attention},
     bias::{repeat_row, sum_rows},
+    ceiling::{multiply_add, read_all},
+    channels_last::{Channels, group_norm_relu_channels, resize_channels},
     conv::{Conv3x3Shape, conv3x3, conv3x3_backward_input, conv3x3_backward_weight},
     cross_entropy::{cross_entropy, cross_entropy_backward},
     exp::exp,
     gemm::{MatMut, MatRef, gemm},
+    linear::linear,
     mapped_file::MappedFile,
     norm::{
         GroupNormShape, group_norm, group_norm_backward, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
     },
     quant_matrix::{QuantError, QuantFormat, QuantMatrix},
     resize::{MapSize, resize_bilinear, resize_bilinear_backward},
-    roi_align::{RoiAlignShape, roi_align, roi_align_backward},
+    roi_align::{RoiAlignShape, roi_align, roi_align_backward, roi_align_channels},
     rotary::{rotary, rotary_backward},
+    winograd::{ConvMaps, Winograd},
 };

@@ -1,5 +1,7 @@
 //! Work spread over the current rayon pool, or done in place where that has one thread.
 
+use std::{marker::PhantomData, ops::Range};
+
 use rayon::prelude::*;
 
 /// Below so many values a task costs more than it saves.
@@ -60,6 +62,38 @@ pub(crate) fn for_each_chunk<T: Send>(
 pub(crate) fn for_blocks(out: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
     const BLOCK: usize = 1 << 13;
     map_chunks(out, BLOCK, |index, part| work(index * BLOCK, part));
+}
+
+/// Rows of values that several tasks write to, each to columns of its own.
+pub(crate) struct SharedRows<'a> {
+    values: *mut f32,
+    rows: usize,
+    columns: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: It stands for a `&mut [f32]`, which may go to another thread; who writes where is `row`'s contract.
+unsafe impl Send for SharedRows<'_> {}
+// SAFETY: As above.
+unsafe impl Sync for SharedRows<'_> {}
+
+impl<'a> SharedRows<'a> {
+    /// Rows of so many columns, at least one.
+    pub(crate) fn new(values: &'a mut [f32], columns: usize) -> Self {
+        Self { rows: values.len() / columns, columns, values: values.as_mut_ptr(), borrow: PhantomData }
+    }
+
+    /// Some columns of one row.
+    ///
+    /// # Safety
+    /// No two slices that live at the same time may have a column of a row in common.
+    #[allow(clippy::mut_from_ref)] // The contract takes the place of the borrow.
+    pub(crate) unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        assert!(row < self.rows && columns.start <= columns.end && columns.end <= self.columns);
+        // SAFETY: The row and the columns lie inside the slice that was borrowed, and the caller promises that
+        // nobody else has them.
+        unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.columns + columns.start), columns.len()) }
+    }
 }
 
 #[cfg(test)]

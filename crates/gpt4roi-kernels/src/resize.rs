@@ -12,7 +12,7 @@ pub struct MapSize {
 }
 
 impl MapSize {
-    fn area(&self) -> usize {
+    pub(crate) fn area(&self) -> usize {
         self.height * self.width
     }
 }
@@ -85,14 +85,14 @@ wide! {
 
 /// Between which two source lines a target line falls, and how near the second.
 #[derive(Clone, Copy)]
-struct Place {
-    low: usize,
-    high: usize,
-    share: f32,
+pub(crate) struct Place {
+    pub(crate) low: usize,
+    pub(crate) high: usize,
+    pub(crate) share: f32,
 }
 
 /// The places of all target lines; the last one's `high` is the last source line.
-fn places(from: usize, to: usize) -> Vec<Place> {
+pub(crate) fn places(from: usize, to: usize) -> Vec<Place> {
     let step = if to > 1 { (from - 1) as f32 / (to - 1) as f32 } else { 0.0 };
     let mut places: Vec<Place> = (0..to)
         .map(|target| {

@@ -47,21 +47,42 @@ pub fn roi_align(map: &[f32], boxes: &[[f32; 4]], shape: RoiAlignShape, out: &mu
     let RoiAlignShape { channels, size, .. } = shape;
     let pixels = transpose(map, channels, shape.height * shape.width); // [H, W, C]
     map_chunks(out, channels * size * size, |index, out| {
-        let (rows, columns) = bins(&boxes[index], shape);
         let mut pooled = vec![0.0; out.len()]; // [size, size, C]
-        let mut line = vec![0.0; size * channels];
-        for row in touched(&rows) {
-            line.fill(0.0);
-            let pixels = &pixels[row * shape.width * channels..][..shape.width * channels];
-            for (bin, target) in columns.iter().zip(line.chunks_exact_mut(channels)) {
-                bin.iter().for_each(|tap| add_scaled(&pixels[tap.place * channels..][..channels], tap.weight, target));
-            }
-            for (bin, target) in rows.iter().zip(pooled.chunks_exact_mut(line.len())) {
-                bin.iter().filter(|tap| tap.place == row).for_each(|tap| add_scaled(&line, tap.weight, target));
-            }
-        }
+        pool(&pixels, &boxes[index], shape, &mut pooled);
         transpose_to(&pooled, size * size, channels, out);
     });
+}
+
+/// [`roi_align`] in the layout of [`Channels`](crate::Channels).
+///
+/// # Shapes
+/// map `[height, width, channels]`, boxes xyxy, out `[boxes, size, size, channels]`
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn roi_align_channels(map: &[f32], boxes: &[[f32; 4]], shape: RoiAlignShape, out: &mut [f32]) {
+    shape.check(map.len(), boxes.len(), out.len());
+    out.fill(0.0);
+    if !map.is_empty() {
+        map_chunks(out, shape.channels * shape.size * shape.size, |index, out| pool(map, &boxes[index], shape, out));
+    }
+}
+
+/// Adds one box of a map `[H, W, C]` to `[size, size, C]`.
+fn pool(pixels: &[f32], roi: &[f32; 4], shape: RoiAlignShape, pooled: &mut [f32]) {
+    let RoiAlignShape { channels, size, width, .. } = shape;
+    let (rows, columns) = bins(roi, shape);
+    let mut line = vec![0.0; size * channels];
+    for row in touched(&rows) {
+        line.fill(0.0);
+        let pixels = &pixels[row * width * channels..][..width * channels];
+        for (bin, target) in columns.iter().zip(line.chunks_exact_mut(channels)) {
+            bin.iter().for_each(|tap| add_scaled(&pixels[tap.place * channels..][..channels], tap.weight, target));
+        }
+        for (bin, target) in rows.iter().zip(pooled.chunks_exact_mut(line.len())) {
+            bin.iter().filter(|tap| tap.place == row).for_each(|tap| add_scaled(&line, tap.weight, target));
+        }
+    }
 }
 
 /// The gradient of [`roi_align`] with respect to the map; it is written.
@@ -253,6 +274,13 @@ mod tests {
             let mut out = vec![f32::NAN; boxes.len() * shape.channels * shape.size * shape.size];
             roi_align(&map, &boxes, shape, &mut out);
             assert_close(&out, &reference(&map, &boxes, shape), 2e-5);
+
+            let mut by_place = vec![f32::NAN; out.len()];
+            let pixels = transpose(&map, shape.channels, shape.height * shape.width);
+            roi_align_channels(&pixels, &boxes, shape, &mut by_place);
+            let bins = shape.size * shape.size;
+            let turned = out.chunks_exact(bins * shape.channels).flat_map(|out| transpose(out, shape.channels, bins));
+            assert_eq!(by_place, turned.collect::<Vec<_>>());
 
             let grad = values(out.len(), seed ^ 1);
             let mut grad_map = vec![f32::NAN; map.len()];

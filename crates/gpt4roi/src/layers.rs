@@ -142,10 +142,10 @@ impl RmsNorm {
 /// Normalises each group of channels over its whole map, then scales and shifts each channel.
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
-    weight: Tensor,
-    bias: Tensor,
-    groups: usize,
-    eps: f64,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) groups: usize,
+    pub(crate) eps: f64,
 }
 
 impl GroupNorm {
@@ -169,8 +169,8 @@ impl GroupNorm {
 /// A 3×3 convolution with stride 1 and one ring of zeros around the map.
 #[derive(Clone, Debug)]
 pub struct Conv3x3 {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
 }
 
 impl Conv3x3 {

@@ -27,6 +27,7 @@ pub mod prompt;
 mod sentencepiece;
 pub mod tokenizer;
 
+mod channels_last;
 pub mod clip;
 mod composed;
 pub mod layers;
@@ -50,9 +51,11 @@ pub mod describe;
 pub mod point;
 pub mod trace;
 
+pub mod cost;
 pub mod ggml_type;
 pub mod gguf;
 pub mod quantized;
+pub mod random_weights;
 mod torch_pickle;
 pub mod weights;
 

@@ -13,7 +13,10 @@ use gpt4roi_kernels::{
     self as kernels, AttentionShape, Conv3x3Shape, GroupNormShape, MapSize, MatMut, MatRef, QuantMatrix, RoiAlignShape,
 };
 
-use crate::layers::{AttentionMask, Tail};
+use crate::{
+    channels_last,
+    layers::{AttentionMask, Tail},
+};
 
 /// Whether the kernels can take all of these.
 pub(crate) fn serve(tensors: &[&Tensor]) -> bool {
@@ -21,12 +24,12 @@ pub(crate) fn serve(tensors: &[&Tensor]) -> bool {
 }
 
 /// The values of a contiguous tensor, locked for reading.
-struct Values<S> {
+pub(crate) struct Values<S> {
     storage: S,
     place: Range<usize>,
 }
 
-fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
+pub(crate) fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, place: place(layout)? }),
@@ -93,18 +96,14 @@ impl Linear {
         }
         let rows = x.0.len() / input;
         let mut y = vec![0.0; rows * output];
-        let beta = match bias {
+        match bias {
             Some(bias) if bias.len() != output => {
                 candle_core::bail!("linear: expected a bias of {output} values, got {}", bias.len())
             }
-            Some(bias) => {
-                kernels::repeat_row(bias, &mut y);
-                1.0
-            }
-            None => 0.0,
-        };
-        let (x, weight) = (MatRef::new(x.0, rows, input), MatRef::new(weight.0, output, input));
-        kernels::gemm(1.0, x, weight.transposed(), beta, MatMut::new(&mut y, rows, output));
+            Some(bias) => kernels::repeat_row(bias, &mut y),
+            None => {}
+        }
+        kernels::linear(x.0, weight.0, (input, output), &mut y);
         done(y, shape)
     }
 
@@ -731,6 +730,9 @@ pub(crate) fn roi_align(
     }
     let spatial_scale = spatial_scale as f32;
     let shape = RoiAlignShape { channels, height, width, size, sampling_ratio, spatial_scale };
+    if channels_last::lies_by_place(map) {
+        return channels_last::roi_align(map, &boxes, shape);
+    }
     map.contiguous()?.apply_op1(RoiAlign { boxes, shape })
 }
 

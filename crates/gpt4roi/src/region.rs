@@ -7,6 +7,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use crate::{
+    channels_last,
     config::{Config, RegionConfig},
     layers::{Conv3x3, GroupNorm, LayerNorm, Linear, linear, relu, resize_bilinear, scale_shuffle},
     roi_align::roi_align,
@@ -48,20 +49,25 @@ impl RegionModule {
 pub struct Pyramid {
     input_conv: Vec<InputConv>,
     fuse_convs: Vec<FuseRound>,
+    scales: Vec<usize>,
+    grid: usize,
+    dim: usize,
 }
 
 impl Pyramid {
     fn load(weights: &Weights, config: &Config) -> WeightsResult<Self> {
         let region = &config.region;
         let (inputs, rounds) = (weights.at("input_conv"), weights.at("fuse_convs"));
-        let scales = region.scales().into_iter().enumerate();
         Ok(Self {
-            input_conv: scales
-                .map(|(level, scale)| InputConv::load(&inputs.at(level), config, scale))
+            input_conv: (0..region.levels)
+                .map(|level| InputConv::load(&inputs.at(level), config))
                 .collect::<WeightsResult<_>>()?,
             fuse_convs: (0..region.fuse_rounds)
                 .map(|round| FuseRound::load(&rounds.at(round), region))
                 .collect::<WeightsResult<_>>()?,
+            scales: region.scales(),
+            grid: config.vision.grid(),
+            dim: region.dim,
         })
     }
 
@@ -69,8 +75,21 @@ impl Pyramid {
     /// states: per level `[1, patches, Cv]` → per level `[1, C, grid·scale, grid·scale]`, finest first
     pub fn forward(&self, states: &[Tensor]) -> Result<Vec<Tensor>> {
         let inputs = self.input_conv.iter().zip(states);
-        let levels = inputs.map(|(conv, state)| conv.forward(state)).collect::<Result<Vec<_>>>()?;
+        let patches = inputs.map(|(conv, state)| conv.forward(state)).collect::<Result<Vec<_>>>()?;
+        if self.is_inference(&patches) {
+            let rounds: Vec<_> = self.fuse_convs.iter().map(|round| (&round.conv, &round.gn)).collect();
+            return channels_last::pyramid(&patches, self.grid, &self.scales, &rounds);
+        }
+        let levels = patches.iter().zip(&self.scales).map(|(patches, scale)| upsample(patches, self.grid, *scale));
+        let levels = levels.collect::<Result<Vec<_>>>()?;
         self.fuse_convs.iter().try_fold(levels, |levels, round| round.forward(&levels))
+    }
+
+    /// Whether maps of one picture are wanted and no gradients of them.
+    fn is_inference(&self, patches: &[Tensor]) -> bool {
+        let rounds = self.fuse_convs.iter().flat_map(|round| [&round.conv.weight, &round.gn.weight, &round.gn.bias]);
+        let tensors: Vec<&Tensor> = patches.iter().chain(rounds).collect();
+        patches.iter().all(|patches| patches.dims()[0] == 1) && channels_last::serves(self.dim, &tensors)
     }
 }
 
@@ -84,25 +103,30 @@ struct InputConv {
     weight: Tensor, // [C, Cv + 2, 1, 1]
     bias: Tensor,   // [C]
     grid: usize,
-    scale: usize,
 }
 
 impl InputConv {
-    fn load(weights: &Weights, config: &Config, scale: usize) -> WeightsResult<Self> {
+    fn load(weights: &Weights, config: &Config) -> WeightsResult<Self> {
         let (dim, seen) = (config.region.dim, config.vision.hidden_size);
         let weight = weights.get("weight", &[dim, seen + 2, 1, 1])?;
-        Ok(Self { weight, bias: weights.get("bias", &[dim])?, grid: config.vision.grid(), scale })
+        Ok(Self { weight, bias: weights.get("bias", &[dim])?, grid: config.vision.grid() })
     }
 
+    /// # Shapes
+    /// `[B, patches, Cv]` → `[B, patches, C]`
     fn forward(&self, state: &Tensor) -> Result<Tensor> {
-        let (batch, patches, _) = state.dims3()?;
-        let (dim, grid) = (self.bias.elem_count(), self.grid);
-        let place = coordinates(grid, state.device())?.broadcast_left(batch)?;
+        let place = coordinates(self.grid, state.device())?.broadcast_left(state.dim(0)?)?;
         let weight = self.weight.flatten_from(1)?; // [C, Cv + 2]
-        let map = linear(&Tensor::cat(&[state, &place], 2)?, &weight, Some(&self.bias))?; // [B, patches, C]
-        let map = map.reshape((batch, patches, dim))?.transpose(1, 2)?.contiguous()?;
-        resize_bilinear(&map.reshape((batch, dim, grid, grid))?, grid * self.scale, grid * self.scale)
+        linear(&Tensor::cat(&[state, &place], 2)?, &weight, Some(&self.bias))
     }
+}
+
+/// # Shapes
+/// `[B, grid·grid, C]` → `[B, C, grid·scale, grid·scale]`
+fn upsample(patches: &Tensor, grid: usize, scale: usize) -> Result<Tensor> {
+    let (batch, _, dim) = patches.dims3()?;
+    let map = patches.transpose(1, 2)?.contiguous()?.reshape((batch, dim, grid, grid))?;
+    resize_bilinear(&map, grid * scale, grid * scale)
 }
 
 /// Each patch's x, then y, from −1 to 1 with the corners exact.
@@ -214,6 +238,10 @@ impl RegionHead {
     /// # Shapes
     /// per level `[N, C, R, R]` → `[N, C, R, R]`
     pub fn fuse(&self, rois: &[Tensor]) -> Result<Tensor> {
+        let weights = self.pconvs.iter().map(|conv| &conv.weight);
+        if channels_last::serves(self.config.dim, &rois.iter().chain(weights).collect::<Vec<_>>()) {
+            return relu(&channels_last::sum_of_convolutions(&self.pconvs, rois)?);
+        }
         let mut levels = self.pconvs.iter().zip(rois).map(|(conv, roi)| conv.forward(roi));
         let first = levels.next().unwrap_or_else(|| candle_core::bail!("a pyramid without levels"))?;
         relu(&levels.try_fold(first, |sum, level| sum + level?)?)

@@ -1,0 +1,95 @@
+//! How much arithmetic and memory traffic each stage needs, from the dimensions alone.
+//!
+//! A multiplication with its addition counts as two operations. Convolutions count as the sums that define them, so
+//! that an algorithm which gets by with fewer shows as faster than the machine's ceiling. Traffic is what has to be
+//! read at least once, the weights in f32, and the maps of the pyramid, which no cache holds; other activations count
+//! for nothing.
+
+use crate::{
+    config::{Config, VisionConfig},
+    error::Result,
+};
+
+/// What one stage needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations.
+    pub operations: u64,
+    /// Bytes to and from memory.
+    pub bytes: u64,
+}
+
+/// Bytes of a value.
+const F32: u64 = 4;
+
+impl Cost {
+    /// The tower, up to the last hidden state in use, for one picture.
+    ///
+    /// With T tokens, width W and M inside the feed-forward part, a layer takes 2·T·(4W² + 2WM) operations for its
+    /// linear layers and 4·T²·W for attention.
+    ///
+    /// # Errors
+    /// If the configuration has no such state.
+    pub fn clip(config: &Config) -> Result<Self> {
+        let VisionConfig { hidden_size, intermediate_size, patch_size, .. } = config.vision;
+        let layers = config.level_states()?.last().copied().unwrap_or(0) as u64;
+        let (width, inner) = (hidden_size as u64, intermediate_size as u64);
+        let (patches, pixels) = (config.vision.patches() as u64, 3 * (patch_size * patch_size) as u64);
+        let tokens = patches + 1;
+        let weights = 4 * width * width + 2 * width * inner;
+        Ok(Self {
+            operations: 2 * patches * pixels * width + layers * (2 * tokens * weights + 4 * tokens * tokens * width),
+            bytes: F32 * (pixels * width + layers * weights),
+        })
+    }
+
+    /// The pyramid of one picture: the 1×1 convolutions on the patch grid, and per round a 3×3 convolution at every
+    /// place of every level, 18·C² operations each. Each round reads its maps and writes them.
+    pub fn pyramid(config: &Config) -> Self {
+        let (dim, levels) = (config.region.dim as u64, config.region.levels as u64);
+        let (rounds, seen) = (config.region.fuse_rounds as u64, config.vision.hidden_size as u64 + 2);
+        let patches = config.vision.patches() as u64;
+        let places: u64 = config.region.scales().iter().map(|&scale| patches * (scale * scale) as u64).sum();
+        Self {
+            operations: 2 * levels * patches * seen * dim + rounds * places * 18 * dim * dim,
+            bytes: F32 * (levels * seen * dim + rounds * (9 * dim * dim + 2 * places * dim)),
+        }
+    }
+
+    /// The head for so many regions: per level a 3×3 convolution on R² places, then one linear layer over all of them,
+    /// the embedding of the box, and the projection to the language model's width.
+    pub fn region_head(config: &Config, regions: usize) -> Self {
+        let (dim, levels) = (config.region.dim as u64, config.region.levels as u64);
+        let bins = (config.region.roi_size * config.region.roi_size) as u64;
+        let (hidden, text) = (config.region.pos_hidden as u64, config.llama.hidden_size as u64);
+        let linear = bins * dim * dim + 4 * hidden + hidden * dim + dim * text;
+        Self {
+            operations: regions as u64 * (levels * bins * 18 * dim * dim + 2 * linear),
+            bytes: F32 * (levels * 9 * dim * dim + linear),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against figures worked out by hand for the published model: 23 layers of 12·1024² weights over 257 tokens; five
+    /// convolutions of 9·1024² weights over 21760 places; 0.82 GB of the linear layer over all bins.
+    #[test]
+    fn the_published_model_costs_what_its_dimensions_say() {
+        let config = Config::gpt4roi_7b();
+        let clip = Cost::clip(&config).unwrap();
+        let attention = 23 * 4 * 257 * 257 * 1024;
+        assert_eq!(clip.operations, 2 * 256 * 588 * 1024 + 23 * 2 * 257 * 12 * 1024 * 1024 + attention);
+        assert_eq!(clip.bytes, 4 * (588 * 1024 + 23 * 12 * 1024 * 1024));
+
+        let pyramid = Cost::pyramid(&config);
+        assert_eq!(pyramid.operations, 2 * 4 * 256 * 1026 * 1024 + 5 * 2 * 9 * 1024 * 1024 * 21760);
+
+        let head = Cost::region_head(&config, 4);
+        assert_eq!(head.operations, 4 * Cost::region_head(&config, 1).operations);
+        let linear = 200_704 * 1024 + 4 * 256 + 256 * 1024 + 1024 * 4096;
+        assert_eq!(head.bytes, 4 * (4 * 9 * 1024 * 1024 + linear));
+    }
+}
