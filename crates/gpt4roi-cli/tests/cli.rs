@@ -392,7 +392,7 @@ fn convert_makes_a_pair_of_files_that_answers() {
     for model in ["tiny", "tiny/tiny-q4_k.gguf"] {
         place.gpt4roi(&question).args(["--model", model]).assert().success();
     }
-    place.gpt4roi(&["inspect", "--model", "tiny"]).assert().success().stdout(contains("mmproj-tiny.gguf"));
+    place.gpt4roi(&["inspect", "--model", "tiny", "--json"]).assert().success().stdout(contains("mmproj-tiny.gguf"));
 }
 
 #[test]
