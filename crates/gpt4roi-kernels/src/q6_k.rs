@@ -1,6 +1,6 @@
 //! `q6_k`: six bits a weight in groups of 16, whose scales have eight bits.
 
-use crate::quant_block::{BlockFormat, LANES, Panel, halves, interleave};
+use crate::quant_block::{BlockFormat, LANES, Panel, halves};
 
 /// llama.cpp's `block_q6_K` (`ggml/src/ggml-common.h`), 6.5625 bits a weight:
 ///
@@ -13,61 +13,67 @@ use crate::quant_block::{BlockFormat, LANES, Panel, halves, interleave};
 ///
 /// A weight is `d·scale·(q − 32)`.
 ///
-/// A tile has low and high bits word by word interleaved, then the scales group by group, then d.
+/// A tile has three words of every row after each other, as [`Self::unpack`] needs them: two of low bits and
+/// one of high bits; then the scales group by group, then d.
 #[derive(Debug)]
 pub(crate) struct Q6K;
 
-const LOW: usize = 128;
-const HIGH: usize = 64;
+/// Bytes of a block before the scales.
+const VALUES: usize = 192;
 const GROUPS: usize = 16;
+/// Bytes of one word of every row.
+const WORD: usize = 4 * LANES;
+/// Words of 32 columns.
+const WORDS: usize = 8;
 
 impl BlockFormat for Q6K {
     const COLUMNS: usize = 256;
-    const BYTES: usize = 210;
-    const HALVES: &'static [usize] = &[LOW + HIGH + GROUPS];
+    const BYTES: usize = VALUES + GROUPS + 2;
+    const HALVES: &'static [usize] = &[VALUES + GROUPS];
     const GROUP: usize = 16;
     const OFFSET: u8 = 32;
     const HAS_MIN: bool = false;
 
     fn pack(blocks: [&[u8]; LANES], tile: &mut [u8]) {
-        let (low, rest) = tile.split_at_mut(LOW * LANES);
-        let (high, rest) = rest.split_at_mut(HIGH * LANES);
+        let (values, rest) = tile.split_at_mut(VALUES * LANES);
         let (scales, d) = rest.split_at_mut(GROUPS * LANES);
-        interleave(blocks.map(|block| &block[..LOW]), low);
-        interleave(blocks.map(|block| &block[LOW..LOW + HIGH]), high);
         for (lane, block) in blocks.iter().enumerate() {
-            for group in 0..GROUPS {
-                scales[group * LANES + lane] = block[LOW + HIGH + group];
+            for (index, out) in values.chunks_exact_mut(3 * WORD).enumerate() {
+                let (half, word) = (index / WORDS, index % WORDS);
+                let low = 64 * half + 4 * word;
+                let high = 128 + 32 * half + 4 * word;
+                for (place, from) in [low, low + 32, high].into_iter().enumerate() {
+                    out[place * WORD + 4 * lane..][..4].copy_from_slice(&block[from..from + 4]);
+                }
             }
-            d[2 * lane..][..2].copy_from_slice(&block[LOW + HIGH + GROUPS..]);
+            for group in 0..GROUPS {
+                scales[group * LANES + lane] = block[VALUES + group];
+            }
+            d[2 * lane..][..2].copy_from_slice(&block[VALUES + GROUPS..]);
         }
     }
 
     #[inline(always)]
     fn unpack(tile: &[u8], panel: &mut Panel) {
-        let (low, rest) = tile.split_at(LOW * LANES);
-        let (high, rest) = rest.split_at(HIGH * LANES);
+        let (values, rest) = tile.split_at(VALUES * LANES);
         let (scales, d) = rest.split_at(GROUPS * LANES);
-        let d = halves(d);
+        let d = halves(&d[..2 * LANES]);
         for (out, scales) in panel.scales.iter_mut().zip(scales.as_chunks::<LANES>().0) {
             for lane in 0..LANES {
                 out[lane] = d[lane] * f32::from(scales[lane] as i8);
             }
         }
-        // Eight words: 32 columns, whose bits lie together.
-        const PART: usize = 8 * 4 * LANES;
-        let halves =
-            low.chunks_exact(2 * PART).zip(high.chunks_exact(PART)).zip(panel.values.chunks_exact_mut(4 * PART));
-        for ((low, high), out) in halves {
-            let (low0, low1) = low.split_at(PART);
-            let (out0, out) = out.split_at_mut(PART);
-            let (out1, out) = out.split_at_mut(PART);
-            let (out2, out3) = out.split_at_mut(PART);
-            for i in 0..PART {
-                out0[i] = low0[i] & 15 | (high[i] & 3) << 4;
-                out1[i] = low1[i] & 15 | (high[i] & 12) << 2;
-                out2[i] = low0[i] >> 4 | high[i] & 48;
-                out3[i] = low1[i] >> 4 | high[i] >> 2 & 48;
+        /// Bytes of 32 columns of every row.
+        const PART: usize = WORDS * WORD;
+        for (index, words) in values.chunks_exact(3 * WORD).enumerate() {
+            let (half, word) = (index / WORDS, index % WORDS);
+            let out = &mut panel.values[4 * PART * half + WORD * word..][..3 * PART + WORD];
+            for i in 0..WORD {
+                let (first, second, high) = (words[i], words[WORD + i], words[2 * WORD + i]);
+                out[i] = first & 15 | (high & 3) << 4;
+                out[PART + i] = second & 15 | (high & 12) << 2;
+                out[2 * PART + i] = first >> 4 | high & 48;
+                out[3 * PART + i] = second >> 4 | high >> 2 & 48;
             }
         }
     }
