@@ -125,7 +125,7 @@ fn list(cache: &Cache, args: &ListArgs) -> anyhow::Result<()> {
     }
     let width = models.iter().map(|model| model.id.as_str().len()).max().unwrap_or(0);
     print(&models.iter().map(|model| lines(model, width)).collect::<String>())?;
-    tell(&format!("{} models, {} in {}", models.len(), DecimalBytes(bytes), cache.root().display()));
+    tell(&format!("{} in {}", DecimalBytes(bytes), cache.root().display()));
     Ok(())
 }
 

@@ -118,7 +118,7 @@ impl Fetch<'_> {
         }
         let missing = file.size - partial.length();
         match answer.content_length() {
-            Some(length) if length != missing => Err(unfit(file, partial.length() + length)),
+            Some(length) if length != missing => Err(unfit(file, partial.length().saturating_add(length))),
             _ => Ok(()),
         }
     }

@@ -33,6 +33,9 @@ pub struct RemoteFile {
 /// More than any listing has.
 const MAX_LISTING: u64 = 64 << 20;
 
+/// More than any file on a hub has, and so little that the sizes of a listing can be added up.
+const MAX_SIZE: u64 = 1 << 40;
+
 /// What stands as it is in an address; everything else is written in percents.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -97,7 +100,7 @@ fn remote_file(sibling: Sibling) -> Result<RemoteFile, String> {
         None => (size, blob_id),
     };
     match (size, hex.as_deref().and_then(Digest::from_hex)) {
-        (Some(size), Some(digest)) => Ok(RemoteFile { path, size, digest }),
+        (Some(size), Some(digest)) if size <= MAX_SIZE => Ok(RemoteFile { path, size, digest }),
         _ => Err(format!("expected size and digest of {path}, got size {size:?} and digest {hex:?}")),
     }
 }
@@ -147,11 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn files_without_a_digest_are_refused() {
+    fn files_without_a_digest_or_a_sane_size_are_refused() {
         for sibling in [
             r#"{"rfilename": "a"}"#,
             r#"{"rfilename": "a", "size": 1}"#,
             r#"{"rfilename": "a", "size": 1, "blobId": "main"}"#,
+            r#"{"rfilename": "a", "size": 18446744073709551615, "blobId": "0123456789abcdef0123456789abcdef01234567"}"#,
             r#"{"rfilename": "a", "size": -1, "blobId": "0123456789abcdef0123456789abcdef01234567"}"#,
         ] {
             assert!(read(sibling).is_err(), "{sibling}");

@@ -185,11 +185,11 @@ fn a_connection_that_brings_nothing_is_given_up_after_a_few_tries() {
 #[test]
 fn a_wrong_content_length_is_not_believed() {
     let place = Place::new();
-    for announce in [SIZE - 1, SIZE + 1, 0] {
+    for announce in [SIZE - 1, SIZE + 1, 0, usize::MAX] {
         place.server.answer(WEIGHTS, Answer { announce: Some(announce), ..Answer::default() });
     }
     place.assert_whole(&place.pull().unwrap());
-    assert_eq!(place.server.requests(WEIGHTS).len(), 4);
+    assert_eq!(place.server.requests(WEIGHTS).len(), 5);
 }
 
 #[test]
