@@ -1,6 +1,6 @@
 """Measures llama.cpp on a GGUF file: reading 320 tokens, then one token at a time behind them.
 
-    PYTHON reference/bench/llama_cpp.py MODEL.gguf [--threads 2]
+    PYTHON reference/bench/llama_speed.py MODEL.gguf [--threads 2]
 
 PYTHON has to have the package llama-cpp-python. Prints one line of JSON, medians in seconds, under the names that
 `cargo run --release -p gpt4roi --example language_speed -- q4_k` gives them.
