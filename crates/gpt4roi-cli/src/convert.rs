@@ -232,11 +232,11 @@ impl Kind {
     }
 }
 
-/// Bytes of all weights in f32, as which they are loaded.
+/// Bytes of all weights once they are loaded.
 fn memory_needed(files: &ModelFiles) -> anyhow::Result<u64> {
     let (model, tower) = files.stores(&Device::Cpu)?;
     let numbers = model.stored().into_iter().chain(tower.stored());
-    Ok(numbers.map(|tensor| 4 * tensor.shape.iter().product::<usize>() as u64).sum())
+    Ok(numbers.map(|tensor| tensor.loaded_bytes()).sum())
 }
 
 /// Bytes that can be allocated without swapping, where the system says so.

@@ -11,7 +11,7 @@ use crate::{
     ggml_type::GgmlType,
     gguf::GgufTensor,
     layers::Matrix,
-    weights::{TensorSource, WeightsError, WeightsResult},
+    weights::{StoredTensor, TensorSource, WeightsError, WeightsResult},
 };
 
 impl GgufTensor<'_> {
@@ -21,15 +21,32 @@ impl GgufTensor<'_> {
     /// # Errors
     /// If its blocks are damaged.
     pub fn quant_matrix(&self, order: impl Fn(usize) -> usize + Sync) -> Result<Option<QuantMatrix>, QuantError> {
-        let format = match self.kind {
-            GgmlType::Q4K => QuantFormat::Q4K,
-            GgmlType::Q6K => QuantFormat::Q6K,
-            GgmlType::Q8_0 => QuantFormat::Q8_0,
-            _ => return Ok(None),
-        };
-        let &[rows, columns] = self.shape else { return Ok(None) };
+        let (Some(format), &[rows, columns]) = (quant_format(self.kind), self.shape) else { return Ok(None) };
         QuantMatrix::with_row_order(format, rows, columns, self.bytes, order).map(Some)
     }
+}
+
+impl StoredTensor {
+    /// Bytes that the tensor takes once it is loaded: those of its blocks where layers compute with them, of f32
+    /// elsewhere.
+    pub fn loaded_bytes(&self) -> u64 {
+        let kind = [GgmlType::Q4K, GgmlType::Q6K, GgmlType::Q8_0].into_iter().find(|kind| kind.name() == self.numbers);
+        let blocks = match (kind.and_then(quant_format), &self.shape[..]) {
+            (Some(format), &[rows, columns]) => format.bytes(rows, columns),
+            _ => None,
+        };
+        blocks.unwrap_or_else(|| 4 * self.shape.iter().product::<usize>()) as u64
+    }
+}
+
+/// The kernels' name for a type that they compute with.
+fn quant_format(kind: GgmlType) -> Option<QuantFormat> {
+    Some(match kind {
+        GgmlType::Q4K => QuantFormat::Q4K,
+        GgmlType::Q6K => QuantFormat::Q6K,
+        GgmlType::Q8_0 => QuantFormat::Q8_0,
+        _ => return None,
+    })
 }
 
 /// Weights that mean nothing, for measuring: small random blocks where the layer can compute with them, zeros
@@ -107,6 +124,30 @@ fn random_blocks(format: QuantFormat, bytes: usize, columns: usize, name: &str) 
 mod tests {
     use super::*;
     use crate::{config::Config, llama::Llama, weights::Weights};
+
+    #[test]
+    fn loaded_tensors_take_their_blocks_or_four_bytes_a_number() {
+        let bytes = |numbers: &str, shape: &[usize]| {
+            let stored = StoredTensor {
+                name: "weight".into(),
+                numbers: numbers.into(),
+                shape: shape.into(),
+                file: "model.gguf".into(),
+            };
+            stored.loaded_bytes()
+        };
+        // A block of q4_k has 256 numbers in 144 bytes, one of q8_0 has 32 in 34.
+        let cases = [
+            ("q4_k", &[2, 256][..], 2 * 144),
+            ("q8_0", &[3, 64], 3 * 2 * 34),
+            ("q8_0", &[2, 4, 3, 32], 2 * 4 * 3 * 32 * 4), // a convolution is computed in f32
+            ("f16", &[2, 256], 2 * 256 * 4),
+            ("F16", &[7], 7 * 4),
+        ];
+        for (numbers, shape, expected) in cases {
+            assert_eq!(bytes(numbers, shape), expected, "{numbers} {shape:?}");
+        }
+    }
 
     #[test]
     fn blocks_of_a_file_become_a_matrix_in_the_order_asked_for() {
