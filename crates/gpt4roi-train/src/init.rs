@@ -43,6 +43,10 @@ pub struct InitChoices {
     /// shows. In a narrow vector the box is drowned otherwise, and relations are not learned.
     #[serde(default)]
     pub place_channels: usize,
+    /// The deviation of token embeddings; 0: LLaMA's. In a small model that is little beside what a layer of
+    /// attention adds, and later layers do not see which token they stand at.
+    #[serde(default)]
+    pub embeddings: f64,
 }
 
 /// Draws every parameter from a generator of its own, so that neither order nor presence of others
@@ -96,6 +100,9 @@ impl Initializer {
         }
         if ends("bias") {
             return Distribution::Constant(0.0);
+        }
+        if name == "model.embed_tokens.weight" && self.choices.embeddings > 0.0 {
+            return Distribution::Normal(self.choices.embeddings);
         }
         if name.starts_with("vision_model.") {
             return Distribution::Normal(self.tower_std(name, fan_in));
@@ -196,7 +203,7 @@ mod tests {
     use super::*;
 
     fn initializer(seed: u64, place_channels: usize) -> Initializer {
-        Initializer::new(seed, &Config::gpt4roi_7b(), InitChoices { place_channels })
+        Initializer::new(seed, &Config::gpt4roi_7b(), InitChoices { place_channels, ..InitChoices::default() })
     }
 
     fn values(initializer: &Initializer, name: &str, shape: &[usize]) -> Vec<f32> {
@@ -246,6 +253,17 @@ mod tests {
         // Var = 1 − 2·2·φ(2)/(2Φ(2) − 1) = 0.7737 for deviation 1.
         assert!((variance.sqrt() / LLAMA_STD - 0.7737f64.sqrt()).abs() < 0.02, "{}", variance.sqrt());
         assert!(values.iter().all(|v| v.abs() <= 2.0 * LLAMA_STD as f32));
+    }
+
+    #[test]
+    fn token_embeddings_are_as_large_as_chosen() {
+        let rule = |embeddings| {
+            let choices = InitChoices { embeddings, ..InitChoices::default() };
+            let initializer = Initializer::new(1, &Config::gpt4roi_7b(), choices);
+            initializer.distribution("model.embed_tokens.weight", &[32006, 4096])
+        };
+        assert_eq!(rule(0.0), Distribution::Normal(LLAMA_STD));
+        assert_eq!(rule(0.7), Distribution::Normal(0.7));
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConf
         trainable: trainable.iter().map(|prefix| prefix.to_string()).collect(),
         init: InitConfig {
             fresh: vec![String::new()],
-            choices: InitChoices { place_channels: PLACE_CHANNELS },
+            choices: InitChoices { place_channels: PLACE_CHANNELS, ..InitChoices::default() },
             ..InitConfig::default()
         },
         steps: 6,
