@@ -20,6 +20,7 @@ pub mod error;
 
 pub mod bbox;
 pub mod mention;
+pub mod shape;
 
 pub mod image;
 

@@ -1,0 +1,1 @@
+//! One owner of the model, and a queue in front of it.

@@ -1,0 +1,4 @@
+//! GPT4RoI over HTTP: an API that ordinary OpenAI clients speak, and the page where one draws boxes
+//! and talks.
+
+pub mod engine;
