@@ -193,6 +193,8 @@ impl Talk<'_> {
             gpt4roi::chat::Origin::Given => "",
             gpt4roi::chat::Origin::Coordinates => ", from a question",
             gpt4roi::chat::Origin::Point => ", grown around a point",
+            gpt4roi::chat::Origin::Polygon => ", around a polygon",
+            gpt4roi::chat::Origin::Mask => ", around a mask",
         };
         format!("{} {x1},{y1},{x2},{y2} (pixels){origin}", region.id)
     }
