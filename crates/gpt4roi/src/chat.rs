@@ -42,7 +42,7 @@ pub enum ChatError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// It was added by hand.
+    /// It was added by hand, as a box.
     Given,
     /// Its box stood in a question.
     Coordinates,
@@ -677,6 +677,24 @@ mod tests {
         // The first round's prompt but for its open end is read once.
         assert!(reused[1].0 >= reused[0].1 - 2 && reused[2].0 >= reused[1].1 - 2, "{reused:?}");
         assert_eq!(chat.transcript(), forgetful.transcript());
+    }
+
+    #[test]
+    fn every_shape_becomes_a_region_that_says_where_it_came_from() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let (drawn, point) = (bbox([0.1, 0.2, 0.5, 0.9]), Point { x: 0.25, y: 0.75 });
+        for shape in [Shape::Box(drawn), Shape::Point(point), Shape::Polygon(drawn), Shape::Mask(drawn)] {
+            chat.add_shape(shape).unwrap();
+        }
+        let origins: Vec<_> = chat.regions().iter().map(|region| region.origin).collect();
+        assert_eq!(origins, [Origin::Given, Origin::Point, Origin::Polygon, Origin::Mask]);
+        assert!([0, 2, 3].iter().all(|&index| chat.regions()[index].bbox == drawn));
+
+        let asked = chat.ask_with("What is at (0.25, 0.75)?", &short()).unwrap();
+        let grown = chat.regions()[1].bbox;
+        assert!(grown.contains(point));
+        assert_eq!(asked.regions[0].pixels, grown.pixels(picture.size()), "as it grows in a question");
     }
 
     #[test]

@@ -327,3 +327,200 @@ fn split_number(text: &[u8]) -> Option<(i64, &[u8])> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+
+    fn png(name: &str) -> Vec<u8> {
+        std::fs::read(format!("{DATA}/masks/{name}.png")).unwrap()
+    }
+
+    fn rle(size: [u32; 2], counts: &[i64]) -> Rle {
+        Rle { size, counts: Counts::List(counts.to_vec()) }
+    }
+
+    fn refusal(rle: &Rle) -> String {
+        Mask::from_rle(rle).unwrap_err().to_string()
+    }
+
+    fn points(corners: &[[f64; 2]]) -> Vec<Point> {
+        corners.iter().map(|&[x, y]| Point { x, y }).collect()
+    }
+
+    /// What `reference/make_mask_goldens.py` computed with pycocotools.
+    #[derive(Deserialize)]
+    struct Golden {
+        name: String,
+        size: [u32; 2],
+        list: Vec<i64>,
+        text: String,
+        #[serde(rename = "box")]
+        marked: Option<[u32; 4]>,
+    }
+
+    #[test]
+    fn both_forms_of_rle_are_read_as_pycocotools_writes_them() {
+        let goldens = std::fs::read(format!("{DATA}/masks.json")).unwrap();
+        let goldens: Vec<Golden> = serde_json::from_slice(&goldens).unwrap();
+        assert_eq!(goldens.len(), 15);
+        for Golden { name, size, list, text, marked } in goldens {
+            assert_eq!(decompress(&text).unwrap(), list, "{name}");
+            for counts in [Counts::List(list), Counts::Text(text)] {
+                let mask = Mask::from_rle(&Rle { size, counts }).unwrap();
+                assert_eq!((mask.size.height, mask.size.width, mask.marked), (size[0], size[1], marked), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn rle_is_deserialised_as_coco_writes_it() {
+        let read = |text: &str| serde_json::from_str::<Rle>(text);
+        let list = read(r#"{"size": [3, 4], "counts": [5, 2, 5], "area": 2}"#).unwrap();
+        let text = read(r#"{"counts": "525", "size": [3, 4]}"#).unwrap();
+        assert_eq!(Mask::from_rle(&list).unwrap(), Mask::from_rle(&text).unwrap());
+        for bad in ["true", "[1.5]", "[\"5\"]", "[99999999999999999999]", "null", "{}"] {
+            let error = read(&format!(r#"{{"size": [3, 4], "counts": {bad}}}"#)).unwrap_err().to_string();
+            assert!(error.starts_with("expected counts as a list of whole numbers or as a string"), "{bad}: {error}");
+        }
+        assert!(read(r#"{"size": [-3, 4], "counts": []}"#).is_err());
+        assert!(read(r#"{"size": [3, 4, 1], "counts": []}"#).is_err());
+    }
+
+    #[test]
+    fn hostile_counts_are_errors() {
+        let text = |text: &str| Rle { size: [3, 4], counts: Counts::Text(text.into()) };
+        for (rle, message) in [
+            (rle([3, 4], &[5, 2]), "expected counts of 12 pixels in all, got 7"),
+            (rle([3, 4], &[]), "expected counts of 12 pixels in all, got 0"),
+            (rle([3, 4], &[5, 8]), "count 1: expected 0 to 7 pixels, got 8"),
+            (rle([3, 4], &[12, 0, 1]), "count 2: expected 0 to 0 pixels, got 1"),
+            (rle([3, 4], &[-1, 13]), "count 0: expected 0 to 12 pixels, got -1"),
+            (rle([3, 4], &[i64::MAX, i64::MAX]), "count 0: expected 0 to 12 pixels, got 9223372036854775807"),
+            (rle([3, 4], &[i64::MIN]), "count 0: expected 0 to 12 pixels, got -9223372036854775808"),
+            (rle([0, 4], &[1]), "count 0: expected 0 to 0 pixels, got 1"),
+            // `O` is 48 + 31: five bits all set, so minus one.
+            (text("O"), "count 0: expected 0 to 12 pixels, got -1"),
+            (text("5 5"), r#"counts, character 2: expected a number in COCO's coding, got " 5""#),
+            (text("52é"), r#"counts, character 3: expected a number in COCO's coding, got "é""#),
+            (text("5p"), r#"counts, character 2: expected a number in COCO's coding, got "p""#),
+            // `o` announces a character that does not come; seven of them are more than a count holds.
+            (text("5o"), r#"counts, character 2: expected a number in COCO's coding, got "o""#),
+            (text("ooooooo0"), r#"counts, character 1: expected a number in COCO's coding, got "ooooooo0""#),
+        ] {
+            assert_eq!(refusal(&rle), message);
+        }
+    }
+
+    #[test]
+    fn a_mask_takes_no_memory_whatever_size_it_claims() {
+        // Half of the columns are empty, then the first pixel of the next one is marked.
+        let (height, width) = (u32::MAX, 1 << 31);
+        let half = i64::from(height) * i64::from(width / 2);
+        let mask = Mask::from_rle(&rle([height, width], &[half, 1, half - 1])).unwrap();
+        assert_eq!(mask.marked, Some([width / 2, 0, width / 2 + 1, 1]));
+    }
+
+    #[test]
+    fn every_kind_of_png_marks_the_same_pixels() {
+        for name in ["grey", "grey-ones", "grey16-ones", "bits", "palette", "rgb", "rgba", "grey-alpha", "turned-6"] {
+            let mask = Mask::from_png(&png(name), 54).unwrap();
+            assert_eq!(mask.size(), ImageSize { width: 9, height: 6 }, "{name}");
+            assert_eq!(mask.marked, Some([1, 1, 8, 6]), "{name}");
+            let Shape::Mask(bbox) = Shape::mask(&mask).unwrap() else { panic!("{name}") };
+            assert_eq!(bbox.pixels(mask.size()).map(f64::round), [1., 1., 8., 6.], "{name}");
+        }
+    }
+
+    #[test]
+    fn files_that_mark_nothing_or_everything_are_refused() {
+        let nothing = Mask::from_png(&png("nothing"), 54).unwrap();
+        let message = "expected a mask that marks something, got 9×6 pixels of which none is marked";
+        assert_eq!(Shape::mask(&nothing).unwrap_err().to_string(), message);
+        let empty = Mask::from_rle(&rle([0, 4], &[])).unwrap();
+        assert!(matches!(Shape::mask(&empty).unwrap_err(), ShapeError::Nothing { .. }));
+        assert!(matches!(Mask::from_png(&png("opaque"), 54).unwrap_err(), MaskError::Opaque));
+        let error = Mask::from_png(&png("grey"), 53).unwrap_err().to_string();
+        assert_eq!(error, "mask: expected a picture of at most 53 pixels, got 9×6");
+        assert!(matches!(Mask::from_png(&png("grey")[..50], 54).unwrap_err(), MaskError::File(ImageError::Corrupt(_))));
+        let jpeg = std::fs::read(format!("{DATA}/pictures/grey.jpeg")).unwrap();
+        assert!(matches!(Mask::from_png(&jpeg, 1000).unwrap_err(), MaskError::NotPng));
+    }
+
+    #[test]
+    fn a_mask_belongs_to_a_picture_of_its_size() {
+        let mask = Mask::from_png(&png("grey"), 54).unwrap();
+        mask.check_size(ImageSize { width: 9, height: 6 }).unwrap();
+        let error = mask.check_size(ImageSize { width: 6, height: 9 }).unwrap_err().to_string();
+        assert_eq!(error, "expected a mask of the picture's size, 6×9, got 9×6");
+    }
+
+    #[test]
+    fn the_smallest_box_goes_around_a_polygon() {
+        let expected = BBox::from_normalized([0.1, 0.2, 0.7, 0.9]).unwrap();
+        for corners in [
+            &[[0.1, 0.2], [0.7, 0.2], [0.7, 0.9], [0.1, 0.9]][..],
+            &[[0.1, 0.2], [0.7, 0.2], [0.7, 0.9], [0.1, 0.9], [0.1, 0.2]], // closed
+            &[[0.4, 0.9], [0.1, 0.5], [0.4, 0.2], [0.7, 0.5]],             // clockwise or not
+            &[[0.1, 0.2], [0.7, 0.9], [0.7, 0.2], [0.1, 0.9]],             // crossing itself: no area by the shoelace
+            &[[0.1, 0.2], [0.1, 0.2], [0.7, 0.9], [0.7, 0.9], [0.1, 0.9]], // a lasso that paused
+        ] {
+            assert_eq!(Shape::polygon(&points(corners)).unwrap(), Shape::Polygon(expected), "{corners:?}");
+        }
+    }
+
+    #[test]
+    fn polygons_around_nothing_are_refused() {
+        for (corners, message) in [
+            (&[][..], "expected a polygon of at least 3 corners, got 0"),
+            (&[[0.1, 0.2], [0.3, 0.4]], "expected a polygon of at least 3 corners, got 2"),
+            (&[[0.1, 0.2]; 4], "expected a polygon with an area, got 4 corners on one line"),
+            (&[[0.5, 0.1], [0.5, 0.9], [0.5, 0.4]], "expected a polygon with an area, got 3 corners on one line"),
+            (&[[0.1, 0.1], [0.3, 0.3], [0.7, 0.7]], "expected a polygon with an area, got 3 corners on one line"),
+            (&[[0.1, 0.1], [0.5, 1.5], [0.7, 0.7]], "corner 2: y: expected 0 to 1 (fractions of the picture), got 1.5"),
+            (&[[f64::NAN, 0.1], [0.5, 0.5], [0.7, 0.1]], "corner 1: x: expected a finite number, got NaN"),
+        ] {
+            assert_eq!(Shape::polygon(&points(corners)).unwrap_err().to_string(), message);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rle_marks_what_it_says(size in [1..12_u32, 1..12_u32], runs in prop::collection::vec(0..9_i64, 0..40)) {
+            let [height, width] = size;
+            // Column by column, as many pixels as there are; what is left over becomes the last run.
+            let mut pixels: Vec<bool> = Vec::new();
+            let mut counts = Vec::new();
+            for (index, run) in runs.iter().enumerate() {
+                let run = (*run).min(i64::from(height * width) - pixels.len() as i64);
+                pixels.extend(vec![index % 2 == 1; run as usize]);
+                counts.push(run);
+            }
+            let rest = (height * width) as usize - pixels.len();
+            pixels.extend(vec![counts.len() % 2 == 1; rest]);
+            counts.push(rest as i64);
+
+            let places = (0..height * width).filter(|place| pixels[*place as usize]);
+            let expected = places.map(|place| (place / height, place % height)).fold(None, |marked, (x, y)| {
+                let pixel = [x, y, x + 1, y + 1];
+                Some(marked.map_or(pixel, |marked| around(marked, pixel)))
+            });
+            prop_assert_eq!(Mask::from_rle(&rle(size, &counts)).unwrap().marked, expected);
+        }
+
+        #[test]
+        fn polygons_are_refused_or_inside(corners in prop::collection::vec(any::<[f64; 2]>(), 0..6),
+                                          small in prop::collection::vec([0.0..1.0, 0.0..1.0], 0..6)) {
+            for corners in [corners, small] {
+                let corners = points(&corners);
+                if let Ok(Shape::Polygon(bbox)) = Shape::polygon(&corners) {
+                    prop_assert!(corners.iter().all(|corner| bbox.contains(*corner)));
+                }
+            }
+        }
+    }
+}
