@@ -120,9 +120,9 @@ pub enum MaskError {
     /// A PNG file that can't be read, or is too large.
     #[error("mask: {0}")]
     File(#[from] ImageError),
-    /// There is an alpha channel, and it tells no pixel from another.
-    #[error("expected an alpha channel that is 0 outside the region, got one that is 0 nowhere")]
-    Opaque,
+    /// A file with colours or an alpha channel that marks every pixel, as a photograph would.
+    #[error("expected a mask, black or transparent outside the region, got a picture that is so nowhere")]
+    Picture,
     /// A run of an RLE that can't be.
     #[error("count {index}: expected 0 to {left} pixels, got {got}")]
     Run {
@@ -179,8 +179,8 @@ impl Mask {
     /// own EXIF orientation is applied.
     ///
     /// # Errors
-    /// If it is no PNG file, damaged or too large, or if its alpha channel is 0 nowhere: then it is
-    /// an ordinary picture, or its region stands in the colours.
+    /// If it is no PNG file, damaged or too large, or if it has colours or an alpha channel and marks
+    /// every pixel: then it is an ordinary picture. Only a grey one may mark the whole picture.
     pub fn from_png(bytes: &[u8], max_pixels: u64) -> Result<Self, MaskError> {
         if !bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
             return Err(MaskError::NotPng);
@@ -242,7 +242,8 @@ fn marked_pixels(picture: &DynamicImage) -> Result<Vec<bool>, MaskError> {
     let decisive = if colour.has_alpha() { usize::from(pixel - channel) } else { 0 };
     let pixels = picture.as_bytes().chunks_exact(pixel.into());
     let marked: Vec<bool> = pixels.map(|pixel| pixel[decisive..].iter().any(|byte| *byte != 0)).collect();
-    if colour.has_alpha() && marked.iter().all(|marked| *marked) { Err(MaskError::Opaque) } else { Ok(marked) }
+    let may_be_a_picture = colour.has_color() || colour.has_alpha();
+    if may_be_a_picture && marked.iter().all(|marked| *marked) { Err(MaskError::Picture) } else { Ok(marked) }
 }
 
 /// The smallest box around both.
@@ -437,13 +438,19 @@ mod tests {
     }
 
     #[test]
-    fn files_that_mark_nothing_or_everything_are_refused() {
+    fn files_that_are_no_masks_are_refused() {
         let nothing = Mask::from_png(&png("nothing"), 54).unwrap();
         let message = "expected a mask that marks something, got 9×6 pixels of which none is marked";
         assert_eq!(Shape::mask(&nothing).unwrap_err().to_string(), message);
         let empty = Mask::from_rle(&rle([0, 4], &[])).unwrap();
         assert!(matches!(Shape::mask(&empty).unwrap_err(), ShapeError::Nothing { .. }));
-        assert!(matches!(Mask::from_png(&png("opaque"), 54).unwrap_err(), MaskError::Opaque));
+        assert!(matches!(Mask::from_png(&png("opaque"), 54).unwrap_err(), MaskError::Picture));
+        let photograph = std::fs::read(format!("{DATA}/../../../../docs/example.png")).unwrap();
+        assert!(matches!(Mask::from_png(&photograph, 1 << 16).unwrap_err(), MaskError::Picture));
+        let mut whole = Cursor::new(Vec::new());
+        let white = image::GrayImage::from_pixel(4, 3, image::Luma([255]));
+        white.write_to(&mut whole, image::ImageFormat::Png).unwrap();
+        assert_eq!(Mask::from_png(whole.get_ref(), 12).unwrap().marked, Some([0, 0, 4, 3]));
         let error = Mask::from_png(&png("grey"), 53).unwrap_err().to_string();
         assert_eq!(error, "mask: expected a picture of at most 53 pixels, got 9×6");
         assert!(matches!(Mask::from_png(&png("grey")[..50], 54).unwrap_err(), MaskError::File(ImageError::Corrupt(_))));
