@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
 /// Of each target's seeds.
-const MUTATIONS: usize = 10_000;
+const MUTATIONS: usize = 4000;
 
 fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
