@@ -19,8 +19,8 @@ use crate::{
 /// Describe a picture, or each of its regions
 ///
 /// Without a region the whole picture is described. With several, each is described on its own, and
-/// each gets a line of its own, in the order given. However many there are, they are answered together, which costs far
-/// less than asking about each.
+/// each gets a line of its own, in the order given. However many there are, they are answered together,
+/// which costs far less than asking about each.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
