@@ -17,6 +17,7 @@ mod failure;
 mod inspect;
 mod options;
 mod pull;
+mod regions;
 mod scenes;
 mod session;
 mod trace;
@@ -28,8 +29,9 @@ use clap::{Parser, Subcommand};
 
 /// Point at anything in a picture and talk about it.
 ///
-/// GPT4RoI answers questions about a picture and about regions of it. Regions are boxes given with
-/// --region and mentioned as <region1>, <region2>, …, or coordinates inside the question itself.
+/// GPT4RoI answers questions about a picture and about regions of it. Regions are boxes, points, polygons
+/// and masks, given with --region, --point, --polygon and --mask and mentioned as <region1>, <region2>, …,
+/// or coordinates inside the question itself.
 #[derive(Debug, Parser)]
 #[command(name = "gpt4roi", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
@@ -63,6 +65,9 @@ Examples:
   Two regions, and a picture with both drawn in:
     gpt4roi ask scene.png 'How does <region1> relate to <region2>?' \\
       --region 62,41,240,180 --region 300,50,420,200 --annotate marked.png
+
+  A point, or a mask of the picture's size:
+    gpt4roi ask scene.png 'Is <region1> like <region2>?' --point 150,110 --mask cat.png
 
   No flag at all: coordinates in the question, a box or a point, as fractions of the picture:
     gpt4roi ask scene.png 'What is at (0.5, 0.6)?'

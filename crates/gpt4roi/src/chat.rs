@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bbox::{BBox, BoxPrecision, ImageSize, RegionId},
+    bbox::{BBox, BoxPrecision, ImageSize, Point, RegionId},
     error::Result,
     generate::{FinishReason, Generation, Halt, Limits, LlamaDecoder, generate},
     image::Image,
@@ -20,6 +20,7 @@ use crate::{
     point::{self, PointBox},
     prompt::{self, Encoded, Piece, Round, TURN, TextMode},
     sampling::{Sampler, Sampling},
+    shape::Shape,
     tokenizer::{TextStream, Tokenizer},
 };
 
@@ -41,12 +42,16 @@ pub enum ChatError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// It was added by hand.
+    /// It was added by hand, as a box.
     Given,
     /// Its box stood in a question.
     Coordinates,
-    /// A point stood in a question, and a box was grown around it.
+    /// A point was given by hand or stood in a question, and a box was grown around it.
     Point,
+    /// A polygon or a lasso was drawn, and this is the smallest box around it.
+    Polygon,
+    /// A mask was given, and this is the smallest box around what it marks.
+    Mask,
 }
 
 /// A region of the conversation.
@@ -209,6 +214,33 @@ impl<'m> Chat<'m> {
         push_region(&mut self.regions, bbox, Origin::Given)
     }
 
+    /// Declares a region of any shape. Around a point a box is grown as the model's training did it.
+    ///
+    /// # Errors
+    /// If the engine fails. Nothing is declared then.
+    pub fn add_shape(&mut self, shape: Shape) -> Result<RegionId> {
+        let (bbox, origin) = self.box_of(shape)?;
+        Ok(push_region(&mut self.regions, bbox, origin))
+    }
+
+    /// The box that the model reads of a shape, and where it comes from.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub fn box_of(&self, shape: Shape) -> Result<(BBox, Origin)> {
+        Ok(match shape {
+            Shape::Box(bbox) => (bbox, Origin::Given),
+            Shape::Point(point) => (self.box_at(point, None)?, Origin::Point),
+            Shape::Polygon(bbox) => (bbox, Origin::Polygon),
+            Shape::Mask(bbox) => (bbox, Origin::Mask),
+        })
+    }
+
+    fn box_at(&self, point: Point, point_box: Option<PointBox>) -> Result<BBox> {
+        let point_box = point_box.unwrap_or_else(|| PointBox::of(&self.model.config.region));
+        point::box_at(self.image.features(), point, &point_box)
+    }
+
     /// All regions, by id.
     pub fn regions(&self) -> &[Region] {
         &self.regions
@@ -295,7 +327,6 @@ impl<'m> Chat<'m> {
         point_box: Option<PointBox>,
     ) -> Result<Vec<Piece>> {
         let declared: Vec<_> = regions.iter().map(|region| region.id).collect();
-        let point_box = point_box.unwrap_or_else(|| PointBox::of(&self.model.config.region));
         let mut pieces = Vec::new();
         for part in mention::parse(question.trim(), &declared, self.image.size())? {
             pieces.push(match part {
@@ -303,7 +334,7 @@ impl<'m> Chat<'m> {
                 Part::Mention(id) => Piece::Region(id),
                 Part::Box(bbox) => Piece::Region(push_region(regions, bbox, Origin::Coordinates)),
                 Part::Point(point) => {
-                    let bbox = point::box_at(self.image.features(), point, &point_box)?;
+                    let bbox = self.box_at(point, point_box)?;
                     Piece::Region(push_region(regions, bbox, Origin::Point))
                 }
             });
@@ -646,6 +677,24 @@ mod tests {
         // The first round's prompt but for its open end is read once.
         assert!(reused[1].0 >= reused[0].1 - 2 && reused[2].0 >= reused[1].1 - 2, "{reused:?}");
         assert_eq!(chat.transcript(), forgetful.transcript());
+    }
+
+    #[test]
+    fn every_shape_becomes_a_region_that_says_where_it_came_from() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let (drawn, point) = (bbox([0.1, 0.2, 0.5, 0.9]), Point { x: 0.25, y: 0.75 });
+        for shape in [Shape::Box(drawn), Shape::Point(point), Shape::Polygon(drawn), Shape::Mask(drawn)] {
+            chat.add_shape(shape).unwrap();
+        }
+        let origins: Vec<_> = chat.regions().iter().map(|region| region.origin).collect();
+        assert_eq!(origins, [Origin::Given, Origin::Point, Origin::Polygon, Origin::Mask]);
+        assert!([0, 2, 3].iter().all(|&index| chat.regions()[index].bbox == drawn));
+
+        let asked = chat.ask_with("What is at (0.25, 0.75)?", &short()).unwrap();
+        let grown = chat.regions()[1].bbox;
+        assert!(grown.contains(point));
+        assert_eq!(asked.regions[0].pixels, grown.pixels(picture.size()), "as it grows in a question");
     }
 
     #[test]
