@@ -75,7 +75,7 @@ impl Rendered {
     ///
     /// # Errors
     /// If the question is empty, mentions a region that does not exist, holds an impossible box, or
-    /// leaves no room for an answer; if two regions have one number; if sampling settings are out of range.
+    /// leaves no room for an answer; if two regions have one number; if settings are out of range.
     pub fn new(
         model: &Gpt4Roi,
         size: ImageSize,
@@ -103,6 +103,8 @@ impl Rendered {
     ) -> Result<Self> {
         let (config, tokenizer) = (&model.config, &model.tokenizer);
         let sampler = Sampler::new(&options.sampling)?;
+        let point_box = options.point_box.unwrap_or_else(|| PointBox::of(&config.region));
+        point_box.check()?;
         let encoded = prompt::encode(&rounds, tokenizer, config.vision.patches(), options.text_mode)?;
         let context = config.llama.max_position_embeddings;
         encoded.check_length(context, 1)?;
@@ -113,7 +115,7 @@ impl Rendered {
             declared,
             encoded: Arc::new(encoded),
             box_precision: options.box_precision,
-            point_box: options.point_box.unwrap_or_else(|| PointBox::of(&config.region)),
+            point_box,
             sampler,
             limits: Limits { eos: tokenizer.special().eos, max_new_tokens },
         })
@@ -164,7 +166,7 @@ impl Rendered {
     /// Looks at the picture: boxes are grown around points.
     ///
     /// # Errors
-    /// If a box around a point can't be, or the engine fails.
+    /// If the engine fails.
     pub fn locate(&self, image: &EncodedImage) -> Result<Asked> {
         let located = self.declared.iter().map(|declared| declared.locate(image, &self.point_box));
         let regions = located.collect::<Result<Vec<_>>>()?;
@@ -254,6 +256,11 @@ impl Asked {
     /// All regions: those given, then those that coordinates made.
     pub fn regions(&self) -> Vec<ResolvedRegion> {
         self.regions.iter().map(|region| region.resolved(self.rendered.size)).collect()
+    }
+
+    /// Whether two questions about one picture have their first `length` tokens in common.
+    pub fn begins_like(&self, other: &Self, length: usize) -> bool {
+        self.prompt.get(..length).is_some_and(|beginning| other.prompt.starts_with(beginning))
     }
 
     /// What the language model reads in the place of some of the prompt's tokens.
@@ -480,6 +487,10 @@ mod tests {
         for empty in ["", "  "] {
             assert!(matches!(rendered(&model, &box7, &[], &text(empty)), Err(Error::Prompt(_))));
         }
+        let reach = PointBox::Around { reach: -0.1 };
+        let options = AskOptions { point_box: Some(reach), ..short() };
+        let pointless = Rendered::new(&model, picture().size(), &[], &[], &text("What?"), &options);
+        assert!(matches!(pointless, Err(Error::Box(_))));
         // The highest number there is needs no number behind it.
         let highest = rendered(&model, &[(u32::MAX, BOXES[0])], &[], &text("Is [8, 6, 40, 30] it?")).unwrap();
         assert_eq!(highest.declared[1].id, RegionId(1));

@@ -44,6 +44,16 @@ impl Reading {
         Self { branch, unread }
     }
 
+    /// The same unread tokens behind another branch.
+    pub fn behind(self, branch: Branch) -> Self {
+        Self { branch, ..self }
+    }
+
+    /// What was read.
+    pub fn branch(&self) -> &Branch {
+        &self.branch
+    }
+
     /// How many tokens were not read yet.
     pub fn unread(&self) -> usize {
         self.unread.dims().get(1).copied().unwrap_or(0)
