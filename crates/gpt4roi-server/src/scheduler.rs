@@ -242,8 +242,10 @@ impl<'m> Scheduler<'m> {
     fn take_seen(&mut self, number: u64, parts: &[usize], seen: Seen) {
         let Some(request) = self.requests.get_mut(&number) else { return };
         let Seen { image, announced, beginning, prompts } = seen;
-        (request.image, request.encoded) = (None, Some(image.clone()));
-        if let Some(regions) = announced {
+        // Two looks may have begun before the first was done.
+        let first = request.encoded.replace(image.clone()).is_none();
+        request.image = None;
+        if let (true, Some(regions)) = (first, announced) {
             request.tell(Update::Started { regions });
         }
         let length = request.beginning_length();
@@ -697,8 +699,12 @@ mod tests {
     /// The one answer, after its text was checked to be what was streamed.
     #[track_caller]
     fn answer(reply: &mut Reply) -> Answer {
-        let updates = updates(reply);
-        let [Update::Started { .. }, texts @ .., Update::Answer { index: 0, answer }] = &updates[..] else {
+        answer_in(&updates(reply))
+    }
+
+    #[track_caller]
+    fn answer_in(updates: &[Update]) -> Answer {
+        let [Update::Started { .. }, texts @ .., Update::Answer { index: 0, answer }] = updates else {
             panic!("{updates:?}")
         };
         let text = |update: &Update| match update {
@@ -735,7 +741,7 @@ mod tests {
         questions: Vec<String>,
         expected: Vec<Answer>,
         said: Vec<Exchange>,
-        open: Option<Reply>,
+        open: Option<(Reply, Vec<Update>)>,
     }
 
     impl Talk {
@@ -750,16 +756,17 @@ mod tests {
         /// Takes an answer that is there, or asks the next question.
         fn go_on(&mut self, driven: &Driven<'_>) {
             let round = self.said.len();
-            let Some(reply) = &mut self.open else {
+            let Some((reply, seen)) = &mut self.open else {
                 if let Some(question) = self.questions.get(round) {
                     let (rounds, options) = (self.said.clone(), self.options.clone());
                     let question = Question { rounds, options, ..driven.question(&self.image, question) };
-                    self.open = driven.engine.ask(question).ok();
+                    self.open = Some((driven.engine.ask(question).unwrap(), Vec::new()));
                 }
                 return;
             };
-            if driven.scheduler.requests.is_empty() && driven.queue.is_empty() {
-                let answer = answer(reply);
+            seen.extend(updates(reply));
+            if let Some(Update::Answer { .. }) = seen.last() {
+                let answer = answer_in(seen);
                 assert_same(&answer, &self.expected[round]);
                 // Later rounds go on where the picture ended at least.
                 assert!(round == 0 || answer.reused_tokens > driven.eye.model.config.vision.patches());
@@ -802,6 +809,7 @@ mod tests {
                 }
             }
             assert!(talks.iter().all(|talk| talk.said.len() == questions.len()), "all were answered");
+            driven.settle();
             let mut seen = vec![false; 5];
             for update in updates(&mut bulk) {
                 if let Update::Answer { index, answer } = update {
@@ -908,6 +916,18 @@ mod tests {
             assert_eq!(regions[0].pixels, bbox(4).pixels(size));
             let [x1, y1, x2, y2] = regions[1].pixels;
             assert!(x1 < 40.0 && 40.0 < x2 && y1 < 30.0 && 30.0 < y2, "the point lies in its box");
+
+            // A part that gets a seat while another is looked at for the first time.
+            let one = driven.ask(&picture(0), "What?");
+            let mut many = driven.describe(&picture(0), 3);
+            driven.scheduler.step();
+            drop(one);
+            driven.scheduler.step();
+            assert_eq!(driven.scheduler.looks.len(), 2, "for the first part and for the second");
+            driven.look();
+            driven.settle();
+            let started = updates(&mut many).iter().filter(|update| matches!(update, Update::Started { .. })).count();
+            assert_eq!(started, 1);
         });
     }
 
