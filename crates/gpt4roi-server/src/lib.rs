@@ -2,3 +2,9 @@
 //! and talks.
 
 pub mod engine;
+pub mod pictures;
+
+mod look;
+mod queue;
+mod request;
+mod scheduler;

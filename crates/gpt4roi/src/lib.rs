@@ -47,9 +47,11 @@ pub mod batch;
 pub mod generate;
 pub mod sampling;
 
+pub mod asked;
 pub mod chat;
 pub mod describe;
 pub mod point;
+pub mod prefix_cache;
 pub mod trace;
 
 pub mod cost;
