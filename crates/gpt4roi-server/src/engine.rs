@@ -119,7 +119,7 @@ pub struct Bulk {
 #[non_exhaustive]
 pub enum Refused {
     /// As many questions wait as may.
-    #[error("the queue is full, expected a try again in {} s", retry_after.as_secs_f64().ceil())]
+    #[error("the queue is full, there should be room in {} s", retry_after.as_secs_f64().ceil())]
     Full {
         /// When there should be room, judged by how long answers took lately.
         retry_after: Duration,
@@ -405,21 +405,14 @@ fn drive(mut scheduler: Scheduler<'_>, queue: &Queue, looks: &mpsc::Sender<Look>
     }
 }
 
-/// Looks at pictures as they are asked about, with as many threads as the machine has, but not the same
-/// ones that decode: a decoding step shares the processor with a pyramid, and does not queue behind it.
+/// Looks at pictures as they are asked about.
 fn look_around(eye: &Eye<'_>, looks: mpsc::Receiver<Look>, queue: &Queue) {
-    let watch = || {
-        for look in looks {
-            let began = queue.now();
-            let looked = look.run(eye);
-            let took = queue.now().saturating_duration_since(began);
-            queue.note(|stats| stats.vision_seconds += took.as_secs_f64());
-            queue.looked(looked);
-        }
-    };
-    match rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build() {
-        Ok(pool) => pool.install(watch),
-        Err(_) => watch(),
+    for look in looks {
+        let began = queue.now();
+        let looked = look.run(eye);
+        let took = queue.now().saturating_duration_since(began);
+        queue.note(|stats| stats.vision_seconds += took.as_secs_f64());
+        queue.looked(looked);
     }
 }
 
