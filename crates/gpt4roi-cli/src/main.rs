@@ -18,6 +18,7 @@ mod inspect;
 mod options;
 mod pull;
 mod scenes;
+mod serve;
 mod session;
 mod trace;
 mod train;
@@ -42,6 +43,7 @@ enum Command {
     Ask(ask::Args),
     Describe(describe::Args),
     Chat(chat::Args),
+    Serve(serve::Args),
     Pull(pull::Args),
     Cache(cache::Args),
     Convert(convert::Args),
@@ -70,6 +72,9 @@ Examples:
   Talk about a picture:
     gpt4roi chat scene.png
 
+  The same in a browser, and for programs:
+    gpt4roi serve
+
 Exit codes:
   0  it worked
   1  it failed: a file, a model or a number was not what it should be
@@ -82,6 +87,7 @@ fn main() -> ExitCode {
         Command::Ask(args) => ask::run(args),
         Command::Describe(args) => describe::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Convert(args) => convert::run(args),

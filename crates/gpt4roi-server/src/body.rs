@@ -101,8 +101,7 @@ pub(crate) mod tests {
         Limits { body_bytes: 100_000, picture_bytes: 0, pixels: 0, max_tokens: 0, memory_bytes: 0, connections: 0 };
 
     async fn received(body: Body, memory: &Memory) -> Result<Received> {
-        let times = Times { body: Duration::from_millis(50), ..Times::default() };
-        receive(body, &LIMITS, &times, memory).await
+        receive(body, &LIMITS, &Times::default(), memory).await
     }
 
     #[tokio::test]
@@ -125,8 +124,9 @@ pub(crate) mod tests {
         let pieces = (0..).map(|_| Ok::<_, Infallible>(Bytes::from_static(&[0; 1000])));
         let endless = received(Body::from_stream(stream::iter(pieces)), &memory).await;
         assert!(matches!(endless, Err(Fault::BodyTooLarge(100_000))));
-        let silent = received(Body::from_stream(stream::pending::<std::result::Result<Bytes, Infallible>>()), &memory);
-        assert!(matches!(silent.await, Err(Fault::BodyTimeout)));
+        let silent = Body::from_stream(stream::pending::<std::result::Result<Bytes, Infallible>>());
+        let times = Times { body: Duration::from_millis(50), ..Times::default() };
+        assert!(matches!(receive(silent, &LIMITS, &times, &memory).await, Err(Fault::BodyTimeout)));
     }
 
     #[test]
@@ -145,7 +145,7 @@ pub(crate) mod tests {
         assert_eq!(good.inner[0].number, 1000.0);
         for (text, param) in [
             (r#"{"inner": [{"number": 1}, {"number": "x"}]}"#, Some("inner[1].number")),
-            (r#"{"inner": [{"number": 1, "number": 2}]}"#, Some("inner[0].number")),
+            (r#"{"inner": [{"number": 1, "number": 2}]}"#, Some("inner[0]")),
             (r#"{"inner": [7]}"#, Some("inner[0]")),
             (r#"{"inner": {}}"#, Some("inner")),
             (r#"{}"#, None),
@@ -156,9 +156,11 @@ pub(crate) mod tests {
             assert_eq!(got.as_deref(), param, "{text}");
             assert!(!message.contains("Outer") && !message.contains("Inner"), "{message}");
         }
-        let deep = format!(r#"{{"more": {}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        // What is ignored may be as deep as it likes; nobody descends into it.
+        let deep = format!(r#"{{"inner": [], "more": {}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        assert!(from_json::<Outer>(&deep).is_ok());
         for text in
-            ["", "{", "nonsense", r#"{"inner": [{"number": NaN}]}"#, r#"{"inner": []} x"#, &deep, "{\"inner\": \"\u{0}"]
+            ["", "{", "nonsense", r#"{"inner": [{"number": NaN}]}"#, r#"{"inner": []} x"#, "{\"inner\": \"\u{0}"]
         {
             assert!(matches!(from_json::<Outer>(text), Err(Fault::Json(_))), "{text:.40}");
         }

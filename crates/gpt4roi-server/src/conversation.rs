@@ -371,8 +371,13 @@ mod tests {
     const PICTURE: &str = "data:image/png;base64,AAAA";
 
     fn read(messages: Value, regions: Value, mentions: Mentions) -> Result<Conversation> {
-        let messages = from_json(&messages.to_string())?;
-        let regions: Option<_> = from_json(&regions.to_string())?;
+        #[derive(Deserialize)]
+        struct Request {
+            messages: Few<Message, MAX_MESSAGES>,
+            regions: Option<Few<Region, MAX_REGIONS>>,
+        }
+        let request = json!({"messages": messages, "regions": regions});
+        let Request { messages, regions } = from_json(&request.to_string())?;
         Conversation::read(&messages, regions.as_ref(), mentions)
     }
 

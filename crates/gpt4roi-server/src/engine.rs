@@ -436,6 +436,9 @@ impl Worker {
             Asked::Many(question) => {
                 let _ = job.updates.send(Update::Started { regions: resolved(&regions, &image) });
                 for (index, region) in regions.iter().enumerate() {
+                    if job.updates.is_closed() {
+                        return Ok(());
+                    }
                     let mut alone = vec![Placed { id: RegionId(1), ..*region }];
                     let said = [Said::Text(question.clone())];
                     let pieces = self.pieces(&said, &mut alone, &image, &job.options).map_err(failure)?;

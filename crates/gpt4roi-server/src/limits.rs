@@ -148,6 +148,11 @@ impl<T, const N: usize> Few<T, N> {
         Ok(&self.elements)
     }
 
+    /// How many there were.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
     /// Those that were kept, be they all or not.
     pub(crate) fn kept(&self) -> impl Iterator<Item = &T> {
         self.elements.iter()

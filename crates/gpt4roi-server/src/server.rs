@@ -141,14 +141,14 @@ impl Server {
     }
 
     /// Answers until `stop` comes to its end. From then on new questions are refused, and those that were
-    /// taken are answered, for as long as [`Times::drain`] allows; what is left then ends with an error.
+    /// taken are answered, for as long as [`Times::drain`] allows; what is left then ends with an error. The
+    /// engine goes on.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Self { listener, app, .. } = self;
         let connections = GracefulShutdown::new();
         let accept = accept(&listener, &app, &connections);
         let drain = async {
             stop.await;
-            app.engine.stop();
             app.phase.send_replace(Phase::Draining);
             let over = Instant::now() + app.times.drain;
             if timeout_at(over, idle(&app)).await.is_err() {

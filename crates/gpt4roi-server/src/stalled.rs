@@ -91,13 +91,13 @@ mod tests {
     #[tokio::test]
     async fn only_a_client_that_does_not_read_is_given_up() {
         let (here, mut there) = duplex(4);
-        let mut here = GiveUp::after(Duration::from_millis(30), here);
+        let mut here = GiveUp::after(Duration::from_millis(500), here);
         // Nothing to write is no reason, however long it takes.
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
         here.write_all(b"four").await.unwrap();
         let reader = tokio::spawn(async move {
             for _ in 0..8 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(80)).await;
                 there.read_u8().await.unwrap();
             }
             there

@@ -117,7 +117,7 @@ mod tests {
             (r#""octo""#, &["An oc", "topus."][..], &["An ", ""][..], "", true),
             (r#"["pus", "octo"]"#, &["An octopus."], &["An "], "", true),
             (r#"".""#, &["An", " octopus", "."], &["An", " octopus", ""], "", true),
-            (r#""octagon""#, &["An octo", "pus."], &["An ", "octopus."], "", false),
+            (r#""octagon""#, &["An octo", "pus."], &["An oct", "opus."], "", false),
             (r#""pus!""#, &["An octopus"], &["An octo"], "pus", false),
             (r#"["ab", "bc"]"#, &["a", "a", "bc"], &["", "a", ""], "", true),
             (r#""é✓""#, &["caf", "é", "✓"], &["caf", "", ""], "", true),
