@@ -19,6 +19,7 @@ mod options;
 mod pull;
 mod regions;
 mod scenes;
+mod serve;
 mod session;
 mod trace;
 mod train;
@@ -44,6 +45,7 @@ enum Command {
     Ask(ask::Args),
     Describe(describe::Args),
     Chat(chat::Args),
+    Serve(serve::Args),
     Pull(pull::Args),
     Cache(cache::Args),
     Convert(convert::Args),
@@ -75,6 +77,9 @@ Examples:
   Talk about a picture:
     gpt4roi chat scene.png
 
+  The same in a browser, and for programs:
+    gpt4roi serve
+
 Exit codes:
   0  it worked
   1  it failed: a file, a model or a number was not what it should be
@@ -87,6 +92,7 @@ fn main() -> ExitCode {
         Command::Ask(args) => ask::run(args),
         Command::Describe(args) => describe::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Convert(args) => convert::run(args),
