@@ -10,13 +10,14 @@ program=$(realpath "$1")
 
 place=$(mktemp -d)
 server=
-trap 'test -z "$server" || kill "$server" 2>/dev/null || true; rm -rf "$place"' EXIT
+trap 'kill $server 2>/dev/null || true; rm -rf "$place"' EXIT
 
 python3 -m venv "$place/venv"
 "$place/venv/bin/pip" install --quiet --disable-pip-version-check openai==3.54.0
 cp reference/clients/openai_client.mjs "$place"
 (cd "$place" && npm install --silent --no-audit --no-fund --no-save openai@7.57.0)
 
+touch "$place/said"
 GPT4ROI_API_KEY=of-the-test "$program" serve --port 0 2>"$place/said" &
 server=$!
 for _ in $(seq 600); do
@@ -31,4 +32,3 @@ done
 node "$place/openai_client.mjs" "$address/v1" of-the-test docs/example.png
 kill -TERM "$server"
 wait "$server"
-server=
