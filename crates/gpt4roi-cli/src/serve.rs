@@ -1,6 +1,12 @@
 //! `gpt4roi serve`: the model over HTTP, and the page.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::builder::FalseyValueParser;
 use gpt4roi_server::{
@@ -129,7 +135,8 @@ struct LimitOptions {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(colours).with_target(false).init();
     let options = args.options()?;
     let engine_options = args.limits.engine();
     let model = args.model.open()?;

@@ -300,3 +300,78 @@ fn memory_that_all_requests_share_runs_out_with_a_word() {
     let response = server.chat(&body);
     assert_eq!((response.status, response.header("retry-after")), (429, Some("1")));
 }
+
+#[test]
+fn no_value_in_any_field_breaks_the_server() {
+    let server = start(|_| {});
+    let id = upload(&server, PICTURE).json()["id"].clone();
+    let extremes = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(i64::MIN),
+        json!(u64::MAX),
+        json!(1e308),
+        json!(-1e308),
+        json!(5e-324),
+        json!(""),
+        json!("\u{0}\u{202e}x"),
+        json!([]),
+        json!([[]]),
+        json!({}),
+        json!({"url": {}}),
+        json!([null, 1e300]),
+    ];
+    let region = json!({"id": "region1", "box": OCTOPUS});
+    let image = json!({"type": "image_ref", "id": id, "regions": [region]});
+    let content = json!([image, {"type": "text", "text": "?"}]);
+    let body = json!({"messages": [{"role": "user", "content": content}], "max_tokens": 1});
+    let places = [
+        "/messages",
+        "/messages/0",
+        "/messages/0/role",
+        "/messages/0/content",
+        "/messages/0/content/0",
+        "/messages/0/content/0/type",
+        "/messages/0/content/0/id",
+        "/messages/0/content/0/regions",
+        "/messages/0/content/0/regions/0",
+        "/messages/0/content/0/regions/0/id",
+        "/messages/0/content/0/regions/0/box",
+        "/messages/0/content/0/regions/0/box/2",
+        "/messages/0/content/1/text",
+    ];
+    let beside = [
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "stop",
+        "n",
+        "stream",
+        "stream_options",
+        "regions",
+        "mentions",
+        "response_format",
+        "logprobs",
+        "tools",
+        "model",
+    ];
+    for extreme in &extremes {
+        for place in places {
+            let mut broken = body.clone();
+            *broken.pointer_mut(place).unwrap() = extreme.clone();
+            let response = server.chat(&broken);
+            assert!((200..500).contains(&response.status), "{place} {extreme}: {} {}", response.status, response.body);
+        }
+        for field in beside {
+            let mut broken = body.clone();
+            broken[field] = extreme.clone();
+            let response = server.chat(&broken);
+            assert!((200..500).contains(&response.status), "{field} {extreme}: {} {}", response.status, response.body);
+        }
+    }
+}
