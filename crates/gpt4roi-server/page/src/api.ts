@@ -115,7 +115,8 @@ async function reach(path: string, init: RequestInit): Promise<Response> {
 interface WireFault {
   readonly message?: string;
   readonly code?: string | number | null;
-  readonly type?: string;
+  /** The field of the request that is wrong; of no use to people. */
+  readonly param?: string | null;
 }
 
 async function faultOf(response: Response): Promise<Fault> {
@@ -125,22 +126,24 @@ async function faultOf(response: Response): Promise<Fault> {
 }
 
 /** Says what to do, where the server only says what is wrong. */
-export function faultFrom(status: number, { message, code }: WireFault, retryAfter = 0): Fault {
+export function faultFrom(status: number, { message, code, param }: WireFault, retryAfter = 0): Fault {
   const said = message ?? `The server answered with status ${status}.`;
-  return new Fault(advised(status, said, retryAfter), status, String(code ?? ''));
+  const plain = sentence(param && said.startsWith(`${param}: `) ? said.slice(param.length + 2) : said);
+  const advice = ADVICE[String(code)] ?? adviceFor(status, retryAfter);
+  return new Fault(advice ? `${plain} ${advice}` : plain, status, String(code ?? ''));
 }
 
-function advised(status: number, said: string, retryAfter: number): string {
-  switch (status) {
-    case 413:
-      return `${sentence(said)} Choose a smaller picture.`;
-    case 429:
-      return `The server is busy. Try again in ${retryAfter > 1 ? `${retryAfter} seconds` : 'a moment'}.`;
-    case 503:
-      return `${sentence(said)} Try again in a moment.`;
-    default:
-      return status >= 500 ? `${sentence(said)} Try again; if it happens once more, the server's log says why.` : sentence(said);
-  }
+const ADVICE: Readonly<Record<string, string>> = {
+  context_length_exceeded: 'Begin a new conversation about the picture, or ask a shorter question.',
+  image_quota_exceeded: 'It forgets pictures that nobody asks about; try again in some minutes.',
+  invalid_region: 'Draw the region anew.',
+};
+
+function adviceFor(status: number, retryAfter: number): string | null {
+  if (status === 413) return 'Choose a smaller picture.';
+  if (status === 429) return retryAfter > 1 ? `Try again in ${retryAfter} seconds.` : 'Try again in a moment.';
+  if (status === 503 || status === 504) return 'Try again in a moment.';
+  return status >= 500 ? 'Try again; if it happens once more, the server’s log says why.' : null;
 }
 
 function sentence(text: string): string {

@@ -174,7 +174,8 @@ export interface Settled {
 
 /**
  * Takes in which boxes the server read for a question: known regions learn theirs; those that came
- * from coordinates in the question appear, and the question mentions them from now on.
+ * from coordinates in the question appear, unless there is a region just there, and the question
+ * mentions them from now on.
  */
 export function settled(
   round: Round,
@@ -190,19 +191,32 @@ export function settled(
   };
   const unchanged = (region: Region) =>
     round.regions.some((asked) => asked.id === region.id && sameShape(asked.shape, region.shape));
-  const found = resolved.filter(({ id }) => !declared.has(id));
-  const fresh = found.map(({ box }, index): Region => ({ id: next + index, shape: { kind: 'box', box }, read: box }));
-  const numbers = new Map(found.map(({ id }, index) => [id, next + index]));
+  const found = resolved.filter(({ id }) => !declared.has(id)).sort((a, b) => a.id - b.id);
+  const here = (box: Box) => regions.find((region) => sameBox(readBox(region), box))?.id;
+  const numbers = new Map<number, number>();
+  const fresh: Region[] = [];
+  for (const { id, box } of found) {
+    const number = here(box) ?? next + fresh.length;
+    numbers.set(id, number);
+    if (number >= next) fresh.push({ id: number, shape: { kind: 'box', box }, read: box });
+  }
+  const all = [...regions.map((region) => (unchanged(region) ? learn(region) : region)), ...fresh];
+  const asked = new Set(round.regions.map(({ id }) => id));
+  const pointedOut = all.filter(({ id }) => [...numbers.values()].includes(id) && !asked.has(id));
   return {
     round: {
       ...round,
-      question: withMentions(round.question, fresh.map((region) => region.id)),
+      question: withMentions(round.question, [...numbers.values()]),
       answer: renumbered(round.answer, numbers),
-      regions: [...round.regions.map(learn), ...fresh],
+      regions: [...round.regions.map(learn), ...pointedOut],
     },
-    regions: [...regions.map((region) => (unchanged(region) ? learn(region) : region)), ...fresh],
+    regions: all,
     fresh: fresh.map((region) => region.id),
   };
+}
+
+function sameBox(a: Box, b: Box): boolean {
+  return a.every((edge, index) => edge === b[index]);
 }
 
 /** The box that a model reads for a region, as far as it is known. */

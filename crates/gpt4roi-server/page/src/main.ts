@@ -16,6 +16,7 @@ import { listen } from './voice.ts';
 
 const EMBEDDED = 'gpt4roi-nano';
 const SAMPLE = 'sample.png';
+const STAGED = ['picture', 'history', 'selection', 'lit', 'tool'] as const;
 const TOOL_KEYS: Readonly<Record<string, Tool>> = { v: 'select', b: 'box', l: 'lasso', p: 'point' };
 
 const { storage, lasting } = await openStorage();
@@ -50,12 +51,24 @@ const talk = new Talk(byId('rounds'), {
   select: (id) => session.select(id, false),
 });
 
-// What is shown.
+// What is shown. The stage follows at once, so that no key or movement meets an old one; everything
+// else follows with the next frame, however many words have arrived by then.
+
+let drawn: State | null = null;
+let due = 0;
+
+function follow(state: State): void {
+  if (!drawn || STAGED.some((part) => drawn?.[part] !== state[part])) canvas.render(sceneOf(state));
+  drawn = state;
+  due ||= requestAnimationFrame(() => {
+    due = 0;
+    render(store.state);
+  });
+}
 
 function render(state: State): void {
   const { conversation, picture, history, selection, editing } = state;
   const regions = history.present;
-  canvas.render(sceneOf(state));
   talk.render(conversation, regions);
   composer.render(conversation?.draft ?? '', regions);
   renderTools(state);
@@ -86,7 +99,7 @@ function hintFor({ conversation, history }: State): string {
 }
 
 function renderTools({ tool, history, selection }: State): void {
-  for (const button of document.querySelectorAll<HTMLElement>('[data-tool]')) {
+  for (const button of document.querySelectorAll<HTMLElement>('button[data-tool]')) {
     button.setAttribute('aria-pressed', String(button.dataset.tool === tool));
   }
   byId<HTMLButtonElement>('undo').disabled = history.past.length === 0;
@@ -94,12 +107,11 @@ function renderTools({ tool, history, selection }: State): void {
   byId<HTMLButtonElement>('delete').disabled = selection.length === 0;
 }
 
-let chipsShown = '';
+let chipsShown: readonly unknown[] = [];
 
 function renderRegions(regions: readonly Region[], selection: readonly number[]): void {
-  const shown = JSON.stringify([regions.map(described), selection]);
-  if (shown === chipsShown) return;
-  chipsShown = shown;
+  if (chipsShown[0] === regions && chipsShown[1] === selection) return;
+  chipsShown = [regions, selection];
   const chip = (region: Region) => {
     const label = `Mention ${described(region)}`;
     const mentions = () => {
@@ -211,7 +223,7 @@ press('delete', () => session.removeSelected());
 press('zoom-in', () => canvas.zoom(1.5));
 press('zoom-out', () => canvas.zoom(1 / 1.5));
 press('fit', () => canvas.fit());
-for (const button of document.querySelectorAll<HTMLElement>('[data-tool]')) {
+for (const button of document.querySelectorAll<HTMLElement>('button[data-tool]')) {
   button.addEventListener('click', () => session.choose(button.dataset.tool as Tool));
 }
 
@@ -394,5 +406,5 @@ async function greet(): Promise<void> {
 document.addEventListener('visibilitychange', () => void session.save());
 if (!lasting) notify('This browser keeps no data for this page: conversations are gone after a reload. Export what you need.');
 await attempt(() => session.resume());
-store.subscribe(render);
+store.subscribe(follow);
 await attempt(greet);

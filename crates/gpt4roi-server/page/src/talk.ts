@@ -55,7 +55,7 @@ export class Talk {
     const note = noteOf(round);
     if (note) answer.append(element('p', { class: 'note' }, note));
     if (round.state !== 'running') answer.append(this.#actions(round, last));
-    return element('li', { class: 'round' }, question, answer);
+    return element('article', { class: 'round' }, question, answer);
   }
 
   #descriptions(round: Round, words: (text: string) => Node[]): HTMLElement {

@@ -1,5 +1,5 @@
 // A stand-in for `gpt4roi serve`, for working on the page without the program: it serves dist/ under
-// the same policy and answers every question with what it was asked. `node tests/mock.mjs 8081`.
+// the same policy and answers with fixed words. `node tests/mock.mjs 8081`.
 import { createServer } from 'node:http';
 import { readFile } from 'node:fs/promises';
 import { extname } from 'node:path';
@@ -8,6 +8,7 @@ const POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src
 const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.css': 'text/css; charset=utf-8', '.svg': 'image/svg+xml', '.png': 'image/png' };
 const FILES = ['index.html', 'app.js', 'app.css', 'icon.svg', 'sample.png'];
 const images = new Map();
+const KEY = process.argv[3] === '--api-key' && process.argv[4];
 
 async function body(request) {
   const chunks = [];
@@ -29,16 +30,33 @@ async function chat(request, response) {
   const [picture, text] = messages[0].content;
   if (!images.has(picture.id)) return json(response, 404, { error: { message: 'no such image', type: 'invalid_request_error', code: 'image_not_found' } });
   const question = messages.length > 1 ? messages.at(-1).content : text.text;
-  const words = question.replace(/<(region\d+)>/g, '$1').split(/(?<= )/);
+  const words = answerTo(question, picture.regions).split(/(?<= )/);
   response.writeHead(200, { 'content-type': 'text/event-stream' });
   const send = (delta, rest = {}) => response.write(`data: ${JSON.stringify({ choices: [{ index: 0, delta, finish_reason: null, ...rest }] })}\n\n`);
-  for (const word of ['You asked: ', ...words]) {
+  for (const word of words) {
     send({ content: word });
     await new Promise((resolve) => setTimeout(resolve, 30));
   }
-  const regions = picture.regions.map(({ id, box, point, polygon }) => ({ id, box: box ?? around(point ? [point] : polygon) }));
+  const typed = /\[([\d, .]+)\]/.exec(question);
+  const found = typed ? [...picture.regions, { id: `region${picture.regions.length + 1}`, box: typed[1].split(',').map(Number) }] : picture.regions;
+  const regions = found.map(({ id, box, point, polygon }) => ({ id, box: box ?? around(point ? [point] : polygon) }));
   send({ regions }, { finish_reason: 'stop' });
   response.end('data: [DONE]\n\n');
+}
+
+/** Fixed words about what the tests draw on the sample. */
+function answerTo(question, regions) {
+  const mentions = [...question.matchAll(/<(region\d+)>/g)].map(([, id]) => id);
+  const name = (id) => nameOf(regions.find((region) => region.id === id));
+  if (/^Where/.test(question)) return 'It is at the top left of the picture.';
+  if (mentions.length === 0) return 'An octopus is in this picture, I think.';
+  if (mentions.length === 1) return `It is ${name(mentions[0])}, as I see it.`;
+  return `${mentions.map((id) => `${id} is ${name(id)}`).join(', ')}.`;
+}
+
+function nameOf(region) {
+  const [x] = region.box ?? region.point ?? region.polygon[0];
+  return x < 100 ? 'an octopus' : 'a loaf of bread';
 }
 
 function around(points) {
@@ -49,16 +67,22 @@ function around(points) {
 async function describe(request, response) {
   const { regions } = JSON.parse(await body(request));
   response.writeHead(200, { 'content-type': 'application/x-ndjson' });
-  regions.forEach(({ id, box }, index) => response.write(`${JSON.stringify({ index, id, box, text: `This is ${id}.` })}\n`));
+  for (const [index, { id, box }] of regions.entries()) {
+    response.write(`${JSON.stringify({ index, id, box, text: `This is ${nameOf(regions[index])}.` })}\n`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
   response.end();
 }
 
 const server = createServer(async (request, response) => {
   const path = new URL(request.url, 'http://localhost').pathname;
+  if (path === '/readyz') return json(response, 200, {});
+  if (path.startsWith('/v1') && KEY && request.headers.authorization !== `Bearer ${KEY}`) return json(response, 401, { error: { message: 'expected a valid API key' } });
+  if (path.startsWith('/v1/images/')) return json(response, images.delete(decodeURIComponent(path.slice(11))) ? 200 : 404, {});
   if (path === '/v1/models') return json(response, 200, { object: 'list', data: [{ id: 'gpt4roi-nano', object: 'model' }] });
   if (path === '/v1/images') {
     const bytes = await body(request);
-    const id = `sha256:${images.size}`;
+    const id = `sha256:${bytes.length}`;
     images.set(id, bytes);
     return json(response, 200, { id, object: 'image', ...sizeOf(bytes) });
   }
