@@ -93,7 +93,7 @@ export function connect(askKey: (wrong: boolean) => Promise<string | null>): Api
     },
 
     async *describe(image, regions, signal) {
-      const body = { image: { type: 'image_ref', id: image }, regions, detail: 'full', stream: true };
+      const body = { image, regions, detail: 'full', stream: true };
       const response = await post('v1/regions/describe', body, signal, 'application/x-ndjson');
       const places = new Map(regions.map(({ id }, index) => [id, index]));
       for await (const line of lines(response)) {

@@ -14,6 +14,7 @@ export interface ComposerWishes {
 
 export class Composer {
   #regions: readonly Region[] = [];
+  #painted: readonly unknown[] = [];
   /** Regions on offer for the mention that is being typed. */
   #offered: readonly Region[] = [];
   #active = 0;
@@ -74,6 +75,8 @@ export class Composer {
 
   /** Colours lie behind the words, in a copy of the text under the field. */
   #paint(): void {
+    if (this.#painted[0] === this.field.value && this.#painted[1] === this.#regions) return;
+    this.#painted = [this.field.value, this.#regions];
     const marks = this.#parts().map((part) => {
       if (!('region' in part)) return document.createTextNode(part.text);
       const known = this.#regions.some(({ id }) => id === part.region);
