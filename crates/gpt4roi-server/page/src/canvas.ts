@@ -4,7 +4,7 @@ import { assign, element, svg } from './element.ts';
 import { colourClass } from './palette.ts';
 import type { Picture } from './picture.ts';
 import {
-  bounds, type Box, boxBetween, clamp, described, type Handle, HANDLES, lasso, moved, type Point, pointAt,
+  anchor, bounds, type Box, boxBetween, clamp, described, type Handle, HANDLES, lasso, moved, type Point, pointAt,
   type Region, resized, type Shape, type Size,
 } from './regions.ts';
 import { fit, panned, toPicture, toScreen, type View, zoomed } from './view.ts';
@@ -450,7 +450,7 @@ export class Canvas {
     this.#drawPreview(tool, picture);
     this.#drawHandles();
     const cross = this.#byKeyboard && this.#cursor ? toScreen(this.#view, this.#cursor) : null;
-    assign(this.#cross, { d: cross ? `M${cross[0] - 12} ${cross[1]}h24M${cross[0]} ${cross[1] - 12}v24` : 'M0 0' });
+    assign(this.#cross, { d: cross ? `M${cross[0] - 12} ${cross[1]}h24M${cross[0]} ${cross[1] - 12}v24` : '' });
   }
 
   #drawRegions(): void {
@@ -479,7 +479,7 @@ export class Canvas {
 
   #drawPreview(tool: Tool, picture: Size): void {
     const path = this.#gesture?.kind === 'draw' ? this.#trailPath(this.#gesture.trail, tool, picture) : this.#cornerPath(tool, picture);
-    assign(this.#preview, { d: path ?? 'M0 0' });
+    assign(this.#preview, { d: path ?? '' });
   }
 
   #trailPath(trail: readonly Point[], tool: Tool, picture: Size): string | null {
@@ -549,15 +549,15 @@ class RegionNode {
     assign(this.#halo, { d: path });
     assign(this.#line, { d: path });
     const read = region.shape.kind !== 'box' && region.read;
-    assign(this.#read, { d: read ? shapePath({ kind: 'box', box: read }, view) : 'M0 0' });
+    assign(this.#read, { d: read ? shapePath({ kind: 'box', box: read }, view) : '' });
     const [x, y] = this.#tagPlace(region.shape, view);
     assign(this.#tag, { transform: `translate(${x} ${y})` });
   }
 
   #tagPlace(shape: Shape, view: View): Point {
-    const [x1, y1] = onScreen(bounds(shape), view);
-    if (shape.kind === 'point') return [x1 + 10, y1 - 26];
-    return y1 >= 22 ? [x1 - 1.5, y1 - 21] : [x1 + 4, y1 + 4];
+    const [x, y] = toScreen(view, anchor(shape));
+    if (shape.kind === 'point') return [x + 10, y - 26];
+    return y >= 22 ? [x - 1.5, y - 21] : [x + 4, y + 4];
   }
 }
 

@@ -3,7 +3,7 @@
 import { type Conversation, readBox } from './conversation.ts';
 import { colour } from './palette.ts';
 import { decode, encoded, type Picture } from './picture.ts';
-import { area, bounds, type Box, type Region, type Shape } from './regions.ts';
+import { anchor, area, bounds, type Point, type Region, type Shape } from './regions.ts';
 
 export const FORMAT = 'gpt4roi-regions';
 
@@ -84,7 +84,7 @@ function drawRegion(context: CanvasRenderingContext2D, region: Region, line: num
   const { fill, ink } = colour(region.id);
   context.lineJoin = 'round';
   const path = outline(region.shape, 3 * line);
-  context.strokeStyle = 'rgb(0 0 0 / 55%)';
+  context.strokeStyle = 'rgb(255 255 255 / 85%)';
   context.lineWidth = 2 * line;
   context.stroke(path);
   context.strokeStyle = fill;
@@ -97,7 +97,7 @@ function drawNumber(context: CanvasRenderingContext2D, region: Region, height: n
   const text = String(region.id);
   context.font = `bold ${height * 0.8}px sans-serif`;
   const width = Math.max(height, context.measureText(text).width + height * 0.5);
-  const [x, y] = numberPlace(bounds(region.shape), width, height, context.canvas);
+  const [x, y] = numberPlace(anchor(region.shape), width, height, context.canvas);
   context.fillStyle = fill;
   context.fillRect(x, y, width, height);
   context.fillStyle = ink;
@@ -106,9 +106,9 @@ function drawNumber(context: CanvasRenderingContext2D, region: Region, height: n
   context.fillText(text, x + width / 2, y + height * 0.54);
 }
 
-/** Above the upper left corner, or inside it where there is no room above. */
-function numberPlace([x1, y1]: Box, width: number, height: number, canvas: { width: number }): [number, number] {
-  return [Math.min(x1, canvas.width - width), y1 >= height ? y1 - height : y1];
+/** Above its place, or under it where there is no room above. */
+function numberPlace([x, y]: Point, width: number, height: number, canvas: { width: number }): [number, number] {
+  return [Math.min(x, canvas.width - width), y >= height ? y - height : y];
 }
 
 function outline(shape: Shape, radius: number): Path2D {

@@ -177,8 +177,9 @@ async function ask(text: string): Promise<void> {
   await attempt(() => session.ask(text.trim()));
 }
 
-/** Does something that may fail, and says so if it does. */
+/** Does something that may fail, and says so if it does. What was said before has been read. */
 async function attempt(action: () => unknown): Promise<void> {
+  byId('notice').hidden = true;
   try {
     await action();
   } catch (error) {
@@ -389,9 +390,7 @@ function notify(text: string, action?: { readonly label: string; run(): void }):
   byId('notice').hidden = false;
 }
 
-press('notice-close', () => {
-  byId('notice').hidden = true;
-});
+press('notice-close', () => undefined);
 
 async function greet(): Promise<void> {
   const [model] = await api.models();
@@ -404,7 +403,7 @@ async function greet(): Promise<void> {
 }
 
 document.addEventListener('visibilitychange', () => void session.save());
-if (!lasting) notify('This browser keeps no data for this page: conversations are gone after a reload. Export what you need.');
 await attempt(() => session.resume());
 store.subscribe(follow);
 await attempt(greet);
+if (!lasting) notify('This browser keeps no data for this page: conversations are gone after a reload. Export what you need.');

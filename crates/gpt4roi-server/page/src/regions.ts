@@ -46,6 +46,13 @@ export function bounds(shape: Shape): Box {
   }
 }
 
+/** Where the number of a region belongs: at the upper left of a box, on top of an outline. */
+export function anchor(shape: Shape): Point {
+  if (shape.kind === 'polygon') return shape.points.reduce((top, point) => (point[1] < top[1] ? point : top));
+  const [x, y] = bounds(shape);
+  return [x, y];
+}
+
 /** A box between two opposite corners, on whole pixels and inside the picture; `null` if nothing is left of it. */
 export function boxBetween(a: Point, b: Point, size: Size): Shape | null {
   const [ax, ay] = clamp(a, size);

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import {
-  area, bounds, boxBetween, clipped, described, HANDLES, lasso, moved, type Point, pointAt, resized, scaled, type Shape,
+  anchor, area, bounds, boxBetween, clipped, described, HANDLES, lasso, moved, type Point, pointAt, resized, scaled, type Shape,
 } from '../src/regions.ts';
 import { seeded } from './random.ts';
 
@@ -75,6 +75,11 @@ test('a lasso keeps the corners that matter', () => {
   assert.deepEqual(shape, { kind: 'polygon', points: [[20, 20], [60, 20], [60, 60], [20, 60]] });
   assert.equal(lasso([[10, 10], [50, 10], [90, 10]], SIZE, 1), null, 'a line encloses nothing');
   assert.equal(lasso([[10, 10]], SIZE, 1), null);
+});
+
+test('the number of a region stands where one looks for it', () => {
+  assert.deepEqual([BOX, POINT, TRIANGLE].map(anchor), [[20, 30], [20, 30], [20, 30]]);
+  assert.deepEqual(anchor({ kind: 'polygon', points: [[20, 30], [60, 10], [20, 80]] }), [60, 10]);
 });
 
 test('the area of a polygon, either way round', () => {
