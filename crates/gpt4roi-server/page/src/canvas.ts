@@ -1,11 +1,11 @@
 // The stage: the picture, its regions as SVG elements over it, and what hands do there.
 
 import { assign, element, svg } from './element.ts';
-import { colourClass } from './palette.ts';
 import type { Picture } from './picture.ts';
+import { handleNode, handlePlace, linePath, markPath, onScreen, RegionNode, shapePath } from './region_node.ts';
 import {
-  anchor, bounds, type Box, boxBetween, clamp, described, type Handle, HANDLES, lasso, moved, type Point, pointAt,
-  type Region, resized, type Shape, type Size,
+  bounds, boxBetween, clamp, type Handle, HANDLES, lasso, moved, type Point, pointAt, type Region, resized, type Shape,
+  type Size,
 } from './regions.ts';
 import { fit, panned, toPicture, toScreen, type View, zoomed } from './view.ts';
 
@@ -27,7 +27,6 @@ export interface Wishes {
   select(id: number | null, more: boolean): void;
   mention(id: number, always: boolean): void;
   light(id: number | null): void;
-  remove(): void;
 }
 
 /** Fingers and pointers that travel less than this far, in pixels of the screen, have clicked. */
@@ -454,7 +453,7 @@ export class Canvas {
   }
 
   #drawRegions(): void {
-    const { regions } = this.#scene;
+    const { regions, selection, lit } = this.#scene;
     for (const [id, node] of this.#nodes) {
       if (regions.every((region) => region.id !== id)) {
         node.group.remove();
@@ -463,7 +462,7 @@ export class Canvas {
     }
     for (const region of regions) {
       const node = this.#nodes.get(region.id) ?? this.#added(region.id);
-      node.draw(region, this.#view, this.#scene);
+      node.draw(region, this.#view, { selected: selection.includes(region.id), lit: lit === region.id });
     }
   }
 
@@ -514,89 +513,6 @@ export class Canvas {
       assign(node, { transform: `translate(${x} ${y})`, class: small && !(handle.x && handle.y) ? 'handle hidden' : 'handle' });
     });
   }
-}
-
-/** The elements of one region. */
-class RegionNode {
-  readonly group: SVGGElement;
-  readonly #read = svg('path', { class: 'read' });
-  readonly #halo = svg('path', { class: 'halo' });
-  readonly #line = svg('path', { class: 'line' });
-  readonly #plate = svg('rect', { rx: 4, height: 20 });
-  readonly #number = svg('text', { y: 14.5, 'text-anchor': 'middle' });
-  readonly #tag = svg('g', { class: 'tag' });
-
-  constructor(readonly id: number) {
-    this.group = svg('g', { tabindex: 0, role: 'button', 'data-region': id });
-    this.#number.textContent = String(id);
-    const width = 14 + 7 * String(id).length;
-    assign(this.#plate, { width });
-    assign(this.#number, { x: width / 2 });
-    this.#tag.append(this.#plate, this.#number);
-    this.group.append(this.#read, this.#halo, this.#line, this.#tag);
-  }
-
-  draw(region: Region, view: View, { selection, lit }: Scene): void {
-    const selected = selection.includes(region.id);
-    const state = `${selected ? ' selected' : ''}${lit === region.id ? ' lit' : ''}`;
-    const label = described(region);
-    assign(this.group, {
-      class: `region ${region.shape.kind} ${colourClass(region.id)}${state}`,
-      'aria-label': label,
-      'aria-pressed': String(selected),
-    });
-    const path = shapePath(region.shape, view);
-    assign(this.#halo, { d: path });
-    assign(this.#line, { d: path });
-    const read = region.shape.kind !== 'box' && region.read;
-    assign(this.#read, { d: read ? shapePath({ kind: 'box', box: read }, view) : '' });
-    const [x, y] = this.#tagPlace(region.shape, view);
-    assign(this.#tag, { transform: `translate(${x} ${y})` });
-  }
-
-  #tagPlace(shape: Shape, view: View): Point {
-    const [x, y] = toScreen(view, anchor(shape));
-    if (shape.kind === 'point') return [x + 10, y - 26];
-    return y >= 22 ? [x - 1.5, y - 21] : [x + 4, y + 4];
-  }
-}
-
-function handleNode(_: Handle, index: number): SVGGElement {
-  const node = svg('g', { 'data-handle': index, class: 'handle' });
-  const { x, y } = HANDLES[index] as Handle;
-  // The area to grab reaches outward, so that a small region can still be moved by its middle.
-  node.append(svg('circle', { class: 'grip', r: 22, cx: 12 * x, cy: 12 * y }), svg('circle', { class: 'dot', r: 6 }));
-  return node;
-}
-
-function handlePlace({ x, y }: Handle, [x1, y1, x2, y2]: Box): Point {
-  return [x < 0 ? x1 : x > 0 ? x2 : (x1 + x2) / 2, y < 0 ? y1 : y > 0 ? y2 : (y1 + y2) / 2];
-}
-
-function onScreen([x1, y1, x2, y2]: Box, view: View): Box {
-  return [...toScreen(view, [x1, y1]), ...toScreen(view, [x2, y2])];
-}
-
-function shapePath(shape: Shape, view: View): string {
-  switch (shape.kind) {
-    case 'box': {
-      const [x1, y1, x2, y2] = onScreen(shape.box, view);
-      return `M${x1} ${y1}H${x2}V${y2}H${x1}Z`;
-    }
-    case 'polygon':
-      return `${linePath(shape.points.map((point) => toScreen(view, point)))}Z`;
-    case 'point':
-      return markPath(toScreen(view, shape.at));
-  }
-}
-
-function linePath(points: readonly Point[]): string {
-  return points.map(([x, y], index) => `${index ? 'L' : 'M'}${x} ${y}`).join('');
-}
-
-/** A ring with a dot in the middle. */
-function markPath([x, y]: Point): string {
-  return `M${x - 9} ${y}a9 9 0 1 0 18 0a9 9 0 1 0 -18 0M${x - 1} ${y}a1 1 0 1 0 2 0a1 1 0 1 0 -2 0`;
 }
 
 /** Which way an arrow key points, ten times as far with Shift. */

@@ -32,7 +32,6 @@ const canvas = new Canvas(byId('stage'), sceneOf(store.state), {
     if (always || !composer.mentioned.includes(id)) composer.insert(id);
   },
   light: (id) => session.light(id),
-  remove: () => session.removeSelected(),
 });
 
 const composer = new Composer(byId('question'), byId('mirror'), byId('offers'), {
@@ -280,10 +279,11 @@ document.addEventListener('dragleave', (event) => {
   if (event.relatedTarget === null) byId('drop').hidden = true;
 });
 document.addEventListener('drop', (event) => {
-  event.preventDefault();
   byId('drop').hidden = true;
   const [file] = event.dataTransfer?.files ?? [];
-  if (file) void openFile(file);
+  if (!file) return;
+  event.preventDefault();
+  void openFile(file);
 });
 
 // Keys that work wherever nothing is being written.
@@ -296,6 +296,7 @@ document.addEventListener('keydown', (event) => {
 
 function keyed(event: KeyboardEvent): boolean {
   const key = event.key.toLowerCase();
+  if (event.altKey) return false;
   if (event.ctrlKey || event.metaKey) return keyedWithControl(key, event.shiftKey);
   const tool = TOOL_KEYS[key];
   const region = session.regions.find(({ id }) => String(id) === key);

@@ -254,13 +254,13 @@ export class Session {
     this.#running = null;
   }
 
-  /** Asks the last question again, about the regions as they are now; what was answered well is answered with some variation. */
+  /** Asks the last question again, about its regions as they are now. What was answered is answered with some variation. */
   async retry(): Promise<void> {
     const { conversation } = this.store.state;
     const last = conversation?.rounds.at(-1);
     if (!conversation || !last || this.#running) return;
-    const present = last.regions.filter(({ id }) => this.regions.some((region) => region.id === id));
-    const again = last.kind === 'chat' ? question(last.question, this.regions) : bulk(present);
+    const now = last.regions.map((asked) => this.regions.find(({ id }) => id === asked.id) ?? asked);
+    const again = last.kind === 'chat' ? question(last.question, now) : bulk(now);
     const temperature = last.state === 'done' ? VARIED : 0;
     this.store.update({ conversation: withRound(conversation, conversation.rounds.length - 1, again) });
     await this.#run(temperature);
