@@ -295,8 +295,8 @@ export class Session {
   async #begin(round: Round, draft: string): Promise<void> {
     const { conversation } = this.store.state;
     if (!conversation || this.#running) return;
-    const first = conversation.rounds.length === 0 && conversation.title === this.store.state.picture?.name;
-    const title = first ? titleOf(round.question) : conversation.title;
+    const unnamed = round.kind === 'chat' && conversation.title === this.store.state.picture?.name;
+    const title = unnamed ? titleOf(round.question) : conversation.title;
     const rounds = [...conversation.rounds, round];
     this.store.update({ conversation: { ...conversation, title, rounds, draft, changed: Date.now() } });
     await this.#run(0);
