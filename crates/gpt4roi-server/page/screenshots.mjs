@@ -44,7 +44,8 @@ async function boxes(page) {
 await shoot('conversation', { viewport: { width: 1080, height: 660 } }, async (page) => {
   await boxes(page);
   await ask(page, 'What are <region1> and <region2>?');
-  await ask(page, 'Where is <region2> relative to <region1>?');
+  await page.getByRole('button', { name: 'Describe all' }).click();
+  await page.locator('.round:last-child .answer.done').waitFor();
   await page.locator('.answer [data-chip="1"]').last().hover();
 });
 

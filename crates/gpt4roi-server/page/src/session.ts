@@ -9,7 +9,7 @@ import {
 import { amended, begun, changed, type History, redone, undone } from './history.ts';
 import { readRegions } from './import.ts';
 import { freshId, openPicture, type Picture, reopened } from './picture.ts';
-import { described, type Region, type Shape } from './regions.ts';
+import { described, type Region, sameShape, type Shape } from './regions.ts';
 import type { Storage } from './storage.ts';
 import { Store } from './store.ts';
 
@@ -356,7 +356,15 @@ export class Session {
     const sent = regions.map(({ id, shape }) => ({ id: `region${id}`, ...wireShape(shape) }));
     for await (const description of this.around.api.describe(handle, sent, signal)) {
       change((round) => withDescription(round, description));
+      const asked = regions[description.index];
+      if (asked && description.box) this.#learn({ ...asked, read: description.box });
     }
+  }
+
+  /** Takes in which box was read for a region, unless it has been moved since. */
+  #learn(read: Region): void {
+    const regions = this.regions.map((region) => (region.id === read.id && sameShape(region.shape, read.shape) ? read : region));
+    this.store.update({ history: amended(this.store.state.history, regions) });
   }
 
   #changeRound(conversation: string, index: number, update: (round: Round) => Round): void {
