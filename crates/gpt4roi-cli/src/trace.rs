@@ -8,12 +8,14 @@ use std::{
 };
 
 use anyhow::Context;
-use candle_core::Device;
 use gpt4roi::{
     Gpt4Roi, Image,
     image::DEFAULT_MAX_PIXELS,
+    model::ModelFiles,
     trace::{Case, trace},
 };
+
+use crate::options::ComputeOptions;
 
 /// Run a case and write its intermediate tensors, to compare with another implementation
 ///
@@ -31,6 +33,8 @@ pub(crate) struct Args {
     /// The safetensors file to write
     #[arg(long, env = "GPT4ROI_OUT", value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    compute: ComputeOptions,
 }
 
 const EXAMPLES: &str = "\
@@ -42,7 +46,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let case = fs::read_to_string(&args.case).with_context(|| args.case.display().to_string())?;
     let case: Case = serde_json::from_str(&case).with_context(|| args.case.display().to_string())?;
     let image = Image::open(args.case.with_file_name(&case.image), DEFAULT_MAX_PIXELS)?;
-    let model = Gpt4Roi::open(&args.model, &Device::Cpu)?;
+    let model = Gpt4Roi::load(&ModelFiles::at(&args.model)?, &args.compute.open()?, args.compute.dtype)?;
     let trace = trace(&model, &case, &image)?;
     let tensors: HashMap<_, _> = trace.tensors.into_iter().collect();
     candle_core::safetensors::save(&tensors, &args.out).with_context(|| args.out.display().to_string())?;
