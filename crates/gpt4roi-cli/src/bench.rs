@@ -22,9 +22,9 @@ use crate::{
 ///
 /// Each stage runs once untimed, then --runs times; the median counts. The ceiling is measured in the same run: the
 /// fastest multiply-adds in registers, and the fastest reading of memory; on a GPU a product of large matrices, and a
-/// copy. GFLOP are those of the definition, so that an
-/// algorithm that gets by with fewer multiplications, or multiplies small integers, can be above 100 %. The language
-/// model reads 320 tokens (prefill), one behind them (decode), and writes captions of 24 tokens (batch).
+/// copy. GFLOP are those of the definition, so that an algorithm that gets by with fewer multiplications, or multiplies
+/// small integers, can be above 100 %. The language model reads 320 tokens (prefill), one behind them (decode), and
+/// writes captions of 24 tokens (batch).
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -381,7 +381,9 @@ impl Ceiling {
             device.synchronize()?;
             Ok(2.0 * (many.elem_count() * dtype.size_in_bytes()) as f64)
         };
-        (product()?, copy()?); // what fails fails here, and what is compiled late is compiled now
+        // What fails fails here, and what is compiled late is compiled now.
+        product()?;
+        copy()?;
         let rate = |work: &dyn Fn() -> anyhow::Result<f64>| fastest(|| work().unwrap_or(0.0));
         Ok(Self { gflop_per_second: rate(&product), gbyte_per_second: rate(&copy) })
     }

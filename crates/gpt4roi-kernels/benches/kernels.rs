@@ -33,13 +33,17 @@ fn values(count: usize) -> Vec<f32> {
     (0..count).map(|i| (i as f32 * 0.618_034).fract() * 2.0 - 1.0).collect()
 }
 
+fn area(size: MapSize) -> usize {
+    size.height * size.width
+}
+
 /// A round of the pyramid on its coarsest map but one, and at half of its channels.
 fn convolutions(criterion: &mut Criterion) {
     let (channels, size) = (512, MapSize { height: 32, width: 32 });
-    let (x, weight) = (values(channels * size.area()), values(channels * channels * 9));
+    let (x, weight) = (values(channels * area(size)), values(channels * channels * 9));
     let mut out = vec![0.0; x.len()];
     let mut group = criterion.benchmark_group("conv3x3");
-    group.throughput(Throughput::Elements((18 * channels * channels * size.area()) as u64));
+    group.throughput(Throughput::Elements((18 * channels * channels * area(size)) as u64));
     let mut winograd = Winograd::default();
     group.bench_function("winograd", |bencher| {
         bencher.iter(|| {
@@ -56,8 +60,8 @@ fn convolutions(criterion: &mut Criterion) {
 fn resizes(criterion: &mut Criterion) {
     let square = |side| MapSize { height: side, width: side };
     let (channels, from, to) = (1024, square(16), square(64));
-    let x = values(channels * from.area());
-    let mut out = vec![0.0; channels * to.area()];
+    let x = values(channels * area(from));
+    let mut out = vec![0.0; channels * area(to)];
     let mut group = criterion.benchmark_group("resize");
     group.throughput(Throughput::Bytes(4 * out.len() as u64));
     group.bench_function("by place", |bencher| {

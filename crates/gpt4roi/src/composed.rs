@@ -315,11 +315,12 @@ mod tests {
         vec![("map", maps[0].clone()), ("regions", regions), ("logits", Tensor::cat(&logits, 1).unwrap())]
     }
 
-    /// What another device computes with: no kernel takes these types, so that every layer is a composition.
+    /// What another device computes with: no kernel takes these types, so that every layer is a composition. (On a CPU
+    /// the engine has no products in bf16.)
     #[test]
     fn a_whole_network_of_compositions_answers_as_the_kernels_do() {
         let expected = answer(DType::F32);
-        for (dtype, tolerance) in [(DType::F64, 1e-5), (DType::F16, 2e-2), (DType::BF16, 1e-1)] {
+        for (dtype, tolerance) in [(DType::F64, 1e-5), (DType::F16, 2e-2)] {
             for ((name, got), (_, expected)) in answer(dtype).iter().zip(&expected) {
                 let (got, expected) = (flat(got), flat(expected));
                 let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>().sqrt();

@@ -576,7 +576,7 @@ mod tests {
         let (matrix, _) = quantized(3, 64);
         let y = matrix.product(&var(&[2, 64], 1), None).unwrap();
         let error = y.sum_all().unwrap().backward().unwrap_err().to_string();
-        assert!(error.contains("quantized_linear"), "{error}");
+        assert!(error.contains("packed_linear"), "{error}");
     }
 
     #[test]
