@@ -15,6 +15,7 @@ mod eval;
 mod export;
 mod failure;
 mod inspect;
+mod language_bench;
 mod options;
 mod pull;
 mod regions;

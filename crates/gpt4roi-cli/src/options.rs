@@ -8,15 +8,16 @@ use std::{
 use candle_core::Device;
 use clap::{Args, builder::FalseyValueParser};
 use gpt4roi::{
-    Gpt4Roi, Image,
+    DeviceChoice, Gpt4Roi, Image, Precision,
     chat::AskOptions,
+    device,
     model::ModelFiles,
     nano::NANO,
     sampling::{Sampler, Sampling},
 };
 use gpt4roi_hub::{Cache, ModelRef};
 
-use crate::failure::Refusal;
+use crate::failure::{Refusal, tell};
 
 /// Which model, and where it computes.
 #[derive(Debug, Clone, Args)]
@@ -28,9 +29,39 @@ pub(crate) struct ModelOptions {
     #[arg(long, value_name = "MODEL", env = "GPT4ROI_MODEL")]
     pub(crate) model: Option<PathBuf>,
 
-    /// Where to compute: cpu, cuda, cuda:N or metal
-    #[arg(long, value_name = "DEVICE", env = "GPT4ROI_DEVICE", default_value = "cpu")]
-    pub(crate) device: String,
+    #[command(flatten)]
+    pub(crate) compute: ComputeOptions,
+}
+
+/// Where to compute, and in how many bits.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ComputeOptions {
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal. A GPU needs a program that was built for it; auto takes the
+    /// first one that works, else the CPU
+    #[arg(long, value_name = "DEVICE", env = "GPT4ROI_DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+
+    /// In how many bits weights are kept: f32, f16 or bf16. 16 bits halve the memory of a model that is not quantised
+    #[arg(long, value_name = "TYPE", env = "GPT4ROI_DTYPE", default_value_t = Precision::F32)]
+    pub(crate) dtype: Precision,
+}
+
+impl ComputeOptions {
+    /// Opens the device. Which one it is gets told where there was a choice.
+    pub(crate) fn open(self) -> anyhow::Result<Device> {
+        let mut is_news = false;
+        let device = self.device.open(|error| {
+            is_news = true;
+            tell(&format!("note: {error}"));
+        });
+        let device =
+            device.map_err(|error| Refusal::failure(format!("--device {error}")).hint("--device cpu always works"))?;
+        if self.device == DeviceChoice::Auto && (is_news || !device.is_cpu()) {
+            tell(&format!("note: computing on {}", device::name(&device)));
+        }
+        Ok(device)
+    }
 }
 
 impl ModelOptions {
@@ -46,7 +77,7 @@ impl ModelOptions {
 
     /// Loads the model.
     pub(crate) fn open(&self) -> anyhow::Result<Gpt4Roi> {
-        Ok(Gpt4Roi::from_files(&self.files()?, &self.device()?)?)
+        Ok(Gpt4Roi::load(&self.files()?, &self.compute.open()?, self.compute.dtype)?)
     }
 
     /// The model's files, unread.
@@ -55,23 +86,6 @@ impl ModelOptions {
             Some(model) => Ok(ModelFiles::at(&place_of(model)?)?),
             None => Ok(ModelFiles::Embedded(NANO)),
         }
-    }
-
-    fn device(&self) -> anyhow::Result<Device> {
-        let (kind, index) = self.device.split_once(':').unwrap_or((&self.device, "0"));
-        let unknown = || Refusal::usage(format!("--device: expected cpu, cuda, cuda:N or metal, got {}", self.device));
-        let index: usize = index.parse().map_err(|_| unknown())?;
-        let device = match kind {
-            "cpu" => return Ok(Device::Cpu),
-            "cuda" => Device::new_cuda(index),
-            "metal" => Device::new_metal(index),
-            _ => return Err(unknown().into()),
-        };
-        device.map_err(|_| {
-            Refusal::failure(format!("--device {}: no such device, or this program was built without it", self.device))
-                .hint("--device cpu always works")
-                .into()
-        })
     }
 }
 

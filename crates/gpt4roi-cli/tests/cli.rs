@@ -319,12 +319,12 @@ fn what_can_not_be_is_refused_with_a_word_of_advice() {
         Case {
             arguments: &["ask", "scene.png", "What?", "--device", "abacus"],
             code: 2,
-            says: &["error: --device: expected cpu"],
+            says: &["expected auto, cpu, cuda, cuda:N or metal, got abacus"],
         },
         Case {
             arguments: &["ask", "scene.png", "What?", "--device", "cuda:9"],
             code: 1,
-            says: &["error: --device cuda:9: no such device", "hint: --device cpu"],
+            says: &["error: --device cuda:9: ", "hint: --device cpu"],
         },
         Case {
             arguments: &["ask", "scene.png", "What?", "--annotate", "marked.gif"],
@@ -627,6 +627,22 @@ fn bench_measures_the_stages_that_it_is_asked_for() {
     assert!(positive(&report["ceiling"]["gflop_per_second"]) && positive(&report["stages"][0]["seconds"]), "{report}");
     bare().args(arguments).assert().success().stdout(contains("region_head").and(contains("GFLOP/s")));
     bare().args(["bench", "--stages", "dreams"]).assert().code(2);
+}
+
+#[test]
+fn bench_measures_a_language_model_in_any_bits() {
+    for quantize in ["none", "q8_0"] {
+        let arguments = ["bench", "--preset", "nano", "--stages", "prefill,decode,batch", "--runs", "1", "--json"];
+        let output = bare().args(arguments).args(["--captions", "2", "--quantize", quantize]).assert().success();
+        let report: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+        let [prefill, decode, batch] = [0, 1, 2].map(|stage| &report["stages"][stage]);
+        assert!(prefill["tokens_per_second"].as_f64() > decode["tokens_per_second"].as_f64(), "{report}");
+        assert!(batch["times_one_caption"].as_f64() > Some(0.0) && decode["times_one_caption"].is_null(), "{report}");
+        // Four layers of 192·(4·192 + 3·512) weights, of which each takes 4 bytes or 34/32.
+        let weights = 4.0 * 192.0 * (4.0 * 192.0 + 3.0 * 512.0) * if quantize == "none" { 4.0 } else { 34.0 / 32.0 };
+        assert!(decode["gbyte"].as_f64() > Some(1e-9 * weights), "{report}");
+        assert!(decode["gbyte"].as_f64() < Some(3e-9 * weights), "{report}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@
 //! ```
 
 pub mod config;
+pub mod device;
 pub mod error;
 
 pub mod bbox;
@@ -57,6 +58,7 @@ pub mod trace;
 pub mod cost;
 pub mod ggml_type;
 pub mod gguf;
+pub mod precision;
 pub mod quantized;
 pub mod random_weights;
 mod torch_pickle;
@@ -83,7 +85,9 @@ pub use crate::{
     bbox::{BBox, ImageSize, RegionId},
     chat::Chat,
     config::Config,
+    device::DeviceChoice,
     error::{Error, Result},
     image::Image,
     model::{Gpt4Roi, Network},
+    precision::Precision,
 };

@@ -116,6 +116,7 @@ fn patch_at(point: Point, grid: usize) -> usize {
 /// # Shapes
 /// states `[patches, Cv]` → `[patches]`
 fn similarity(states: &Tensor, seed: usize) -> TensorResult<Vec<f32>> {
+    let states = states.to_dtype(candle_core::DType::F32)?;
     let centred = states.broadcast_sub(&states.mean_keepdim(0)?)?;
     let length = (centred.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-6)?;
     let unit = centred.broadcast_div(&length)?;

@@ -115,7 +115,7 @@ impl InputConv {
     /// # Shapes
     /// `[B, patches, Cv]` → `[B, patches, C]`
     fn forward(&self, state: &Tensor) -> Result<Tensor> {
-        let place = coordinates(self.grid, state.device())?.broadcast_left(state.dim(0)?)?;
+        let place = coordinates(self.grid, state.device())?.to_dtype(state.dtype())?.broadcast_left(state.dim(0)?)?;
         let weight = self.weight.flatten_from(1)?; // [C, Cv + 2]
         linear(&Tensor::cat(&[state, &place], 2)?, &weight, Some(&self.bias))
     }
@@ -222,7 +222,9 @@ impl RegionHead {
     /// # Shapes
     /// rois: per level `[N, C, R, R]`; boxes `[N, 4]` normalised xyxy → `[N, H]`
     pub fn forward(&self, rois: &[Tensor], boxes: &Tensor) -> Result<Tensor> {
-        self.updims.forward(&(self.features(rois)? + self.box_embedding(boxes)?)?)
+        let features = self.features(rois)?;
+        let boxes = self.box_embedding(boxes)?.to_dtype(features.dtype())?;
+        self.updims.forward(&(features + boxes)?)
     }
 
     /// What the picture shows inside each box, all levels together.
