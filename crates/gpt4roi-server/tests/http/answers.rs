@@ -326,7 +326,8 @@ fn routes_and_methods_are_those_of_the_document() {
         allowed.retain(|method| method != "head");
         let mut written: Vec<&String> =
             methods.as_object().unwrap().keys().filter(|key| *key != "parameters").collect();
-        (allowed.sort(), written.sort()).0;
+        allowed.sort();
+        written.sort();
         assert_eq!(allowed.iter().collect::<Vec<_>>(), written, "{path}");
     }
 }
