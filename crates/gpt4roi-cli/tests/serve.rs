@@ -114,7 +114,7 @@ fn what_can_not_be_served_is_refused_with_advice() {
         (&["--host", "0.0.0.0"][..], ["expected an API key", "hint: GPT4ROI_API_KEY"]),
         (&["--api-keys-file", empty.to_str().unwrap()], ["expected a key on each line", "empty"]),
         (&["--api-keys-file", "nowhere"], ["nowhere", "--api-keys-file"]),
-        (&["--host", "256.0.0.1"], ["256.0.0.1", "hint: --host"]),
+        (&["--host", "192.0.2.1"], ["192.0.2.1", "hint: --host"]),
     ] {
         let output = command(arguments).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
