@@ -106,16 +106,16 @@ test('two boxes, a question, the right names in their colours', async ({ page })
   }
 });
 
-/** Hands on the events of a reply one by one, slowly enough to be seen; the embedded model is faster than the screen. */
+/** Hands on the events or lines of a reply one by one, slowly enough to be seen; the embedded model is faster than the screen. */
 function slowed(): void {
   const fetched = window.fetch;
   const wait = () => new Promise((resolve) => setTimeout(resolve, 30));
   window.fetch = async (...request) => {
     const response = await fetched(...request);
-    if (!response.headers.get('content-type')?.startsWith('text/event-stream')) return response;
+    if (!/^(text\/event-stream|application\/x-ndjson)/.test(response.headers.get('content-type') ?? '')) return response;
     const event = new TransformStream<string, string>({
       async transform(piece, out) {
-        for (const part of piece.split(/(?<=\n\n)/)) await wait().then(() => out.enqueue(part));
+        for (const part of piece.split(/(?<=\n)(?!\n)/)) await wait().then(() => out.enqueue(part));
       },
     });
     const slow = response.body?.pipeThrough(new TextDecoderStream()).pipeThrough(event).pipeThrough(new TextEncoderStream());
@@ -378,6 +378,7 @@ test('all regions are described in one go', async ({ page }) => {
 });
 
 test('an answer is stopped, and asked for again', async ({ page }) => {
+  await page.addInitScript(slowed);
   await openSample(page);
   await page.locator('#regions-file').setInputFiles(grid(400));
   await expect(regions(page)).toHaveCount(400);
