@@ -138,7 +138,17 @@ impl<'m> Scheduler<'m> {
     /// Whether the next step gets anything done even if nothing happens until then.
     pub(crate) fn has_work(&self) -> bool {
         let reads = |seat: &Seat<'_>| matches!(seat.stage, Stage::Reading(..));
-        !self.batch.is_empty() || !self.beginnings.is_empty() || self.seats.iter().any(reads)
+        !self.batch.is_empty() || !self.beginnings.is_empty() || self.seats.iter().any(reads) || self.can_seat()
+    }
+
+    /// Whether there are free seats, and somebody who waits for one.
+    fn can_seat(&self) -> bool {
+        let waiting = || self.requests.values().any(Request::waits_for_seats) || !self.queue.is_empty();
+        self.has_free_seats() && waiting()
+    }
+
+    fn has_free_seats(&self) -> bool {
+        self.seats.len() < self.options.max_sequences.max(1)
     }
 
     /// Whether the engine was stopped, and everything is answered.
@@ -188,7 +198,7 @@ impl<'m> Scheduler<'m> {
     /// Gives free seats away, and asks for looks at what got one.
     fn give_seats(&mut self) {
         let mut seated: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-        while self.seats.len() < self.options.max_sequences.max(1) {
+        while self.has_free_seats() {
             let Some(request) = self.next_to_seat() else { break };
             let (number, part) = (request.number, request.seated);
             request.seated += 1;
@@ -616,20 +626,26 @@ mod tests {
             self.look();
         }
 
-        fn look(&mut self) {
+        /// Takes all looks that are asked for; how many those were.
+        fn look(&mut self) -> usize {
+            let mut looks = 0;
             while let Some(look) = self.scheduler.next_look() {
                 self.queue.looked(look.run(self.eye));
+                looks += 1;
             }
+            looks
         }
 
         fn settle(&mut self) {
             for _ in 0..5000 {
-                self.step();
+                self.scheduler.step();
+                let looks = self.look();
                 if self.scheduler.requests.is_empty() && self.queue.is_empty() {
                     assert!(self.scheduler.seats.is_empty() && self.scheduler.batch.is_empty());
                     assert!(self.scheduler.beginnings.is_empty());
                     return;
                 }
+                assert!(looks > 0 || self.scheduler.has_work(), "the thread would go to sleep here");
             }
             panic!("still running");
         }
@@ -1063,6 +1079,26 @@ mod tests {
 
     /// Two bulk questions of forty parts have all seats. A single one gets the first that is free, and
     /// the seats are shared evenly.
+    /// Equal answers end in the same step, behind which nobody is left who would cause another.
+    #[test]
+    fn seats_that_are_left_all_at_once_are_given_away_again() {
+        let options = EngineOptions { max_sequences: 3, ..EngineOptions::default() };
+        driven(tiny(), options, |driven| {
+            let image = picture(1);
+            let Question { options, deadline, .. } = driven.question(&image, "");
+            let (shapes, question) = (vec![shape(1); 8], "What is <region1>?".to_owned());
+            let bulk = Bulk { image: image.clone(), shapes, question, options, deadline };
+            let mut bulk = driven.engine.describe(bulk).unwrap();
+            let mut queued: Vec<_> = (0..4).map(|_| driven.ask(&image, "What is <region1>?")).collect();
+            driven.settle();
+            let answers = |reply: &mut Reply| {
+                updates(reply).iter().filter(|update| matches!(update, Update::Answer { .. })).count()
+            };
+            assert_eq!(answers(&mut bulk), 8);
+            assert!(queued.iter_mut().all(|reply| answers(reply) == 1));
+        });
+    }
+
     #[test]
     fn one_question_does_not_wait_for_hundreds() {
         driven(tiny(), EngineOptions { max_sequences: 4, piece: 128, ..options() }, |driven| {

@@ -67,18 +67,21 @@ fn a_reference_is_a_mention_that_text_can_not_forge() {
 fn every_form_of_a_region_is_understood() {
     let server = start(|_| {});
     let [x1, y1, x2, y2] = OCTOPUS;
-    for region in [
-        json!({"bbox": [x1, y1, x2 - x1, y2 - y1]}),
-        json!({"polygon": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}),
-        json!({"box": [-5, y1, x2, y2], "clip": true}),
-        json!({"point": [(x1 + x2) / 2.0, (y1 + y2) / 2.0]}),
+    // Columns 8 to 53 of 224 rows, marked in rows 14 to 58: 45 marked rows in each of 46 columns.
+    let runs = [8 * 224 + 14].into_iter().chain((0..45).flat_map(|_| [45, 179])).chain([45, 165 + 170 * 224]);
+    let mask = json!({"size": [224, 224], "counts": runs.collect::<Vec<_>>()});
+    for (region, origin) in [
+        (json!({"bbox": [x1, y1, x2 - x1, y2 - y1]}), "given"),
+        (json!({"polygon": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}), "polygon"),
+        (json!({"mask": mask}), "mask"),
+        (json!({"box": [-5, y1, x2, y2], "clip": true}), "given"),
+        (json!({"point": [(x1 + x2) / 2.0, (y1 + y2) / 2.0]}), "point"),
     ] {
         let mut body = question("What is <region1>?", &Value::Null);
         body["regions"] = json!([region]);
         let answer = server.chat(&body).json();
         let message = &answer["choices"][0]["message"];
         assert_eq!(message["content"], "An octopus.", "{region}");
-        let origin = if region["point"].is_null() { "given" } else { "point" };
         assert_eq!(message["regions"][0]["origin"], origin);
     }
     let answer = server.chat(&question("What is in [8, 14, 54, 59]?", &Value::Null)).json();

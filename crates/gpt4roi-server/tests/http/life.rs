@@ -119,9 +119,10 @@ fn silence_is_broken_by_comments() {
 
 #[test]
 fn a_server_that_stops_answers_what_it_took_and_nothing_else() {
-    let mut server = start_with(engine(EngineOptions::default()), |_| {});
+    let mut server =
+        start_with(engine(EngineOptions::default()), |options| options.times.drain = Duration::from_secs(120));
     assert_eq!(server.get("/readyz").status, 200);
-    let mut running = begin_long(&server, 10);
+    let mut running = begin_long(&server, 80);
     server.begin_to_stop();
     assert!(wait_for(|| server.get("/readyz").status == 503));
     assert_eq!(server.get("/livez").status, 200);

@@ -176,10 +176,22 @@ fn start_with_pixels(pixels: u64) -> Running {
 
 #[test]
 fn uploads_beyond_the_quota_are_refused_and_not_tried_again() {
+    // Room for one picture of 224×224 pixels, three bytes each, and not for two.
+    let server = start(|options| options.pictures.max_bytes_per_owner = 200_000);
+    let upload = |file: &[u8]| server.send("POST", "/v1/images", &[("content-type", "image/png")], file);
+    assert_eq!(upload(PICTURE).status, 200);
+    let refused = upload(&[PICTURE, b"another file"].concat());
+    assert_eq!(refused.error(), (429, "image_quota_exceeded".into(), "".into()));
+    assert_eq!(refused.header("x-should-retry"), Some("false"));
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(upload(PICTURE).status, 200, "it is there already");
+}
+
+#[test]
+fn an_upload_larger_than_the_whole_quota_is_too_large() {
     let server = start(|options| options.pictures.max_bytes_per_owner = 1000);
-    let uploaded = server.send("POST", "/v1/images", &[("content-type", "image/png")], PICTURE);
-    assert_eq!(uploaded.error(), (429, "image_quota_exceeded".into(), "".into()));
-    assert_eq!(uploaded.header("x-should-retry"), Some("false"));
+    let refused = server.send("POST", "/v1/images", &[("content-type", "image/png")], PICTURE);
+    assert_eq!(refused.error(), (413, "image_too_large".into(), "image".into()));
 }
 
 #[test]
