@@ -9,12 +9,13 @@ use std::{
 
 use candle_core::Device;
 use gpt4roi::{
-    Image,
+    Image, ImageSize,
     gguf::Gguf,
     shape::{Mask, Rle},
     weights::Checkpoint,
 };
 use gpt4roi_hostile::{TARGETS, Target};
+use gpt4roi_server::reading;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
@@ -101,6 +102,19 @@ fn the_good_seeds_are_read() {
     // A block of `q8_0` is its scale, here a half, and 32 whole numbers.
     assert_eq!(values("a.weight"), [1.0, 2.0, 3.0, 4.0]);
     assert_eq!(values("b.weight"), (0..32).map(|number| number as f32 / 2.0).collect::<Vec<_>>());
+    let size = ImageSize { width: 200, height: 100 };
+    for name in ["forms", "rounds", "beside", "literal", "again"] {
+        let chat = reading::chat(&seed(&format!("chat/{name}.json")), size);
+        assert!(chat.is_ok(), "{name}: {}", chat.unwrap_err());
+    }
+    for name in ["describe", "describe-detail"] {
+        let describe = reading::describe(&seed(&format!("chat/{name}.json")), size);
+        assert!(describe.is_ok(), "{name}: {}", describe.unwrap_err());
+    }
+    for (name, bytes) in [("png", 82), ("at-the-limit", 100)] {
+        let url = String::from_utf8(seed(&format!("data_url/{name}"))).unwrap();
+        assert_eq!(reading::data_url(&url, 100).map(|file| file.len()).ok(), Some(bytes), "{name}");
+    }
     for name in ["safetensors/torch.safetensors", "pickle/torch.bin"] {
         let checkpoint = Checkpoint::from_bytes(&name.replace('/', "."), seed(name), &Device::Cpu).unwrap();
         assert!(checkpoint.tensors().count() > 0, "{name}");
