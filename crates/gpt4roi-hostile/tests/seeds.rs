@@ -18,6 +18,7 @@ use gpt4roi_hostile::{TARGETS, Target};
 use gpt4roi_server::reading;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
 
 /// Of each target's seeds.
 const MUTATIONS: usize = 4000;
@@ -87,6 +88,50 @@ fn mutate(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut ChaCha8Rng) {
             bytes.splice(at..at, other[start..end].iter().copied());
         }
     }
+}
+
+/// Bytes that change at random are seldom JSON, so requests are changed value by value, too.
+#[test]
+fn requests_with_exchanged_values_end_in_a_result() {
+    let target = TARGETS.into_iter().find(|target| target.name == "chat").unwrap();
+    let seeds = seeds(&target).into_iter().filter_map(|(_, bytes)| serde_json::from_slice(&bytes).ok());
+    let requests: Vec<Value> = seeds.collect();
+    let extremes = [json!(null), json!(-1), json!(u64::MAX), json!(1e308), json!(5e-324), json!("\u{202e}"), json!([])];
+    let values: Vec<(String, &Value)> = requests.iter().flat_map(parts).collect();
+    let mut random = ChaCha8Rng::seed_from_u64(4);
+    for mutation in 0..MUTATIONS {
+        let mut request = requests.choose(&mut random).unwrap().clone();
+        for _ in 0..random.random_range(1..4) {
+            let place = parts(&request).choose(&mut random).unwrap().0.clone();
+            let alike: Vec<&Value> =
+                values.iter().filter(|(other, _)| field(other) == field(&place)).map(|(_, value)| *value).collect();
+            let other = if random.random_ratio(1, 8) {
+                extremes.choose(&mut random)
+            } else {
+                alike.choose(&mut random).copied()
+            };
+            *request.pointer_mut(&place).unwrap() = other.unwrap_or(&Value::Null).clone();
+        }
+        survives(&target, request.to_string().as_bytes(), &format!("exchange {mutation}"));
+    }
+}
+
+/// The last name in a pointer. Values of one field are exchanged, so that many requests stay whole.
+fn field(place: &str) -> Option<&str> {
+    place.rsplit('/').find(|name| !name.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// All values in a value, and the pointers that lead to them.
+fn parts(value: &Value) -> Vec<(String, &Value)> {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(key, child)| (key.clone(), child)).collect(),
+        Value::Array(elements) => (0..).map(|index: usize| index.to_string()).zip(elements).collect(),
+        _ => Vec::new(),
+    };
+    let below = children
+        .into_iter()
+        .flat_map(|(key, child)| parts(child).into_iter().map(move |(place, part)| (format!("/{key}{place}"), part)));
+    [(String::new(), value)].into_iter().chain(below).collect()
 }
 
 /// A fuzzer that begins with rubbish stays at the gate.
