@@ -9,12 +9,14 @@ mod models;
 mod pictures;
 mod questions;
 mod regions;
+mod requests;
 
 pub use crate::{
     models::{gguf, pickle, safetensors},
     pictures::{mask, picture},
     questions::{mentions, prompt},
     regions::{coordinates, rle},
+    requests::{chat, data_url},
 };
 
 /// A body and its name: that of its seeds' folder and of its file in `fuzz/fuzz_targets`.
@@ -27,13 +29,15 @@ pub struct Target {
 }
 
 /// All bodies.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "picture", run: picture },
     Target { name: "mask", run: mask },
     Target { name: "rle", run: rle },
     Target { name: "coordinates", run: coordinates },
     Target { name: "mentions", run: mentions },
     Target { name: "prompt", run: prompt },
+    Target { name: "data_url", run: data_url },
+    Target { name: "chat", run: chat },
     Target { name: "safetensors", run: safetensors },
     Target { name: "pickle", run: pickle },
     Target { name: "gguf", run: gguf },

@@ -49,7 +49,7 @@ pub fn coordinates(bytes: &[u8]) {
     }
 }
 
-fn is_inside(bbox: &BBox) {
+pub(crate) fn is_inside(bbox: &BBox) {
     let [x1, y1, x2, y2] = bbox.normalized();
     assert!(0.0 <= x1 && x1 < x2 && x2 <= 1.0 && 0.0 <= y1 && y1 < y2 && y2 <= 1.0, "{bbox:?}");
 }

@@ -9,14 +9,16 @@ use std::{
 
 use candle_core::Device;
 use gpt4roi::{
-    Image,
+    Image, ImageSize,
     gguf::Gguf,
     shape::{Mask, Rle},
     weights::Checkpoint,
 };
 use gpt4roi_hostile::{TARGETS, Target};
+use gpt4roi_server::reading;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
 
 /// Of each target's seeds.
 const MUTATIONS: usize = 4000;
@@ -88,6 +90,50 @@ fn mutate(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut ChaCha8Rng) {
     }
 }
 
+/// Bytes that change at random are seldom JSON, so requests are changed value by value, too.
+#[test]
+fn requests_with_exchanged_values_end_in_a_result() {
+    let target = TARGETS.into_iter().find(|target| target.name == "chat").unwrap();
+    let seeds = seeds(&target).into_iter().filter_map(|(_, bytes)| serde_json::from_slice(&bytes).ok());
+    let requests: Vec<Value> = seeds.collect();
+    let extremes = [json!(null), json!(-1), json!(u64::MAX), json!(1e308), json!(5e-324), json!("\u{202e}"), json!([])];
+    let values: Vec<(String, &Value)> = requests.iter().flat_map(parts).collect();
+    let mut random = ChaCha8Rng::seed_from_u64(4);
+    for mutation in 0..MUTATIONS {
+        let mut request = requests.choose(&mut random).unwrap().clone();
+        for _ in 0..random.random_range(1..4) {
+            let place = parts(&request).choose(&mut random).unwrap().0.clone();
+            let alike: Vec<&Value> =
+                values.iter().filter(|(other, _)| field(other) == field(&place)).map(|(_, value)| *value).collect();
+            let other = if random.random_ratio(1, 8) {
+                extremes.choose(&mut random)
+            } else {
+                alike.choose(&mut random).copied()
+            };
+            *request.pointer_mut(&place).unwrap() = other.unwrap_or(&Value::Null).clone();
+        }
+        survives(&target, request.to_string().as_bytes(), &format!("exchange {mutation}"));
+    }
+}
+
+/// The last name in a pointer. Values of one field are exchanged, so that many requests stay whole.
+fn field(place: &str) -> Option<&str> {
+    place.rsplit('/').find(|name| !name.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// All values in a value, and the pointers that lead to them.
+fn parts(value: &Value) -> Vec<(String, &Value)> {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(key, child)| (key.clone(), child)).collect(),
+        Value::Array(elements) => (0..).map(|index: usize| index.to_string()).zip(elements).collect(),
+        _ => Vec::new(),
+    };
+    let below = children
+        .into_iter()
+        .flat_map(|(key, child)| parts(child).into_iter().map(move |(place, part)| (format!("/{key}{place}"), part)));
+    [(String::new(), value)].into_iter().chain(below).collect()
+}
+
 /// A fuzzer that begins with rubbish stays at the gate.
 #[test]
 fn the_good_seeds_are_read() {
@@ -101,6 +147,19 @@ fn the_good_seeds_are_read() {
     // A block of `q8_0` is its scale, here a half, and 32 whole numbers.
     assert_eq!(values("a.weight"), [1.0, 2.0, 3.0, 4.0]);
     assert_eq!(values("b.weight"), (0..32).map(|number| number as f32 / 2.0).collect::<Vec<_>>());
+    let size = ImageSize { width: 200, height: 100 };
+    for name in ["forms", "rounds", "beside", "literal", "again"] {
+        let chat = reading::chat(&seed(&format!("chat/{name}.json")), size);
+        assert!(chat.is_ok(), "{name}: {}", chat.unwrap_err());
+    }
+    for name in ["describe", "describe-detail"] {
+        let describe = reading::describe(&seed(&format!("chat/{name}.json")), size);
+        assert!(describe.is_ok(), "{name}: {}", describe.unwrap_err());
+    }
+    for (name, bytes) in [("png", 82), ("at-the-limit", 100)] {
+        let url = String::from_utf8(seed(&format!("data_url/{name}"))).unwrap();
+        assert_eq!(reading::data_url(&url, 100).map(|file| file.len()).ok(), Some(bytes), "{name}");
+    }
     for name in ["safetensors/torch.safetensors", "pickle/torch.bin"] {
         let checkpoint = Checkpoint::from_bytes(&name.replace('/', "."), seed(name), &Device::Cpu).unwrap();
         assert!(checkpoint.tensors().count() > 0, "{name}");

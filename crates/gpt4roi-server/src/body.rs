@@ -70,7 +70,9 @@ pub(crate) async fn json<T: DeserializeOwned + Send + 'static>(headers: &HeaderM
     tokio::task::spawn_blocking(move || parse(&bytes)).await.map_err(|_| Fault::Engine)?
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+/// # Errors
+/// As [`json`].
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let param = Some(error.path().to_string()).filter(|path| path != ".");

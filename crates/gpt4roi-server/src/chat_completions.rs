@@ -12,7 +12,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use gpt4roi::{
-    chat::{Answer, ResolvedRegion},
+    chat::{Answer, AskOptions, ResolvedRegion},
     generate::FinishReason,
 };
 use serde::{
@@ -28,7 +28,7 @@ use crate::{
     engine::{Question, Update},
     fault::{Fault, Result},
     generation::Wishes,
-    limits::{Few, MAX_MESSAGES, MAX_REGIONS},
+    limits::{Few, Limits, MAX_MESSAGES, MAX_REGIONS},
     metrics::Tally,
     regions::{self, Region},
     sse,
@@ -98,11 +98,7 @@ pub(crate) async fn create(
     app.check_ready()?;
     let (request, body_held): (Request, _) = app.json(&headers, body).await?;
     app.check_model(request.model.as_deref())?;
-    request.check_supported()?;
-    let options = request.wishes().options(&app.limits)?;
-    let stops = StopStrings::new(request.stop.as_ref())?;
-    let conversation =
-        Conversation::read(&request.messages, request.regions.as_ref(), request.mentions.unwrap_or_default())?;
+    let (options, stops, conversation) = request.read(&app.limits)?;
     let (streamed, with_usage) = request.streaming();
     drop(request);
 
@@ -136,6 +132,18 @@ pub(crate) async fn create(
 }
 
 impl Request {
+    /// All that can be told without the picture.
+    ///
+    /// # Errors
+    /// If something is asked for that can't be.
+    pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, StopStrings, Conversation)> {
+        self.check_supported()?;
+        let options = self.wishes().options(limits)?;
+        let stops = StopStrings::new(self.stop.as_ref())?;
+        let mentions = self.mentions.unwrap_or_default();
+        Ok((options, stops, Conversation::read(&self.messages, self.regions.as_ref(), mentions)?))
+    }
+
     fn wishes(&self) -> Wishes {
         let &Self { temperature, top_p, top_k, seed, .. } = self;
         Wishes { max_tokens: self.max_completion_tokens.or(self.max_tokens), temperature, top_p, top_k, seed }

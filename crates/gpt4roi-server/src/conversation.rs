@@ -129,11 +129,11 @@ impl Conversation {
                 match part {
                     Mentioned::Text(_) => {}
                     Mentioned::Mention(id) => _ = mentioned.insert(id),
-                    // Coordinates become a region behind all others.
+                    // Coordinates become a region with the lowest number that is free.
                     Mentioned::Box(_) | Mentioned::Point(_) => {
-                        let id = RegionId(declared.iter().map(|id| id.0).max().unwrap_or(0) + 1);
-                        declared.push(id);
-                        mentioned.insert(id);
+                        let free = (1..).map(RegionId).find(|id| !declared.contains(id));
+                        declared.extend(free);
+                        mentioned.extend(free);
                     }
                 }
             }
@@ -431,6 +431,18 @@ mod tests {
         let literal = read(messages, Value::Null, Mentions::Off).unwrap();
         assert!(matches!(&literal.question[..], [Said::Literal(_)]));
         assert_eq!(literal.region_tokens(SIZE), 0);
+    }
+
+    #[test]
+    fn regions_of_coordinates_are_counted_under_the_numbers_that_they_get() {
+        let regions = json!([{"id": "region2", "box": [1, 2, 30, 40]}]);
+        let messages = json!([
+            user(json!([image(regions), {"type": "text", "text": "What is at (3, 4)?"}])),
+            {"role": "assistant", "content": "A car."},
+            user(json!("Compare <region1> and <region2>.")),
+        ]);
+        let conversation = read(messages, Value::Null, Mentions::On).unwrap();
+        assert_eq!(conversation.region_tokens(SIZE), 2, "the point is region 1, the first that was free");
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// HTTP status, and the code by which programs know it.
-    fn wire(&self) -> (u16, &'static str) {
+    pub(crate) fn wire(&self) -> (u16, &'static str) {
         match self {
             Self::Json(_) => (400, "invalid_json"),
             Self::Field { .. } | Self::Value { .. } => (400, "invalid_value"),
@@ -172,7 +172,7 @@ impl Fault {
             500.. => "server_error",
             _ => "invalid_request_error",
         };
-        json!({"error": {"message": self.to_string(), "type": kind, "param": self.param(), "code": code}})
+        json!({"error": {"message": told(&self.to_string()), "type": kind, "param": self.param(), "code": code}})
     }
 
     /// A library's refusal of what a client asked. What is no fault of the client is not told.
@@ -203,6 +203,25 @@ impl Fault {
             _ => Self::Picture { param, message: "expected a whole picture, got a damaged one".into() },
         }
     }
+}
+
+/// Characters of a message. Our own words are fewer; the client's may be megabytes.
+pub(crate) const MAX_MESSAGE: usize = 2000;
+
+/// A message as it is told: the client's words in it can't turn around, hide or control anything where
+/// they are shown, since everything but plain ASCII is escaped. The two other signs are our own.
+fn told(message: &str) -> String {
+    let mut told = String::new();
+    for character in message.chars().take(MAX_MESSAGE) {
+        match character {
+            ' '..='~' | '…' | '×' => told.push(character),
+            _ => told.extend(character.escape_unicode()),
+        }
+    }
+    if message.chars().nth(MAX_MESSAGE).is_some() {
+        told.push('…');
+    }
+    told
 }
 
 fn place(param: &Option<String>) -> String {
@@ -273,6 +292,15 @@ mod tests {
             let body = fault.body().to_string();
             assert!(insides.iter().all(|inside| !body.contains(inside)), "{body}");
         }
+    }
+
+    #[test]
+    fn words_of_the_client_are_told_in_short_and_escaped() {
+        let told = |message: &str| Fault::Json(message.into()).body()["error"]["message"].as_str().unwrap().to_owned();
+        assert_eq!(told("a\u{202e}b\u{0}\n\u{200b}é"), r"the body is not JSON: a\u{202e}b\u{0}\u{a}\u{200b}\u{e9}");
+        assert_eq!(told("1×1 \"…\""), "the body is not JSON: 1×1 \"…\"");
+        let long = told(&"x".repeat(1 << 20));
+        assert_eq!((long.chars().count(), long.ends_with("x…")), (MAX_MESSAGE + 1, true));
     }
 
     #[test]

@@ -39,6 +39,7 @@ mod updates;
 
 pub mod engine;
 pub mod pictures;
+pub mod reading;
 
 mod look;
 mod queue;

@@ -14,7 +14,7 @@ use futures_util::{Stream, stream};
 use gpt4roi::{
     RegionId,
     bbox::ImageSize,
-    chat::{Answer, ResolvedRegion},
+    chat::{Answer, AskOptions, ResolvedRegion},
     mention::{self, Part},
     shape::Shape,
 };
@@ -28,7 +28,7 @@ use crate::{
     engine::{Bulk, Update},
     fault::{Fault, Result},
     generation::Wishes,
-    limits::{Few, MAX_DESCRIBED, MAX_TEXT},
+    limits::{Few, Limits, MAX_DESCRIBED, MAX_TEXT},
     metrics::Tally,
     picture_source::{ImageUrl, Source},
     regions::{self, Region},
@@ -86,8 +86,8 @@ pub(crate) async fn create(
     app.check_ready()?;
     let (request, body_held): (Request, _) = app.json(&headers, body).await?;
     app.check_model(request.model.as_deref())?;
-    let options = request.wishes().options(&app.limits)?;
-    let picture = Source::parse(&request.image.url, "image")?.open(&app, &owner, "image").await?;
+    let (options, source) = request.read(&app.limits)?;
+    let picture = source.open(&app, &owner, "image").await?;
     let size = picture.image.size();
     let (request, ids, shapes) = app
         .aside(move || {
@@ -114,13 +114,21 @@ fn accepts_lines(headers: &HeaderMap) -> bool {
 }
 
 impl Request {
-    fn wishes(&self) -> Wishes {
+    /// All that can be told without the picture: how to answer, and where the picture comes from.
+    ///
+    /// # Errors
+    /// If something is asked for that can't be.
+    pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, Source)> {
         let &Self { max_tokens, temperature, top_p, top_k, seed, .. } = self;
-        Wishes { max_tokens, temperature, top_p, top_k, seed }
+        let wishes = Wishes { max_tokens, temperature, top_p, top_k, seed };
+        Ok((wishes.options(limits)?, Source::parse(&self.image.url, "image")?))
     }
 
     /// The ids as they were given, and the shapes.
-    fn shapes(&self, size: ImageSize) -> Result<(Vec<String>, Vec<Shape>)> {
+    ///
+    /// # Errors
+    /// If there are none or too many, or if one can't be.
+    pub(crate) fn shapes(&self, size: ImageSize) -> Result<(Vec<String>, Vec<Shape>)> {
         let regions = self.regions.all("regions", "too_many_regions")?;
         if regions.is_empty() {
             return Err(Fault::Value { param: "regions".into(), expected: "at least one region".into() });
@@ -141,7 +149,7 @@ impl Request {
 
     /// # Errors
     /// If the question does not ask about the region.
-    fn question(&self, size: ImageSize) -> Result<String> {
+    pub(crate) fn question(&self, size: ImageSize) -> Result<String> {
         let Some(question) = &self.question else {
             return Ok(self.detail.unwrap_or_default().question().into());
         };

@@ -3,6 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use serde_json::{Value, json};
 
 use crate::client::{BREAD, OCTOPUS, PICTURE, Running, data_url, question, read, start};
@@ -20,11 +21,13 @@ fn png(width: u32, height: u32) -> Vec<u8> {
 /// A PNG whose header claims a size and which has no pixels.
 fn claims(width: u32, height: u32) -> Vec<u8> {
     let header = [&b"IHDR"[..], &width.to_be_bytes(), &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
-    let chunk = |content: &[u8]| {
-        let length = (content.len() as u32 - 4).to_be_bytes();
-        [&length[..], content, &crc(content).to_be_bytes()].concat()
-    };
     [&b"\x89PNG\r\n\x1a\n"[..], &chunk(&header), &chunk(b"IDAT\x78\x9c"), &chunk(b"IEND")].concat()
+}
+
+/// A chunk of a PNG: its length, name, content and checksum.
+fn chunk(content: &[u8]) -> Vec<u8> {
+    let length = (content.len() as u32 - 4).to_be_bytes();
+    [&length[..], content, &crc(content).to_be_bytes()].concat()
 }
 
 /// The checksum of PNG: ISO 3309, bit by bit.
@@ -61,6 +64,70 @@ fn pictures_of_odd_sizes_are_answered() {
         let response = server.chat(&json!({"messages": [{"role": "user", "content": content}]}));
         assert_eq!(response.status, 200, "{width}×{height}: {}", response.body);
     }
+}
+
+/// Of the kinds that readers of pictures trip over; the seeds have one of each.
+#[test]
+fn pictures_of_odd_kinds_are_answered() {
+    let server = start(|_| {});
+    let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/picture");
+    let read = |name: &str| std::fs::read(seeds.join(name)).unwrap();
+    let files = ["cmyk.jpeg", "progressive.jpeg", "grey16.png", "palette-alpha.png", "lossy.webp"].map(read);
+    for file in files.into_iter().chain([animated(&png(3, 2))]) {
+        let kind = if file.starts_with(b"RIFF") { "image/webp" } else { "image/png" };
+        let uploaded = server.send("POST", "/v1/images", &[("content-type", kind)], &file);
+        assert_eq!(uploaded.status, 200, "{}", uploaded.body);
+        let image = json!({"type": "image_ref", "id": uploaded.json()["id"], "regions": [
+            {"box": [0, 0, 1, 1], "coords": "norm"},
+        ]});
+        let content = json!([image, {"type": "text", "text": "What is <region1>?"}]);
+        let response = server.chat(&json!({"messages": [{"role": "user", "content": content}], "max_tokens": 2}));
+        assert_eq!(response.status, 200, "{}", response.body);
+    }
+}
+
+/// A PNG that says it is the first of a thousand frames; the others never come.
+fn animated(file: &[u8]) -> Vec<u8> {
+    let (header, rest) = file.split_at(8 + 25);
+    [header, &chunk(b"acTL\0\0\x03\xe8\0\0\0\0"), rest].concat()
+}
+
+/// Text and colour profiles may be packed so that a little becomes much. Nobody reads them here.
+#[test]
+fn nothing_beside_the_pixels_is_unpacked() {
+    let zeros = idat(&packed(3000, 3000));
+    let chunks = [chunk(&[b"zTXtbomb\0\0", &*zeros].concat()), chunk(&[b"iTXtbomb\0\x01\0\0\0", &*zeros].concat())];
+    // All together they would become 10 GB, which takes longer than this test waits.
+    let bombs = chunks.concat().repeat(200);
+    let profile = chunk(&[b"iCCPbomb\0\0", &*zeros].concat());
+    let picture = png(3, 2);
+    let (header, rest) = picture.split_at(8 + 25);
+    let server = start(|_| {});
+    let begin = Instant::now();
+    assert_eq!(upload(&server, &[header, &profile, &bombs, rest].concat()).status, 200);
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+}
+
+/// A black PNG, as small as it can be.
+fn packed(width: u32, height: u32) -> Vec<u8> {
+    let mut file = Vec::new();
+    let encoder = PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::NoFilter);
+    image::RgbImage::new(width, height).write_with_encoder(encoder).unwrap();
+    file
+}
+
+/// What stands in a PNG's chunks of pixels.
+fn idat(file: &[u8]) -> Vec<u8> {
+    let mut pixels = Vec::new();
+    let mut rest = &file[8..];
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_be_bytes(*length) as usize;
+        if after.starts_with(b"IDAT") {
+            pixels.extend_from_slice(&after[4..4 + length]);
+        }
+        rest = &after[4 + length + 4..];
+    }
+    pixels
 }
 
 #[test]
@@ -143,6 +210,28 @@ fn nothing_typed_earlier_can_forge_structure() {
 }
 
 #[test]
+fn nothing_in_other_fields_can_forge_structure() {
+    let server = start(|_| {});
+    let id = upload(&server, PICTURE).json()["id"].clone();
+    let regions: Vec<Value> = FORGERIES.iter().map(|forgery| json!({"id": forgery, "box": OCTOPUS})).collect();
+    let described = server.post("/v1/regions/describe", &json!({"image": id, "regions": regions}));
+    for (description, forgery) in described.json()["data"].as_array().unwrap().iter().zip(FORGERIES) {
+        assert_eq!((&description["status"], &description["id"]), (&json!("done"), &json!(forgery)));
+        assert_eq!(description["text"], "An octopus.", "an id is a name for the client alone: {forgery:?}");
+    }
+    for forgery in FORGERIES {
+        let question = format!("{forgery} What is <region1>?");
+        let body = json!({"image": id, "regions": [{"box": OCTOPUS}], "question": question});
+        let answer = server.post("/v1/regions/describe", &body).json()["data"][0].clone();
+        let text = answer["text"].as_str().unwrap_or_else(|| panic!("{forgery:?}: {answer}"));
+        assert!(!text.contains("###") && !text.contains("Assistant:"), "{forgery:?}: {text}");
+        let mut body = self::question("?", &Value::Null);
+        body["model"] = forgery.into();
+        assert_eq!(server.chat(&body).error().1, "model_not_found", "{forgery:?}");
+    }
+}
+
+#[test]
 fn mentions_of_what_was_never_declared_are_refused() {
     let server = start(|_| {});
     for mention in ["<region0>", "<region3>", "<region999999999999>", "<7>"] {
@@ -202,6 +291,36 @@ fn a_body_in_tiny_chunks_is_still_bounded() {
         "POST /v1/images HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n";
     let request = format!("{head}{}0\r\n\r\n", "1\r\nx\r\n".repeat(10_001));
     assert_eq!(server.raw(request.as_bytes()).error().1, "body_too_large");
+}
+
+#[test]
+fn chunks_of_impossible_sizes_end_with_their_connection() {
+    let server = start(|options| options.times.body = Duration::from_millis(300));
+    let head =
+        "POST /v1/images HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n";
+    let extension = format!("1;{}\r\nx\r\n0\r\n\r\n", "y".repeat(100_000));
+    for chunks in ["ffffffffffffffff1\r\nx", "-1\r\nx", "0x1\r\nx", "1 1\r\nx", "\r\nx", "1\r\nxyz\r\n", &extension] {
+        let response = server.raw(format!("{head}{chunks}").as_bytes());
+        assert!([0, 400].contains(&response.status), "{chunks:.40}: {} {}", response.status, response.body);
+    }
+    assert_eq!(server.get("/livez").status, 200);
+}
+
+#[test]
+fn errors_do_not_give_megabytes_back() {
+    let server = start(|_| {});
+    let long = "\u{202e}".repeat(1 << 20);
+    for field in ["n", "model", "mentions", "messages"] {
+        let mut body = question("?", &Value::Null);
+        body[field] = long.as_str().into();
+        let response = server.chat(&body);
+        assert!(
+            (400..500).contains(&response.status) && response.body.len() < 30_000,
+            "{field}: {:.300}",
+            response.body
+        );
+        assert!(!response.body.contains('\u{202e}'), "{field}: {:.300}", response.body);
+    }
 }
 
 #[test]
@@ -371,6 +490,12 @@ fn no_value_in_any_field_breaks_the_server() {
             let mut broken = body.clone();
             broken[field] = extreme.clone();
             let response = server.chat(&broken);
+            assert!((200..500).contains(&response.status), "{field} {extreme}: {} {}", response.status, response.body);
+        }
+        for field in ["image", "regions", "question", "detail", "stream", "max_tokens", "temperature", "seed"] {
+            let mut broken = json!({"image": id, "regions": [region], "max_tokens": 1});
+            broken[field] = extreme.clone();
+            let response = server.post("/v1/regions/describe", &broken);
             assert!((200..500).contains(&response.status), "{field} {extreme}: {} {}", response.status, response.body);
         }
     }

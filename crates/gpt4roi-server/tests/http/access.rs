@@ -49,6 +49,32 @@ fn every_route_but_health_needs_a_key() {
     assert_eq!(server.send("OPTIONS", "/v1/models", &[], b"").status, 401);
 }
 
+/// Where every host is fine, none of them is a key.
+#[test]
+fn no_host_replaces_a_key() {
+    let server = start(|options| (options.host, options.keys) = ("0.0.0.0".into(), Keys::new(["secret"])));
+    for host in [
+        "gpt4roi.example",
+        "localhost",
+        "127.0.0.1",
+        "gpt4roi.example/livez",
+        "gpt4roi.example/livez?",
+        "gpt4roi.example#",
+        "x@gpt4roi.example",
+        "gpt4roi.example:80:80",
+        "/livez",
+        "?",
+        "[::1",
+        "secret",
+    ] {
+        for path in ["/v1/models", "/v1/models?/livez", "/v1/models#/livez", "/openapi.json", "/metrics"] {
+            let status = server.send("GET", path, &[("host", host)], b"").status;
+            assert!([400, 401, 403].contains(&status), "{host} {path}: {status}");
+        }
+    }
+    assert_eq!(server.send("GET", "/v1/models", &[("authorization", "Bearer secret")], b"").status, 200);
+}
+
 #[test]
 fn pictures_belong_to_who_uploaded_them() {
     let server = start(|options| options.keys = Keys::new(["one", "two"]));
