@@ -206,7 +206,7 @@ impl Fault {
 }
 
 /// Characters of a message. Our own words are fewer; the client's may be megabytes.
-pub(crate) const MAX_MESSAGE: usize = 2000;
+const MAX_MESSAGE: usize = 2000;
 
 /// A message as it is told: the client's words in it can't turn around, hide or control anything where
 /// they are shown, since everything but plain ASCII is escaped. The two other signs are our own.
