@@ -52,6 +52,7 @@ class Misbehaved(Exception):
 
 def main():
     arguments = parsed_arguments()
+    random.seed(7)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, 4096), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -263,7 +264,6 @@ class Questions:
         lines = (folder / "questions.jsonl").read_text().splitlines()
         self.lines = [json.loads(line) for line in lines]
         self.chats = self.about([data_url(picture) for picture in self.pictures])
-        self.random = random.Random(7)
         self.unseen = 0
 
     def about(self, urls):
@@ -280,7 +280,7 @@ class Questions:
         return self.about([json.loads(upload.body)["id"] for upload in uploads])
 
     def any(self):
-        return self.random.choice(self.chats)
+        return random.choice(self.chats)
 
     def about_unseen(self):
         """A question about a picture that the server has never seen: its pixels are noise."""
@@ -455,7 +455,7 @@ async def cancelled_before_text(server, questions):
     async def one():
         asked = await (await Asked.begin(server, questions.about_unseen())).until_head()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asked.until_text(), usual * questions.random.random() * 0.8)
+            await asyncio.wait_for(asked.until_text(), usual * random.random() * 0.8)
         return asked
 
     return await cancelled(server, one, (0, 0))

@@ -61,15 +61,18 @@ pub(crate) enum Phase {
 }
 
 impl Parts {
-    /// Reads a request's body as JSON. What it takes in memory is held as long as the second value.
+    /// Reads a question's body as JSON. What it takes in memory is held as long as the second value. Under
+    /// overload most questions are refused, which has to cost less than an answer; so those are not parsed,
+    /// nor are their pictures decoded.
     ///
     /// # Errors
-    /// See [`body`].
+    /// See [`body`]; and if the queue is full.
     pub(crate) async fn json<T>(&self, headers: &HeaderMap, body: Body) -> Result<(T, Held)>
     where
         T: DeserializeOwned + Send + 'static,
     {
         let received = body::receive(body, &self.limits, &self.times, &self.memory).await?;
+        self.engine.check_room()?;
         Ok((body::json(headers, received.bytes).await?, received.held))
     }
 

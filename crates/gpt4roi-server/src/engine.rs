@@ -294,6 +294,15 @@ impl Engine {
         self.submit(image, rendered, Subject::Each(shapes), deadline)
     }
 
+    /// Says early what [`Self::ask`] would say of any question, before work is put into one. There may be no
+    /// room any more when it is asked.
+    ///
+    /// # Errors
+    /// If the queue is full.
+    pub fn check_room(&self) -> Result<(), Refused> {
+        self.inner.queue.check_room()
+    }
+
     /// How it goes.
     pub fn stats(&self) -> Stats {
         self.inner.queue.stats()

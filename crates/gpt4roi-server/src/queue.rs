@@ -136,6 +136,20 @@ impl Queue {
         Ok(())
     }
 
+    /// Refuses what comes now if as many wait as may.
+    pub(crate) fn check_room(&self) -> Result<(), Refused> {
+        let now = self.now();
+        let mut state = self.lock();
+        if state.waiting.len() >= self.max {
+            state.sweep(now);
+        }
+        if state.waiting.len() < self.max {
+            return Ok(());
+        }
+        state.stats.requests.refused += 1;
+        Err(Refused::Full { retry_after: self.retry_after(&state) })
+    }
+
     /// A picture of any size may wait alone.
     fn has_room(&self, state: &State, request: &Request) -> bool {
         let bytes: usize = state.waiting.iter().map(Request::pixel_bytes).sum();

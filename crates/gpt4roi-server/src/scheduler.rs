@@ -957,13 +957,17 @@ mod tests {
             // Three wait, two are answered at a time, each takes 8 s: 3 / 2 · 8 s.
             let Refused::Full { retry_after } = refused else { panic!("{refused}") };
             assert_eq!(retry_after, Duration::from_secs(12));
+            assert!(
+                matches!(driven.engine.check_room(), Err(Refused::Full { retry_after: told }) if told == retry_after)
+            );
             // A place in the queue is free as soon as somebody leaves it.
             drop(waiting);
+            assert!(driven.engine.check_room().is_ok());
             let mut next = driven.ask(&image, "What?");
             driven.settle();
             answer(&mut next);
             let requests = driven.engine.stats().requests;
-            assert_eq!((requests.cancelled, requests.refused, requests.answered), (3, 1, 1));
+            assert_eq!((requests.cancelled, requests.refused, requests.answered), (3, 2, 1));
         });
         let small = EngineOptions { queue_bytes: 2 * 80 * 60 * 3, ..options() };
         driven(tiny(), small, |driven| {
