@@ -2,8 +2,9 @@
 //! [`Scheduler::step`], and hands the looks that it asks for to an [`Eye`](crate::look::Eye).
 //!
 //! A *seat* is one part of a request on its way: looked at, read, decoded. A free seat goes to the request
-//! that holds the fewest, the oldest first. So a question with one part never waits for all of a request
-//! with three hundred, only for the first seat that becomes free.
+//! that holds the fewest, the oldest first. So a question with one part does not wait for all of a request
+//! with three hundred, only for the first seat that becomes free, unless there are as many such requests as
+//! seats: then it waits until one of them is done.
 //!
 //! A step reads one piece of what is long (beginnings of pictures, long prompts), lets short prompts join,
 //! and advances every sequence by a token. Whoever went away is gone at the beginning of the next step.
