@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use plotters::{
     coord::Shift,
     prelude::{
-        ChartBuilder, Circle, DrawingArea, DrawingBackend, IntoDrawingArea, IntoFont, LineSeries, PathElement,
-        RGBColor, SVGBackend, Text, WHITE,
+        ChartBuilder, Circle, DrawingArea, IntoDrawingArea, IntoFont, LineSeries, PathElement, RGBColor, SVGBackend,
+        Text, WHITE,
     },
     style::Color,
 };
@@ -84,14 +84,11 @@ fn svg(panels: &[Panel]) -> Result<String, PlotError> {
 }
 
 impl Panel {
-    fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<(), String> {
+    fn draw(&self, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), String> {
         self.try_draw(area).map_err(|error| error.to_string())
     }
 
-    fn try_draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<(), Box<dyn std::error::Error + '_>>
-    where
-        B::ErrorType: 'static,
-    {
+    fn try_draw(&self, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>> {
         let xs = || self.curves.iter().flat_map(|curve| curve.points.iter().map(|point| point.0));
         let (first, last) = (xs().fold(f64::INFINITY, f64::min), xs().fold(f64::NEG_INFINITY, f64::max));
         let range = if first < last { first..last } else { 0.0..1.0 };

@@ -27,6 +27,7 @@ use crate::{
     descriptions::{DescriptionReport, DescriptionTally},
     metrics::{Accuracy, Tally},
     play::{judged, play, words},
+    plot::{Curve, Panel},
 };
 
 /// The question types that are reported, in this order.
@@ -412,6 +413,32 @@ impl Tallies {
                 blank_picture: self.blank_picture.accuracy(),
             },
         }
+    }
+}
+
+impl SceneReport {
+    /// Two panels for [`crate::plot::draw`]: accuracy over confidence, and over the share of questions that still get
+    /// an answer.
+    pub fn panels(&self) -> Vec<Panel> {
+        let curve = |name: &str, points: fn(&Calibration) -> Vec<(f64, Accuracy)>| {
+            let points = self.calibration.get(name).map(points).unwrap_or_default();
+            Curve { name: if name == "all" { "all questions" } else { "names of a region" }.into(), points }
+        };
+        let panel = |title: &str, x: &str, points: fn(&Calibration) -> Vec<(f64, Accuracy)>| Panel {
+            title: title.into(),
+            x: x.into(),
+            y: "right".into(),
+            curves: ["all", QuestionType::Name.name()].map(|name| curve(name, points)).into(),
+        };
+        vec![
+            panel("Reliability", "mean probability of the tokens", |calibration| {
+                calibration.reliability.iter().map(|bin| (bin.mean_probability, bin.accuracy)).collect()
+            }),
+            panel("Coverage", "share of questions answered", |calibration| {
+                let answered = calibration.coverage.iter().filter(|point| point.accuracy.n > 0);
+                answered.map(|point| (point.coverage, point.accuracy)).collect()
+            }),
+        ]
     }
 }
 

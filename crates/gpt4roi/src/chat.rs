@@ -21,6 +21,7 @@ use crate::{
     prompt::{self, Encoded, Piece, Round, TURN, TextMode},
     sampling::{Sampler, Sampling},
     tokenizer::{TextStream, Tokenizer},
+    zoom::{self, Reading, Zoom},
 };
 
 /// A question that a conversation can't take.
@@ -85,6 +86,8 @@ pub struct AskOptions {
     pub box_precision: BoxPrecision,
     /// How a point becomes a box, if not as the model's training did it.
     pub point_box: Option<PointBox>,
+    /// Whether small regions are looked at more closely.
+    pub zoom: Zoom,
     /// When many regions are described together: how many bytes the keys and values of the sequences
     /// may take that decode at the same time, beyond those of the prefix that they share. One sequence
     /// runs in any case.
@@ -100,10 +103,20 @@ impl Default for AskOptions {
             text_mode: TextMode::Literal,
             box_precision: BoxPrecision::F32,
             point_box: None,
+            zoom: Zoom::Off,
             batch_bytes: 1 << 30,
         }
     }
 }
+
+impl AskOptions {
+    pub(crate) fn reading(&self) -> Reading {
+        Reading { precision: self.box_precision, zoom: self.zoom }
+    }
+}
+
+/// What is said instead of an answer that the model is not sure of.
+pub const UNKNOWN: &str = "I do not know.";
 
 /// An answer, and what it is an answer to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -124,6 +137,20 @@ pub struct Answer {
     pub finish: FinishReason,
     /// The mean logarithm of the tokens' probabilities; none without tokens.
     pub mean_log_probability: Option<f64>,
+}
+
+impl Answer {
+    /// How sure the model is of its words, in 0..=1: the geometric mean of the tokens' probabilities. None
+    /// without tokens.
+    pub fn probability(&self) -> Option<f64> {
+        self.mean_log_probability.map(f64::exp)
+    }
+
+    /// What the model said, or [`UNKNOWN`] if it is less sure than `least`. An answer without tokens says nothing in
+    /// any case.
+    pub fn text_if_sure(&self, least: f64) -> &str {
+        if self.probability().is_some_and(|probability| probability < least) { UNKNOWN } else { &self.text }
+    }
 }
 
 /// A conversation, ready to be saved.
@@ -323,13 +350,13 @@ impl<'m> Chat<'m> {
         let mut sampler = Sampler::new(&options.sampling)?;
         let tokenizer = &self.model.tokenizer;
         let encoded = prompt::encode(rounds, tokenizer, self.model.config.vision.patches(), options.text_mode)?;
-        let prompt = slots(&encoded, regions, options.box_precision)?;
+        let prompt = slots(&encoded, regions, options.reading())?;
         let context = self.model.config.llama.max_position_embeddings;
         encoded.check_length(context, 1)?;
         let max_new_tokens = options.max_new_tokens.min(context - prompt.len());
 
         let reused = self.memory.recall(&prompt, prompt.len() - 1);
-        let embeds = self.embed(&encoded, &prompt, reused..prompt.len(), options.box_precision)?;
+        let embeds = self.embed(&encoded, &prompt, reused..prompt.len(), options.reading())?;
         let mut stream = AnswerStream::new(tokenizer);
         let limits = Limits { eos: tokenizer.special().eos, max_new_tokens };
         let mut decoder =
@@ -365,11 +392,11 @@ impl<'m> Chat<'m> {
         encoded: &Encoded,
         prompt: &[Slot],
         length: usize,
-        precision: BoxPrecision,
+        reading: Reading,
     ) -> Result<(Arc<KvCache>, usize)> {
         let reused = self.memory.recall(prompt, length);
         if reused < length {
-            let embeds = self.embed(encoded, prompt, reused..length, precision)?;
+            let embeds = self.embed(encoded, prompt, reused..length, reading)?;
             if let Err(error) = self.model.network.llama.forward(&embeds, &mut self.memory.cache) {
                 self.memory = Memory::new(self.model);
                 return Err(error.into());
@@ -383,15 +410,9 @@ impl<'m> Chat<'m> {
     ///
     /// # Shapes
     /// → `[1, range, H]`
-    fn embed(
-        &self,
-        encoded: &Encoded,
-        prompt: &[Slot],
-        range: Range<usize>,
-        precision: BoxPrecision,
-    ) -> Result<Tensor> {
+    fn embed(&self, encoded: &Encoded, prompt: &[Slot], range: Range<usize>, reading: Reading) -> Result<Tensor> {
         let boxes = boxes_in(&prompt[range.clone()]);
-        let vectors = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes, precision)?) };
+        let vectors = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes, reading)?) };
         self.splice(encoded, range, vectors.as_ref())
     }
 
@@ -422,10 +443,8 @@ impl<'m> Chat<'m> {
 
     /// # Shapes
     /// N boxes → `[N, H]`
-    pub(crate) fn encode_boxes(&self, boxes: &[BBox], precision: BoxPrecision) -> Result<Tensor> {
-        let network = &self.model.network;
-        let maps = self.image.maps(network)?;
-        Ok(network.encode_regions(&maps, &BBox::tensor(boxes, precision, &self.model.device)?)?)
+    pub(crate) fn encode_boxes(&self, boxes: &[BBox], reading: Reading) -> Result<Tensor> {
+        zoom::encode_boxes(self.model, &self.image, boxes, reading)
     }
 }
 
@@ -501,11 +520,11 @@ pub(crate) fn report(
 }
 
 /// What stands at one place of a prompt. All patches belong to the one picture, so their id says all.
-/// Regions share an id; their vectors depend on the box and its precision, and on nothing else.
+/// Regions share an id; their vectors depend on the box and how it is read, and on nothing else.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Slot {
     Token(u32),
-    Region(BBox, BoxPrecision),
+    Region(BBox, Reading),
 }
 
 /// The boxes of the regions in a stretch of a prompt, in order.
@@ -517,12 +536,12 @@ pub(crate) fn boxes_in(prompt: &[Slot]) -> Vec<BBox> {
     prompt.iter().filter_map(bbox).collect()
 }
 
-pub(crate) fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Result<Vec<Slot>> {
+pub(crate) fn slots(encoded: &Encoded, regions: &[Region], reading: Reading) -> Result<Vec<Slot>> {
     let mut slots: Vec<Slot> = encoded.ids.iter().copied().map(Slot::Token).collect();
     for &(place, id) in &encoded.regions {
         let region = find_region(regions, id)?;
         if let Some(slot) = slots.get_mut(place as usize) {
-            *slot = Slot::Region(region.bbox, precision);
+            *slot = Slot::Region(region.bbox, reading);
         }
     }
     Ok(slots)
@@ -770,6 +789,19 @@ mod tests {
         assert_eq!((cancelled.finish, cancelled.generated_tokens, calls), (FinishReason::Cancelled, 3, 3));
         assert_eq!(chat.transcript(), before);
         assert!(chat.regions().is_empty());
+    }
+
+    /// The mean of the logarithms of 1/2 and 1/8 is that of 1/4.
+    #[test]
+    fn the_probability_of_an_answer_is_the_geometric_mean_of_its_tokens() {
+        let (model, picture) = (tiny(), picture());
+        let answer = Chat::new(&model, &picture).unwrap().ask_with("What do you see?", &short()).unwrap();
+        let of = |mean_log_probability| Answer { mean_log_probability, ..answer.clone() };
+        let quarter = of(Some((0.5f64.ln() + 0.125f64.ln()) / 2.0));
+        assert!((quarter.probability().unwrap() - 0.25).abs() < 1e-12);
+        assert_eq!((of(None).probability(), of(Some(0.0)).probability()), (None, Some(1.0)));
+        assert_eq!((quarter.text_if_sure(0.3), quarter.text_if_sure(0.2)), (UNKNOWN, answer.text.as_str()));
+        assert_eq!((of(None).text_if_sure(1.0), of(Some(0.0)).text_if_sure(1.0)), (&*answer.text, &*answer.text));
     }
 
     #[test]

@@ -91,14 +91,14 @@ impl Asked {
         let rounds = [Round { question: chat.resolve(question, &mut regions, options.point_box)?, answer: None }];
         let encoded = prompt::encode(&rounds, tokenizer, config.vision.patches(), options.text_mode)?;
         encoded.check_length(config.llama.max_position_embeddings, 1)?;
-        let prompt = slots(&encoded, &regions, options.box_precision)?;
+        let prompt = slots(&encoded, &regions, options.reading())?;
 
         let limits = Limits {
             eos: tokenizer.special().eos,
             max_new_tokens: options.max_new_tokens.min(config.llama.max_position_embeddings - prompt.len()),
         };
         let length = first_mention(&encoded, this).unwrap_or(prompt.len() - 1);
-        let (prefix, reused) = chat.read_prefix(&encoded, &prompt, length, options.box_precision)?;
+        let (prefix, reused) = chat.read_prefix(&encoded, &prompt, length, options.reading())?;
         Ok(Self { options: options.clone(), rounds, regions, encoded, prefix, reused, sampler, limits })
     }
 
@@ -114,15 +114,15 @@ impl Asked {
     /// # Shapes
     /// → per box `[1, T, H]`
     fn suffixes(&self, chat: &Chat<'_>, boxes: &[BBox]) -> Result<Vec<Tensor>> {
-        let (range, precision) = (self.prefix.len()..self.encoded.ids.len(), self.options.box_precision);
+        let (range, reading) = (self.prefix.len()..self.encoded.ids.len(), self.options.reading());
         let mut mentioned = Vec::new();
         for bbox in boxes {
-            mentioned.extend(boxes_in(&slots(&self.encoded, &self.regions(*bbox), precision)?[range.clone()]));
+            mentioned.extend(boxes_in(&slots(&self.encoded, &self.regions(*bbox), reading)?[range.clone()]));
         }
         if mentioned.is_empty() {
             return boxes.iter().map(|_| chat.splice(&self.encoded, range.clone(), None)).collect();
         }
-        let (vectors, each) = (chat.encode_boxes(&mentioned, precision)?, mentioned.len() / boxes.len());
+        let (vectors, each) = (chat.encode_boxes(&mentioned, reading)?, mentioned.len() / boxes.len());
         let suffix = |i: usize| chat.splice(&self.encoded, range.clone(), Some(&vectors.narrow(0, i * each, each)?));
         (0..boxes.len()).map(suffix).collect()
     }

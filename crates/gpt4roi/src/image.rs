@@ -6,6 +6,7 @@
 use std::{
     io::{BufRead, Cursor, Seek},
     path::PathBuf,
+    sync::Arc,
 };
 
 use candle_core::{Device, Tensor};
@@ -63,10 +64,10 @@ pub enum ImageError {
     },
 }
 
-/// A picture, upright, in RGB.
+/// A picture, upright, in RGB. Copies share the pixels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Image {
-    rgb: RgbImage,
+    rgb: Arc<RgbImage>,
 }
 
 impl Image {
@@ -90,7 +91,7 @@ impl Image {
 
     /// Takes decoded pixels.
     pub fn from_rgb(rgb: RgbImage) -> Self {
-        Self { rgb }
+        Self { rgb: Arc::new(rgb) }
     }
 
     /// The pixels.
@@ -153,7 +154,7 @@ fn read<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<Image, ImageErr
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut picture = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(decoding_error)?));
     picture.apply_orientation(orientation);
-    Ok(Image { rgb: picture.into_rgb8() })
+    Ok(Image::from_rgb(picture.into_rgb8()))
 }
 
 /// Bytes of the largest pixel that a decoder hands out, RGBA of 16 bits.

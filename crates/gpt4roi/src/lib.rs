@@ -51,6 +51,7 @@ pub mod chat;
 pub mod describe;
 pub mod point;
 pub mod trace;
+pub mod zoom;
 
 pub mod cost;
 pub mod ggml_type;
