@@ -278,7 +278,8 @@ impl GenerationOptions {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputOptions {
-    /// Print one JSON object: answer, resolved regions in pixels, token counts, timings
+    /// Print one JSON object: answer, the mean probability of its tokens (`probability`, geometric) and its logarithm
+    /// (`mean_log_probability`), resolved regions in pixels, token counts, timings
     #[arg(long, env = "GPT4ROI_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
 

@@ -349,7 +349,8 @@ impl<'m> Chat<'m> {
     ) -> Result<Answer> {
         let mut sampler = Sampler::new(&options.sampling)?;
         let tokenizer = &self.model.tokenizer;
-        let encoded = prompt::encode(rounds, tokenizer, self.model.config.vision.patches(), options.text_mode)?;
+        let encoded = prompt::encode(rounds, tokenizer, self.model.config.vision.patches(), options.text_mode)?
+            .with_region_tokens(self.model.config.region.tokens);
         let prompt = slots(&encoded, regions, options.reading())?;
         let context = self.model.config.llama.max_position_embeddings;
         encoded.check_length(context, 1)?;
@@ -411,7 +412,7 @@ impl<'m> Chat<'m> {
     /// # Shapes
     /// → `[1, range, H]`
     fn embed(&self, encoded: &Encoded, prompt: &[Slot], range: Range<usize>, reading: Reading) -> Result<Tensor> {
-        let boxes = boxes_in(&prompt[range.clone()]);
+        let boxes = boxes_in(&prompt[range.clone()], self.model.config.region.tokens);
         let vectors = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes, reading)?) };
         self.splice(encoded, range, vectors.as_ref())
     }
@@ -442,7 +443,7 @@ impl<'m> Chat<'m> {
     }
 
     /// # Shapes
-    /// N boxes → `[N, H]`
+    /// N boxes → `[N·tokens, H]`
     pub(crate) fn encode_boxes(&self, boxes: &[BBox], reading: Reading) -> Result<Tensor> {
         zoom::encode_boxes(self.model, &self.image, boxes, reading)
     }
@@ -527,13 +528,13 @@ pub(crate) enum Slot {
     Region(BBox, Reading),
 }
 
-/// The boxes of the regions in a stretch of a prompt, in order.
-pub(crate) fn boxes_in(prompt: &[Slot]) -> Vec<BBox> {
+/// The boxes of the regions in a stretch of a prompt, in order; each has so many tokens.
+pub(crate) fn boxes_in(prompt: &[Slot], tokens: usize) -> Vec<BBox> {
     let bbox = |slot: &Slot| match slot {
         Slot::Region(bbox, _) => Some(*bbox),
         Slot::Token(_) => None,
     };
-    prompt.iter().filter_map(bbox).collect()
+    prompt.iter().filter_map(bbox).step_by(tokens).collect()
 }
 
 pub(crate) fn slots(encoded: &Encoded, regions: &[Region], reading: Reading) -> Result<Vec<Slot>> {

@@ -89,7 +89,8 @@ impl Asked {
         let mut regions = Vec::new();
         let this = push_region(&mut regions, first, Origin::Given);
         let rounds = [Round { question: chat.resolve(question, &mut regions, options.point_box)?, answer: None }];
-        let encoded = prompt::encode(&rounds, tokenizer, config.vision.patches(), options.text_mode)?;
+        let encoded = prompt::encode(&rounds, tokenizer, config.vision.patches(), options.text_mode)?
+            .with_region_tokens(config.region.tokens);
         encoded.check_length(config.llama.max_position_embeddings, 1)?;
         let prompt = slots(&encoded, &regions, options.reading())?;
 
@@ -115,14 +116,15 @@ impl Asked {
     /// → per box `[1, T, H]`
     fn suffixes(&self, chat: &Chat<'_>, boxes: &[BBox]) -> Result<Vec<Tensor>> {
         let (range, reading) = (self.prefix.len()..self.encoded.ids.len(), self.options.reading());
+        let tokens = chat.model.config.region.tokens;
         let mut mentioned = Vec::new();
         for bbox in boxes {
-            mentioned.extend(boxes_in(&slots(&self.encoded, &self.regions(*bbox), reading)?[range.clone()]));
+            mentioned.extend(boxes_in(&slots(&self.encoded, &self.regions(*bbox), reading)?[range.clone()], tokens));
         }
         if mentioned.is_empty() {
             return boxes.iter().map(|_| chat.splice(&self.encoded, range.clone(), None)).collect();
         }
-        let (vectors, each) = (chat.encode_boxes(&mentioned, reading)?, mentioned.len() / boxes.len());
+        let (vectors, each) = (chat.encode_boxes(&mentioned, reading)?, mentioned.len() * tokens / boxes.len());
         let suffix = |i: usize| chat.splice(&self.encoded, range.clone(), Some(&vectors.narrow(0, i * each, each)?));
         (0..boxes.len()).map(suffix).collect()
     }

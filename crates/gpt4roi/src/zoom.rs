@@ -43,7 +43,7 @@ pub struct Glass {
 
 impl Glass {
     /// What did best on rendered scenes, see `docs/zoom.md`.
-    pub const STANDARD: Self = Self { below: 28.0, context: 3.0 };
+    pub const STANDARD: Self = Self { below: 44.0, context: 2.0 };
 
     /// The part of the picture to look at for a region: a square around it, moved inside the picture; where the picture
     /// is too narrow for it, as much as there is. None for a region that is large enough, and where the whole picture
@@ -71,9 +71,9 @@ impl Default for Glass {
 /// Whole pixels from `start`, so many: about `side` of them around the middle, inside `0..length`, with all of `low..high`.
 fn span(low: f64, high: f64, side: f64, length: u32) -> (u32, u32) {
     let length = f64::from(length);
-    let side = side.min(length);
-    let start = ((low + high - side) / 2.0).clamp(0.0, length - side);
-    let (first, last) = (start.min(low).floor(), (start + side).max(high).ceil().min(length));
+    let side = side.round().clamp(1.0, length);
+    let start = ((low + high - side) / 2.0).round().clamp(0.0, length - side);
+    let (first, last) = (start.min(low.floor()), (start + side).max(high.ceil()).min(length));
     (first as u32, (last - first) as u32)
 }
 
@@ -108,10 +108,10 @@ pub(crate) struct Reading {
     pub(crate) zoom: Zoom,
 }
 
-/// One embedding per box of a picture.
+/// The embeddings of boxes of a picture: one each, or as many as a region has tokens.
 ///
 /// # Shapes
-/// N boxes → `[N, H]`
+/// N boxes → `[N·tokens, H]`
 pub(crate) fn encode_boxes(model: &Gpt4Roi, image: &EncodedImage, boxes: &[BBox], reading: Reading) -> Result<Tensor> {
     let crops: Vec<Option<Crop>> = boxes.iter().map(|bbox| reading.crop(bbox, image.size(), model)).collect();
     let (near, far): (Vec<usize>, Vec<usize>) = (0..boxes.len()).partition(|&index| crops[index].is_some());
@@ -127,13 +127,15 @@ pub(crate) fn encode_boxes(model: &Gpt4Roi, image: &EncodedImage, boxes: &[BBox]
         rows.extend(crops[index].map(|crop| from_near(model, image, &boxes[index], crop, reading)).transpose()?);
     }
     let mut order = vec![0; boxes.len()];
-    far.iter().chain(&near).enumerate().for_each(|(row, &index)| order[index] = row as u32);
+    far.iter().chain(&near).enumerate().for_each(|(place, &index)| order[index] = place as u32);
     let order = Tensor::from_vec(order, boxes.len(), &model.device)?;
-    Ok(Tensor::cat(&rows, 0)?.index_select(&order, 0)?)
+    let rows = Tensor::cat(&rows, 0)?; // [N·tokens, H], those of a box in a row
+    let (each, width) = (rows.dim(0)? / boxes.len(), rows.dim(1)?);
+    Ok(rows.reshape((boxes.len(), each * width))?.index_select(&order, 0)?.reshape(((), width))?)
 }
 
 /// # Shapes
-/// N boxes → `[N, H]`
+/// N boxes → `[N·tokens, H]`
 fn from_afar(model: &Gpt4Roi, image: &EncodedImage, boxes: &[BBox], precision: BoxPrecision) -> Result<Tensor> {
     let maps = image.maps(&model.network)?;
     Ok(model.network.encode_regions(&maps, &BBox::tensor(boxes, precision, &model.device)?)?)
@@ -142,7 +144,7 @@ fn from_afar(model: &Gpt4Roi, image: &EncodedImage, boxes: &[BBox], precision: B
 /// What the crop shows in the box, at the place that the box has in the picture.
 ///
 /// # Shapes
-/// → `[1, H]`
+/// → `[tokens, H]`
 fn from_near(model: &Gpt4Roi, image: &EncodedImage, bbox: &BBox, crop: Crop, reading: Reading) -> Result<Tensor> {
     let head = &model.network.region.head;
     let features = image.close_up(bbox, reading, || {
@@ -190,7 +192,7 @@ mod tests {
             // 20 of 200 pixels are 22.4 of the tower's: 60 pixels around the middle (100, 100).
             ([0.45, 0.45, 0.55, 0.55], [200, 200], Some([70, 70, 60, 60])),
             // 25 of 200 are exactly 28.
-            ([0.45, 0.45, 0.575, 0.55], [200, 200], None),
+            ([0.5, 0.5, 0.625, 0.6], [200, 200], None),
             // At the edge the square moves inside.
             ([0.0, 0.9, 0.1, 1.0], [200, 200], Some([0, 140, 60, 60])),
             // Square in pixels: 40×20 of 400×200 pixels.
