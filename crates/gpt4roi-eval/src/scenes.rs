@@ -4,11 +4,12 @@
 //! as the first of a conversation of its own, besides a dialogue of three rounds. Scenes come from the test split, whose pairs of kinds never meet in training.
 //! An answer is right if it says what [`Conversation::is_correct`] asks for, word for word where a name is asked.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use gpt4roi::{
-    BBox, Chat, Gpt4Roi, Image,
+    BBox, Chat, Gpt4Roi, Image, ImageSize,
     chat::AskOptions,
+    image_cache::EncodedImage,
     point::{Growth, PointBox},
     zoom::Zoom,
 };
@@ -180,7 +181,10 @@ pub fn evaluate(model: &Gpt4Roi, config: &SceneEvalConfig, each: &(dyn Fn() + Sy
     let mix = QuestionMix { dialogue_rounds: (ROUNDS, ROUNDS), ..QuestionMix::default() };
     let questions = Questions::new(mix, drawn.kinds())?;
     let options = AskOptions { zoom: config.zoom, ..AskOptions::default() };
-    let exam = Exam { model, questions, drawn, held_out, options, seed: config.seed };
+    let ImageSize { width, height } = drawn.image_size();
+    let blank = Image::from_rgb(RgbImage::from_pixel(width, height, Rgb([128; 3])));
+    let blank = Arc::new(EncodedImage::new(model, &blank)?);
+    let exam = Exam { model, questions, drawn, held_out, blank, options, seed: config.seed };
     let scenes = (0..config.count as u64).into_par_iter().map(|index| {
         let tallies = exam.scene(index);
         each();
@@ -196,6 +200,8 @@ struct Exam<'a> {
     questions: Questions,
     drawn: Scenes,
     held_out: Scenes,
+    /// A grey picture: the same for all scenes, so it is encoded once.
+    blank: Arc<EncodedImage>,
     options: AskOptions,
     seed: u64,
 }
@@ -285,8 +291,7 @@ impl Exam<'_> {
             swapped.regions[0].1 = other.bbox;
             tallies.swapped_regions.add(self.is_right(chat, &swapped, asked)?);
         }
-        let grey = RgbImage::from_pixel(scene.image.width(), scene.image.height(), Rgb([128; 3]));
-        let mut blank = Chat::new(self.model, &Image::from_rgb(grey))?;
+        let mut blank = Chat::with_image(self.model, self.blank.clone());
         tallies.blank_picture.add(self.is_right(&mut blank, asked, asked)?);
         Ok(())
     }
