@@ -2,8 +2,9 @@
 
     PYTHON reference/bench/llama_speed.py MODEL.gguf [--threads 2]
 
-PYTHON has to have the package llama-cpp-python. Prints one line of JSON, medians in seconds, under the names that
-`cargo run --release -p gpt4roi --example language_speed -- q4_k` gives them.
+PYTHON has to have the package llama-cpp-python. Prints one line of JSON, medians in seconds. The same work on our side:
+
+    gpt4roi bench --stages prefill,decode --quantize q4_k --runs 7 --threads 2 --json
 """
 
 import argparse

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use gpt4roi::{
     Chat, RegionId,
-    chat::{Answer, AskOptions, ResolvedRegion},
+    chat::{Answer, AskOptions, Origin, ResolvedRegion},
     generate::FinishReason,
     mention::{self, Part},
 };
@@ -12,15 +12,17 @@ use serde::Serialize;
 
 use crate::{
     failure::{Refusal, tell},
-    options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions, RegionOptions},
+    options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
+    regions::RegionOptions,
     session::{Session, Timings, print, print_json, write_annotated},
 };
 
 /// Ask one question about a picture and its regions
 ///
-/// Regions are boxes given with --region, mentioned in the question as <region1>, <region2>, …
-/// Coordinates in the question work, too: (x, y) for a point, [x1, y1, x2, y2] for a box. Numbers
-/// there are fractions of the picture if all of them have a decimal point and lie in 0..1, else pixels.
+/// Regions are given with --region, --point, --polygon and --mask, numbered in the order given, and
+/// mentioned in the question as <region1>, <region2>, … Coordinates in the question work, too: (x, y)
+/// for a point, [x1, y1, x2, y2] for a box. Numbers there are fractions of the picture if all of them
+/// have a decimal point and lie in 0..1, else pixels.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -46,7 +48,10 @@ Examples:
   gpt4roi ask scene.png 'Is <region2> left of <region1>?' \\
     --region 62,41,240,180 --region 300,50,420,200
   gpt4roi ask scene.png 'What is at (0.5, 0.6)?'
-  gpt4roi ask scene.png 'What is <region1>?' --region 0.1,0.2,0.4,0.5 --coords norm --json";
+  gpt4roi ask scene.png 'What is <region1>?' --region 0.1,0.2,0.4,0.5 --coords norm --json
+  gpt4roi ask scene.png 'What is <region1>?' --point 150,110
+  gpt4roi ask scene.png 'Is <region1> like <region2>?' \\
+    --polygon 62,41,240,60,150,180 --mask cat.png";
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -119,8 +124,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.generation.resolve()?;
     let session = Session::open(&args.model, &args.picture, &args.output)?;
     let size = session.image.size();
-    let boxes = args.regions.boxes(size)?;
-    let given: Vec<_> = (1..=boxes.len() as u32).map(RegionId).collect();
+    let shapes = args.regions.shapes(size)?;
+    let given: Vec<_> = (1..=shapes.len() as u32).map(RegionId).collect();
     let question = mention::parse(&args.question, &given, size).map_err(gpt4roi::Error::from)?;
     let unmentioned = unmentioned(&question, &given)?;
     if !args.output.quiet {
@@ -131,7 +136,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
-    boxes.into_iter().for_each(|bbox| _ = chat.add_region(bbox));
+    shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
     let answer = session.time(&mut timings, || {
         if args.output.json {
             Ok(chat.ask_with(&args.question, &options)?)
@@ -187,13 +192,18 @@ pub(crate) fn ask_aloud(
     Ok(answer)
 }
 
-/// What a reader of the answer alone would not know: regions made of coordinates, and an early end.
+/// What a reader of the answer alone would not know: the boxes that were not given as such, and an early end.
 pub(crate) fn notes(answer: &Answer) {
-    for region in answer.regions.iter().filter(|region| region.origin != gpt4roi::chat::Origin::Given) {
+    answer.regions.iter().for_each(note_box);
+    note_if_cut_off(answer);
+}
+
+/// Which box the model read, if it was not given as one.
+pub(crate) fn note_box(region: &ResolvedRegion) {
+    if region.origin != Origin::Given {
         let [x1, y1, x2, y2] = region.pixels.map(|edge| edge.round());
         tell(&format!("note: region{} is the box {x1},{y1},{x2},{y2} (pixels)", region.id));
     }
-    note_if_cut_off(answer);
 }
 
 /// An answer that stops in the middle should not pass for a whole one.
@@ -211,10 +221,8 @@ pub(crate) fn note_if_cut_off(answer: &Answer) {
 fn unmentioned(question: &[Part], given: &[RegionId]) -> Result<Vec<RegionId>, Refusal> {
     let missing: Vec<_> = given.iter().copied().filter(|id| !question.contains(&Part::Mention(*id))).collect();
     match missing.first() {
-        Some(id) if missing.len() == given.len() => {
-            Err(Refusal::usage(format!("the question does not mention {id}, which --region declares"))
-                .hint(format!("write for example 'What is {id}?', or leave the --region away")))
-        }
+        Some(id) if missing.len() == given.len() => Err(Refusal::usage(format!("the question does not mention {id}"))
+            .hint(format!("write for example 'What is {id}?', or leave the region away"))),
         _ => Ok(missing),
     }
 }

@@ -19,7 +19,8 @@ use rustyline::{
 use crate::{
     ask,
     failure::{self, Refusal, tell},
-    options::{CoordinateOptions, GenerationOptions, ModelOptions, OutputOptions, PictureOptions, RegionOptions},
+    options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
+    regions::{CoordinateOptions, RegionOptions},
     session::{Session, write_annotated},
 };
 
@@ -27,7 +28,8 @@ macro_rules! commands {
     () => {
         "\
 Commands in a chat:
-  /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1
+  /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1;
+                       x,y is a point, more numbers are a polygon, FILE.png or FILE.json is a mask
   /regions             list the regions
   /undo                take back the last region or the last round
   /save FILE           write the conversation (.json) or the marked picture (.png, .jpg, .webp)
@@ -72,9 +74,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.generation.resolve()?;
     let output = OutputOptions { json: false, quiet: args.quiet, annotate: None };
     let session = Session::open(&args.model, &args.picture, &output)?;
-    let boxes = args.regions.boxes(session.image.size())?;
+    let shapes = args.regions.shapes(session.image.size())?;
     let mut chat = session.encode(&mut session.timings())?;
-    boxes.into_iter().for_each(|bbox| _ = chat.add_region(bbox));
+    shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
     let coordinates = args.regions.coordinates;
     let (abstain, quiet) = (args.generation.abstain, args.quiet);
     let mut talk = Talk { chat, session: &session, options, abstain, coordinates, quiet };
@@ -168,7 +170,7 @@ impl Talk<'_> {
                 }
             }
             Line::Region(text) => {
-                let id = self.chat.add_region(self.coordinates.parse(text, self.session.image.size())?);
+                let id = self.chat.add_shape(self.coordinates.parse(text, self.session.image.size())?)?;
                 tell(&format!("{id} declared"));
             }
             Line::Regions if self.chat.regions().is_empty() => tell("no regions yet"),
@@ -195,6 +197,8 @@ impl Talk<'_> {
             gpt4roi::chat::Origin::Given => "",
             gpt4roi::chat::Origin::Coordinates => ", from a question",
             gpt4roi::chat::Origin::Point => ", grown around a point",
+            gpt4roi::chat::Origin::Polygon => ", around a polygon",
+            gpt4roi::chat::Origin::Mask => ", around a mask",
         };
         format!("{} {x1},{y1},{x2},{y2} (pixels){origin}", region.id)
     }
@@ -225,7 +229,7 @@ fn parse(line: &str) -> Result<Line<'_>, Refusal> {
     let rest = rest.trim();
     match (command, rest.is_empty()) {
         ("/region", false) => Ok(Line::Region(rest)),
-        ("/region", true) => Err(Refusal::usage("/region needs a box").hint("/region x1,y1,x2,y2")),
+        ("/region", true) => Err(Refusal::usage("/region needs a region").hint("/region x1,y1,x2,y2; /help has more")),
         ("/save", false) => Ok(Line::Save(rest)),
         ("/save", true) => Err(Refusal::usage("/save needs a file").hint("/save chat.json, or /save marked.png")),
         ("/regions", true) => Ok(Line::Regions),

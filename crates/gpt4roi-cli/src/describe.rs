@@ -5,21 +5,22 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use clap::ValueEnum;
 use gpt4roi::{
     BBox, Chat,
-    chat::{Answer, AskOptions, Origin, ResolvedRegion},
+    chat::{Answer, AskOptions, ResolvedRegion},
 };
 use serde::Serialize;
 
 use crate::{
-    ask::{Confidence, ImageReport, Tokens, note_if_cut_off, told},
-    options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions, RegionOptions},
+    ask::{Confidence, ImageReport, Tokens, note_box, note_if_cut_off, told},
+    options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
+    regions::RegionOptions,
     session::{Session, Timings, print, print_json, write_annotated},
 };
 
 /// Describe a picture, or each of its regions
 ///
-/// Without --region the whole picture is described. With several, each is described on its own, and
-/// each gets a line of its own. However many there are, they are answered together, which costs far
-/// less than asking about each.
+/// Without a region the whole picture is described. With several, each is described on its own, and
+/// each gets a line of its own, in the order given. However many there are, they are answered together,
+/// which costs far less than asking about each.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -44,7 +45,8 @@ const EXAMPLES: &str = "\
 Examples:
   gpt4roi describe scene.png
   gpt4roi describe scene.png --region 62,41,240,180 --region 300,50,420,200 --detail full
-  gpt4roi describe scene.png --region 62,41,240,180 --annotate marked.png --json";
+  gpt4roi describe scene.png --region 62,41,240,180 --annotate marked.png --json
+  gpt4roi describe scene.png --point 150,110 --mask cat.png --polygon 62,41,240,60,150,180";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Detail {
@@ -94,14 +96,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.generation.resolve()?;
     let session = Session::open(&args.model, &args.picture, &args.output)?;
     let size = session.image.size();
-    let boxes = args.regions.boxes(size)?;
+    let shapes = args.regions.shapes(size)?;
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
+    let located = shapes.into_iter().map(|shape| chat.box_of(shape)).collect::<gpt4roi::Result<Vec<_>>>()?;
+    let boxes: Vec<_> = located.iter().map(|(bbox, _)| *bbox).collect();
 
     let mut descriptions = Vec::new();
     session.time(&mut timings, || {
         let mut tell = |region: Option<ResolvedRegion>, answer: Answer| {
             if !args.output.json && !args.output.quiet {
+                region.iter().for_each(note_box);
                 note_if_cut_off(&answer);
             }
             let description = Description {
@@ -120,9 +125,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             return tell(None, chat.ask_with(args.detail.about_picture(), &options)?);
         }
         in_order(&mut chat, &boxes, args.detail.about_region(), &options, |index, answer| {
-            let region =
-                ResolvedRegion { id: index as u32 + 1, pixels: boxes[index].pixels(size), origin: Origin::Given };
-            tell(Some(region), answer)
+            let (bbox, origin) = located[index];
+            tell(Some(ResolvedRegion { id: index as u32 + 1, pixels: bbox.pixels(size), origin }), answer)
         })
     })?;
 

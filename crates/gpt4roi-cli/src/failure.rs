@@ -98,7 +98,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let hint = match error.downcast_ref::<Error>()? {
         Error::Image(image) => hint_about_image(image)?,
         Error::Mention(_) => {
-            "regions are declared with --region (in a chat: /region x1,y1,x2,y2) and numbered from 1 in that order"
+            "regions are declared with --region, --point, --polygon or --mask (in a chat: /region …) and numbered from 1 in that order"
         }
         Error::Prompt(PromptError::TooLong { .. }) => "shorten the question, or begin a new conversation",
         Error::Convert(ConvertError::Exists { .. }) => "--force replaces it",

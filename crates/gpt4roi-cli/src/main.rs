@@ -15,9 +15,12 @@ mod eval;
 mod export;
 mod failure;
 mod inspect;
+mod language_bench;
 mod options;
 mod pull;
+mod regions;
 mod scenes;
+mod serve;
 mod session;
 mod trace;
 mod train;
@@ -28,8 +31,9 @@ use clap::{Parser, Subcommand};
 
 /// Point at anything in a picture and talk about it.
 ///
-/// GPT4RoI answers questions about a picture and about regions of it. Regions are boxes given with
-/// --region and mentioned as <region1>, <region2>, …, or coordinates inside the question itself.
+/// GPT4RoI answers questions about a picture and about regions of it. Regions are boxes, points, polygons
+/// and masks, given with --region, --point, --polygon and --mask and mentioned as <region1>, <region2>, …,
+/// or coordinates inside the question itself.
 #[derive(Debug, Parser)]
 #[command(name = "gpt4roi", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
@@ -42,6 +46,7 @@ enum Command {
     Ask(ask::Args),
     Describe(describe::Args),
     Chat(chat::Args),
+    Serve(serve::Args),
     Pull(pull::Args),
     Cache(cache::Args),
     Convert(convert::Args),
@@ -64,11 +69,17 @@ Examples:
     gpt4roi ask scene.png 'How does <region1> relate to <region2>?' \\
       --region 62,41,240,180 --region 300,50,420,200 --annotate marked.png
 
+  A point, or a mask of the picture's size:
+    gpt4roi ask scene.png 'Is <region1> like <region2>?' --point 150,110 --mask cat.png
+
   No flag at all: coordinates in the question, a box or a point, as fractions of the picture:
     gpt4roi ask scene.png 'What is at (0.5, 0.6)?'
 
   Talk about a picture:
     gpt4roi chat scene.png
+
+  The same in a browser, and for programs:
+    gpt4roi serve
 
 Exit codes:
   0  it worked
@@ -82,6 +93,7 @@ fn main() -> ExitCode {
         Command::Ask(args) => ask::run(args),
         Command::Describe(args) => describe::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Convert(args) => convert::run(args),

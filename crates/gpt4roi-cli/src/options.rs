@@ -8,9 +8,9 @@ use std::{
 use candle_core::Device;
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use gpt4roi::{
-    BBox, Gpt4Roi, Image,
-    bbox::ImageSize,
+    DeviceChoice, Gpt4Roi, Image, Precision,
     chat::AskOptions,
+    device,
     model::ModelFiles,
     nano::NANO,
     sampling::{Sampler, Sampling},
@@ -18,7 +18,7 @@ use gpt4roi::{
 };
 use gpt4roi_hub::{Cache, ModelRef};
 
-use crate::failure::Refusal;
+use crate::failure::{Refusal, tell};
 
 /// Which model, and where it computes.
 #[derive(Debug, Clone, Args)]
@@ -30,9 +30,39 @@ pub(crate) struct ModelOptions {
     #[arg(long, value_name = "MODEL", env = "GPT4ROI_MODEL")]
     pub(crate) model: Option<PathBuf>,
 
-    /// Where to compute: cpu, cuda, cuda:N or metal
-    #[arg(long, value_name = "DEVICE", env = "GPT4ROI_DEVICE", default_value = "cpu")]
-    pub(crate) device: String,
+    #[command(flatten)]
+    pub(crate) compute: ComputeOptions,
+}
+
+/// Where to compute, and in how many bits.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ComputeOptions {
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal. A GPU needs a program that was built for it; auto takes the
+    /// first one that works, else the CPU
+    #[arg(long, value_name = "DEVICE", env = "GPT4ROI_DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+
+    /// In how many bits weights are kept: f32, f16 or bf16. 16 bits halve the memory of a model that is not quantised
+    #[arg(long, value_name = "TYPE", env = "GPT4ROI_DTYPE", default_value_t = Precision::F32)]
+    pub(crate) dtype: Precision,
+}
+
+impl ComputeOptions {
+    /// Opens the device. Which one it is gets told where there was a choice.
+    pub(crate) fn open(self) -> anyhow::Result<Device> {
+        let mut is_news = false;
+        let device = self.device.open(|error| {
+            is_news = true;
+            tell(&format!("note: {error}"));
+        });
+        let device =
+            device.map_err(|error| Refusal::failure(format!("--device {error}")).hint("--device cpu always works"))?;
+        if self.device == DeviceChoice::Auto && (is_news || !device.is_cpu()) {
+            tell(&format!("note: computing on {}", device::name(&device)));
+        }
+        Ok(device)
+    }
 }
 
 impl ModelOptions {
@@ -48,7 +78,7 @@ impl ModelOptions {
 
     /// Loads the model.
     pub(crate) fn open(&self) -> anyhow::Result<Gpt4Roi> {
-        Ok(Gpt4Roi::from_files(&self.files()?, &self.device()?)?)
+        Ok(Gpt4Roi::load(&self.files()?, &self.compute.open()?, self.compute.dtype)?)
     }
 
     /// The model's files, unread.
@@ -57,23 +87,6 @@ impl ModelOptions {
             Some(model) => Ok(ModelFiles::at(&place_of(model)?)?),
             None => Ok(ModelFiles::Embedded(NANO)),
         }
-    }
-
-    fn device(&self) -> anyhow::Result<Device> {
-        let (kind, index) = self.device.split_once(':').unwrap_or((&self.device, "0"));
-        let unknown = || Refusal::usage(format!("--device: expected cpu, cuda, cuda:N or metal, got {}", self.device));
-        let index: usize = index.parse().map_err(|_| unknown())?;
-        let device = match kind {
-            "cpu" => return Ok(Device::Cpu),
-            "cuda" => Device::new_cuda(index),
-            "metal" => Device::new_metal(index),
-            _ => return Err(unknown().into()),
-        };
-        device.map_err(|_| {
-            Refusal::failure(format!("--device {}: no such device, or this program was built without it", self.device))
-                .hint("--device cpu always works")
-                .into()
-        })
     }
 }
 
@@ -115,80 +128,6 @@ impl PictureOptions {
     /// Opens the picture.
     pub(crate) fn open(&self) -> anyhow::Result<Image> {
         Image::open(&self.image, self.max_pixels).map_err(|error| gpt4roi::Error::from(error).into())
-    }
-}
-
-/// Regions given as boxes.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Regions")]
-pub(crate) struct RegionOptions {
-    /// A box x1,y1,x2,y2 (left, top, right, bottom); the first is <region1>, and so on.
-    /// In the environment several boxes are separated by semicolons
-    #[arg(
-        long = "region",
-        value_name = "BOX",
-        env = "GPT4ROI_REGION",
-        value_delimiter = ';',
-        allow_hyphen_values = true
-    )]
-    pub(crate) regions: Vec<String>,
-
-    #[command(flatten)]
-    pub(crate) coordinates: CoordinateOptions,
-}
-
-/// What the numbers of a box count.
-#[derive(Debug, Clone, Copy, Args)]
-#[command(next_help_heading = "Regions")]
-pub(crate) struct CoordinateOptions {
-    /// What the numbers of --region count
-    #[arg(long, value_name = "UNIT", env = "GPT4ROI_COORDS", default_value = "pixel")]
-    pub(crate) coords: Coords,
-}
-
-/// Conventions for the numbers of a box.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Coords {
-    /// Pixels of the picture
-    Pixel,
-    /// Fractions of width and height, 0 to 1
-    Norm,
-    /// Thousandths of width and height, 0 to 1000
-    Norm1000,
-}
-
-impl RegionOptions {
-    /// The boxes, in the order given.
-    pub(crate) fn boxes(&self, size: ImageSize) -> anyhow::Result<Vec<BBox>> {
-        self.regions.iter().map(|text| self.coordinates.parse(text, size)).collect()
-    }
-}
-
-impl CoordinateOptions {
-    /// Reads `x1,y1,x2,y2`.
-    pub(crate) fn parse(self, text: &str, size: ImageSize) -> anyhow::Result<BBox> {
-        let numbers: Result<Vec<f64>, _> = text.split(',').map(|number| number.trim().parse()).collect();
-        let xyxy: [f64; 4] = numbers.ok().and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| {
-            Refusal::usage(format!("region `{text}`: expected four numbers x1,y1,x2,y2"))
-                .hint("for example 62,41,240,180: left, top, right and bottom edge")
-        })?;
-        // One word of advice is worth more than an answer about the upper left pixel.
-        if self.coords == Coords::Pixel && xyxy.iter().all(|number| (0.0..=1.0).contains(number)) {
-            return Err(Refusal::usage(format!("region `{text}`: in pixels, this box lies within a single one"))
-                .hint("--coords norm reads the numbers as fractions of width and height")
-                .into());
-        }
-        let bbox = match self.coords {
-            Coords::Pixel => BBox::from_pixels(xyxy, size),
-            Coords::Norm => BBox::from_normalized(xyxy),
-            Coords::Norm1000 => BBox::from_norm1000(xyxy),
-        };
-        let ImageSize { width, height } = size;
-        bbox.map_err(|error| {
-            Refusal::usage(format!("region `{text}`: {error}"))
-                .hint(format!("the picture is {width}×{height} pixels; --coords says what the numbers count"))
-                .into()
-        })
     }
 }
 
@@ -290,43 +229,4 @@ pub(crate) struct OutputOptions {
     /// Write a copy of the picture with numbered boxes drawn in (.png, .jpg or .webp)
     #[arg(long, value_name = "FILE", env = "GPT4ROI_ANNOTATE", value_parser = crate::annotate::parse_path)]
     pub(crate) annotate: Option<PathBuf>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIZE: ImageSize = ImageSize { width: 200, height: 100 };
-
-    fn parse(coords: Coords, text: &str) -> Result<[f64; 4], String> {
-        let bbox = CoordinateOptions { coords }.parse(text, SIZE);
-        bbox.map(|bbox| bbox.normalized()).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn every_unit_names_the_same_box() {
-        let expected = Ok([0.25, 0.5, 0.75, 1.0]);
-        assert_eq!(parse(Coords::Pixel, "50,50,150,100"), expected);
-        assert_eq!(parse(Coords::Pixel, " 50, 50.0 , 150 ,1e2 "), expected);
-        assert_eq!(parse(Coords::Norm, "0.25,0.5,0.75,1"), expected);
-        assert_eq!(parse(Coords::Norm1000, "250,500,750,1000"), expected);
-    }
-
-    #[test]
-    fn boxes_that_can_not_be_are_refused_in_words() {
-        for (coords, text, message) in [
-            (Coords::Pixel, "1,2,3", "expected four numbers"),
-            (Coords::Pixel, "1,2,3,4,5", "expected four numbers"),
-            (Coords::Pixel, "a,2,3,4", "expected four numbers"),
-            (Coords::Pixel, "", "expected four numbers"),
-            (Coords::Pixel, "10,10,201,50", "x2: expected 0 to 200"),
-            (Coords::Pixel, "90,10,40,50", "expected x1 < x2, got 90 and 40"),
-            (Coords::Pixel, "nan,10,40,50", "finite"),
-            (Coords::Pixel, "0.1,0.2,0.4,0.5", "within a single one"),
-            (Coords::Norm, "10,10,40,50", "x1: expected 0 to 1"),
-        ] {
-            let error = parse(coords, text).unwrap_err();
-            assert!(error.starts_with("region `") && error.contains(message), "{text}: {error}");
-        }
-    }
 }

@@ -8,12 +8,13 @@ use std::{
 };
 
 use anyhow::Context;
-use candle_core::Device;
 use gpt4roi::{
-    Gpt4Roi, Image,
+    Image,
     image::DEFAULT_MAX_PIXELS,
     trace::{Case, trace},
 };
+
+use crate::options::ModelOptions;
 
 /// Run a case and write its intermediate tensors, to compare with another implementation
 ///
@@ -22,9 +23,8 @@ use gpt4roi::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Model directory
-    #[arg(long, env = "GPT4ROI_MODEL", value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelOptions,
     /// The conversation to play; its picture lies beside it
     #[arg(long, env = "GPT4ROI_CASE", value_name = "CASE.json")]
     case: PathBuf,
@@ -42,7 +42,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let case = fs::read_to_string(&args.case).with_context(|| args.case.display().to_string())?;
     let case: Case = serde_json::from_str(&case).with_context(|| args.case.display().to_string())?;
     let image = Image::open(args.case.with_file_name(&case.image), DEFAULT_MAX_PIXELS)?;
-    let model = Gpt4Roi::open(&args.model, &Device::Cpu)?;
+    let model = args.model.open()?;
     let trace = trace(&model, &case, &image)?;
     let tensors: HashMap<_, _> = trace.tensors.into_iter().collect();
     candle_core::safetensors::save(&tensors, &args.out).with_context(|| args.out.display().to_string())?;

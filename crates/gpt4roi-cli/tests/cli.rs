@@ -112,7 +112,22 @@ fn noise(name: &str, shape: &[usize]) -> Tensor {
 
 #[test]
 fn help_names_every_command_and_the_exit_codes() {
-    let commands = ["ask", "describe", "chat", "convert", "train", "eval", "scenes", "inspect", "trace", "completions"];
+    let commands = [
+        "ask",
+        "describe",
+        "chat",
+        "pull",
+        "cache",
+        "convert",
+        "train",
+        "export",
+        "eval",
+        "scenes",
+        "inspect",
+        "trace",
+        "bench",
+        "completions",
+    ];
     let help = bare().arg("--help").assert().success().get_output().stdout.clone();
     let help = String::from_utf8(help).unwrap();
     for expected in commands.into_iter().chain(["Exit codes:", "Examples:", "GPT4ROI_"]) {
@@ -172,6 +187,89 @@ fn coordinates_in_the_question_are_reported_in_pixels() {
     place.with_model(&["ask", "scene.png", question, "--quiet"]).assert().success().stderr("");
 }
 
+/// A mask of the place's picture that marks 8,6,40,30, as a PNG file and as COCO's RLE.
+fn write_masks(place: &Place) {
+    let inside = |x, y| (8..40).contains(&x) && (6..30).contains(&y);
+    let grey = image::GrayImage::from_fn(80, 60, |x, y| image::Luma([255 * u8::from(inside(x, y))]));
+    grey.save(place.path("mask.png")).unwrap();
+    // Columns of 60 pixels: 8 of them outside, 32 with 24 pixels inside and 36 outside, 40 outside.
+    let mut counts = vec![8 * 60 + 6];
+    counts.extend([24, 36].repeat(32));
+    *counts.last_mut().unwrap() = 30 + 40 * 60;
+    fs::write(place.path("mask.json"), serde_json::json!({"size": [60, 80], "counts": counts}).to_string()).unwrap();
+}
+
+#[test]
+fn regions_of_every_form_are_numbered_as_they_are_typed() {
+    let place = Place::new();
+    write_masks(&place);
+    let forms = ["--mask", "mask.png", "--region", "8,6,40,30", "--polygon", "8,6,40,6,24,30", "--point", "60,30"];
+    let question = "Is <region4> like <region3>, <region2>, <region1> or <region5>?";
+    let arguments = ["ask", "scene.png", question].into_iter().chain(forms).chain(["--mask", "mask.json"]);
+    let arguments: Vec<_> = arguments.collect();
+    let report = place.json(&arguments);
+    let region = |id: u64| report["regions"].as_array().unwrap().iter().find(|region| region["id"] == id).unwrap();
+    for (id, origin) in [(1, "mask"), (2, "given"), (3, "polygon"), (5, "mask")] {
+        assert_eq!(region(id)["origin"], origin);
+        assert_eq!(region(id)["box"], serde_json::json!([8.0, 6.0, 40.0, 30.0]), "{origin}");
+    }
+    assert_eq!(region(4)["origin"], "point");
+    let in_question = place.json(&["ask", "scene.png", "What is at (60, 30)?"]);
+    assert_eq!(region(4)["box"], in_question["regions"][0]["box"], "a box grows as in a question");
+    let notes = contains("note: region1 is the box 8,6,40,30").and(contains("note: region2").not());
+    place.with_model(&arguments).assert().success().stderr(notes);
+}
+
+#[test]
+fn every_form_of_a_region_is_described() {
+    let place = Place::new();
+    write_masks(&place);
+    let report = place.json(&["describe", "scene.png", "--point", "60,30", "--mask", "mask.json"]);
+    let origins: Vec<_> = (0..2).map(|index| report["descriptions"][index]["region"]["origin"].clone()).collect();
+    assert_eq!(origins, ["point", "mask"]);
+    let boxed = place.json(&["describe", "scene.png", "--region", "8,6,40,30"]);
+    assert_eq!(report["descriptions"][1]["text"], boxed["descriptions"][0]["text"]);
+}
+
+#[test]
+fn masks_that_can_not_be_are_refused_in_words() {
+    let place = Place::new();
+    write_masks(&place);
+    image::GrayImage::new(60, 80).save(place.path("turned.png")).unwrap();
+    image::GrayImage::new(80, 60).save(place.path("nothing.png")).unwrap();
+    fs::write(place.path("short.json"), r#" {"size": [60, 80], "counts": [7, 3]}"#).unwrap();
+    fs::write(place.path("no.json"), r#"{"size": [60, 80], "counts": [1.5]}"#).unwrap();
+    for (mask, says) in [
+        ("turned.png", &["mask turned.png: expected a mask of the picture's size, 80×60, got 60×80", "hint: "][..]),
+        ("nothing.png", &["mask nothing.png: expected a mask that marks something"]),
+        ("short.json", &["mask short.json: expected counts of 4800 pixels in all, got 10"]),
+        ("no.json", &["mask no.json: expected counts as a list of whole numbers or as a string"]),
+        ("absent.png", &["mask absent.png: "]),
+        ("model/config.json", &["mask model/config.json: missing field `size`"]),
+        ("model/tokenizer.model", &["mask model/tokenizer.model: expected a mask as a PNG file", "hint: a mask is"]),
+    ] {
+        let output = place.with_model(&["describe", "scene.png", "--mask", mask]).assert().code(1).get_output().clone();
+        let said = String::from_utf8(output.stderr).unwrap();
+        says.iter().for_each(|expected| assert!(said.contains(expected), "{mask} should say {expected:?}:\n{said}"));
+    }
+}
+
+#[test]
+fn trace_takes_every_model_that_other_commands_take() {
+    let place = Place::new();
+    let case = serde_json::json!({
+        "image": "scene.png", "boxes": {"1": [8, 6, 40, 30]}, "turns": [{"question": "What is <region1>?"}],
+        "max_new_tokens": 3, "box_precision": "f32", "level_stride": [1, 1, 1, 1]
+    });
+    fs::write(place.path("case.json"), case.to_string()).unwrap();
+    place.gpt4roi(&["convert", "--from", "model", "--quantize", "q8_0", "--out", "pair"]).assert().success();
+    for model in ["model", "pair", "pair/pair-q8_0.gguf"] {
+        let arguments = ["trace", "--model", model, "--case", "case.json", "--out", "trace.safetensors"];
+        place.gpt4roi(&arguments).assert().success().stderr(contains("round 1: "));
+        fs::remove_file(place.path("trace.safetensors")).unwrap();
+    }
+}
+
 #[test]
 fn what_can_not_be_is_refused_with_a_word_of_advice() {
     struct Case {
@@ -221,12 +319,12 @@ fn what_can_not_be_is_refused_with_a_word_of_advice() {
         Case {
             arguments: &["ask", "scene.png", "What?", "--device", "abacus"],
             code: 2,
-            says: &["error: --device: expected cpu"],
+            says: &["expected auto, cpu, cuda, cuda:N or metal, got abacus"],
         },
         Case {
             arguments: &["ask", "scene.png", "What?", "--device", "cuda:9"],
             code: 1,
-            says: &["error: --device cuda:9: no such device", "hint: --device cpu"],
+            says: &["error: --device cuda:9: ", "hint: --device cpu"],
         },
         Case {
             arguments: &["ask", "scene.png", "What?", "--annotate", "marked.gif"],
@@ -391,6 +489,25 @@ fn chat_reads_commands_and_questions_from_a_pipe() {
 }
 
 #[test]
+fn chat_takes_regions_of_every_form() {
+    let place = Place::new();
+    write_masks(&place);
+    let lines = "/region 60,30\n/region 8,6,40,6,24,30\n/region mask.png\n/regions\n";
+    let arguments = ["chat", "scene.png", "--mask", "mask.json"];
+    let output = place.with_model(&arguments).write_stdin(lines).assert().success().get_output().clone();
+    let notes = String::from_utf8(output.stderr).unwrap();
+    for line in [
+        "<region4> declared",
+        "<region1> 8,6,40,30 (pixels), around a mask",
+        "(pixels), grown around a point",
+        "<region3> 8,6,40,30 (pixels), around a polygon",
+        "<region4> 8,6,40,30 (pixels), around a mask",
+    ] {
+        assert!(notes.contains(line), "{line}:\n{notes}");
+    }
+}
+
+#[test]
 fn chat_goes_on_after_a_bad_line_and_tells_in_the_end() {
     let place = Place::new();
     place
@@ -427,6 +544,8 @@ fn flags_can_stand_in_the_environment() {
     let report: serde_json::Value = serde_json::from_slice(&output).unwrap();
     assert_eq!(report["tokens"]["generated"], 3);
     assert_eq!(report["regions"][1]["box"], serde_json::json!([40.0, 30.0, 72.0, 54.0]));
+    command.env("GPT4ROI_POINT", "500,500").env("GPT4ROI_POLYGON", "0,0,9,0,0,9;100,100,500,100,500,500");
+    command.assert().success().stderr(contains("note: the question does not mention <region5>"));
     command.env("GPT4ROI_JSON", "0").assert().success().stdout(predicate::str::starts_with("{").not());
 }
 
@@ -564,6 +683,22 @@ fn bench_measures_the_stages_that_it_is_asked_for() {
     assert!(positive(&report["ceiling"]["gflop_per_second"]) && positive(&report["stages"][0]["seconds"]), "{report}");
     bare().args(arguments).assert().success().stdout(contains("region_head").and(contains("GFLOP/s")));
     bare().args(["bench", "--stages", "dreams"]).assert().code(2);
+}
+
+#[test]
+fn bench_measures_a_language_model_in_any_bits() {
+    for quantize in ["none", "q8_0"] {
+        let arguments = ["bench", "--preset", "nano", "--stages", "prefill,decode,batch", "--runs", "1", "--json"];
+        let output = bare().args(arguments).args(["--captions", "2", "--quantize", quantize]).assert().success();
+        let report: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+        let [prefill, decode, batch] = [0, 1, 2].map(|stage| &report["stages"][stage]);
+        assert!(prefill["tokens_per_second"].as_f64() > decode["tokens_per_second"].as_f64(), "{report}");
+        assert!(batch["times_one_caption"].as_f64() > Some(0.0) && decode["times_one_caption"].is_null(), "{report}");
+        // Four layers of 192·(4·192 + 3·512) weights, of which each takes 4 bytes or 34/32.
+        let weights = 4.0 * 192.0 * (4.0 * 192.0 + 3.0 * 512.0) * if quantize == "none" { 4.0 } else { 34.0 / 32.0 };
+        assert!(decode["gbyte"].as_f64() > Some(1e-9 * weights), "{report}");
+        assert!(decode["gbyte"].as_f64() < Some(3e-9 * weights), "{report}");
+    }
 }
 
 #[test]

@@ -23,6 +23,9 @@ mod conv;
 mod cross_entropy;
 mod exp;
 mod gemm;
+mod half_matrix;
+mod half_product;
+mod large_memory;
 mod level;
 mod linear;
 mod mapped_file;
@@ -53,6 +56,7 @@ pub use crate::{
     cross_entropy::{cross_entropy, cross_entropy_backward},
     exp::exp,
     gemm::{MatMut, MatRef, gemm},
+    half_matrix::{HalfError, HalfFormat, HalfMatrix},
     linear::linear,
     mapped_file::MappedFile,
     norm::{

@@ -3,6 +3,8 @@
 //! Many rows go through panels of the weights, which are turned on the way and stay in the cache. For few rows the
 //! weights matter alone: they stream through once, against all rows.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use crate::{
@@ -46,7 +48,20 @@ fn check(x: &[f32], weight: &[f32], (input, output): (usize, usize), y: &[f32]) 
 }
 
 fn many_rows(level: Level, x: &[f32], weight: &[f32], (input, output): (usize, usize), y: &mut [f32]) {
-    let rows = check(x, weight, (input, output), y);
+    check(x, weight, (input, output), y);
+    let panel = |outputs: Range<usize>| turn(&weight[outputs.start * input..outputs.end * input], input);
+    add_by_panels(level, x, (input, output), panel, y);
+}
+
+/// y += x·Wᵀ, where `panel` hands out up to 32 rows of W as [`turn`] leaves them.
+pub(crate) fn add_by_panels(
+    level: Level,
+    x: &[f32],
+    (input, output): (usize, usize),
+    panel: impl Fn(Range<usize>) -> Vec<f32> + Sync,
+    y: &mut [f32],
+) {
+    let rows = x.len() / input.max(1);
     // A gap behind each row: rows at a distance of a power of two would meet in one set of the cache.
     let stride = input + 16;
     let mut spaced = vec![0.0; rows * stride];
@@ -56,9 +71,8 @@ fn many_rows(level: Level, x: &[f32], weight: &[f32], (input, output): (usize, u
     map_indices(output.div_ceil(PANEL), |index| {
         let first = index * PANEL;
         let count = PANEL.min(output - first);
-        let panel = turn(&weight[first * input..][..count * input], input);
         let mut products = vec![0.0; rows * PANEL];
-        multiply_panel(level, left, &panel, &mut products);
+        multiply_panel(level, left, &panel(first..first + count), &mut products);
         for (row, products) in products.chunks_exact(PANEL).enumerate() {
             // SAFETY: Each task writes to its own columns.
             let y = unsafe { y.row(row, first..first + count) };
@@ -68,7 +82,7 @@ fn many_rows(level: Level, x: &[f32], weight: &[f32], (input, output): (usize, u
 }
 
 /// Up to 32 rows `[count, input]` as a panel `[input, 32]`; absent columns are zeros.
-fn turn(weight: &[f32], input: usize) -> Vec<f32> {
+pub(crate) fn turn(weight: &[f32], input: usize) -> Vec<f32> {
     /// Inputs at a time: the lines that are written to stay in the nearest cache.
     const SIDE: usize = 16;
     let mut panel = vec![0.0; input * PANEL];
@@ -133,7 +147,7 @@ impl WithSimd for Dots<'_> {
 impl Dots<'_> {
     /// Up to 4×4 dot products over some inputs. Where fewer rows are left, the last stands in for those missing.
     #[inline(always)]
-    fn tile<S: Simd>(&mut self, simd: S, row: usize, column: usize, inputs: std::ops::Range<usize>) {
+    fn tile<S: Simd>(&mut self, simd: S, row: usize, column: usize, inputs: Range<usize>) {
         let (rows, columns) = (self.x.len() / self.input, self.weight.len() / self.input);
         let left = [0, 1, 2, 3].map(|i| stretch(self.x, (row + i).min(rows - 1), self.input, &inputs));
         let right = [0, 1, 2, 3].map(|i| stretch(self.weight, (column + i).min(columns - 1), self.input, &inputs));
@@ -159,7 +173,7 @@ impl Dots<'_> {
 
 /// Some inputs of one row.
 #[inline(always)]
-fn stretch<'a>(x: &'a [f32], row: usize, input: usize, inputs: &std::ops::Range<usize>) -> &'a [f32] {
+fn stretch<'a>(x: &'a [f32], row: usize, input: usize, inputs: &Range<usize>) -> &'a [f32] {
     &x[row * input..][inputs.clone()]
 }
 

@@ -4,6 +4,7 @@ use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use crate::{
+    large_memory::large_memory,
     parallel::for_each_index,
     q4_k::Q4K,
     q6_k::Q6K,
@@ -135,7 +136,7 @@ impl QuantMatrix {
             return Err(QuantError::Length { format, rows, columns, expected, got: blocks.len() });
         }
         let bytes = format.bytes(rows.next_multiple_of(LANES), columns).unwrap_or(usize::MAX);
-        let mut tiles = anonymous_memory(bytes)?;
+        let mut tiles = large_memory(bytes).map_err(|_| QuantError::Memory { bytes })?;
         match format {
             QuantFormat::Q4K => pack::<Q4K>(columns, blocks, &order, rows, &mut tiles),
             QuantFormat::Q6K => pack::<Q6K>(columns, blocks, &order, rows, &mut tiles),
@@ -254,16 +255,6 @@ impl QuantMatrix {
         let length = LANES * self.columns / self.format.block_columns() * self.format.block_bytes();
         &self.tiles[index * length..][..length]
     }
-}
-
-/// Memory of large pages where the system has them: weights are read from end to end for every token, and
-/// with small pages half of the time goes to finding them.
-fn anonymous_memory(bytes: usize) -> Result<MmapMut, QuantError> {
-    let memory = MmapMut::map_anon(bytes).map_err(|_| QuantError::Memory { bytes })?;
-    // It is advice: a system that can't follow it is slower, no more.
-    #[cfg(target_os = "linux")]
-    let _ = memory.advise(memmap2::Advice::HugePage);
-    Ok(memory)
 }
 
 fn pack<F: BlockFormat>(

@@ -439,7 +439,9 @@ mod tests {
                 for (((shape, x), out), old) in shapes.iter().zip(&x).zip(&outs).zip(&old) {
                     let expected = direct(x, &weight, *shape);
                     let expected: Vec<_> = expected.iter().zip(old).map(|(y, old)| y + beta * old).collect();
-                    assert_close(out, &expected, 1e-4);
+                    // Up to 360 products of values between -1 and 1 have a root mean square of up to 6, of which the
+                    // transforms lose up to two in ten thousand.
+                    assert_close(out, &expected, 1.2e-3);
                 }
             }
         }

@@ -16,12 +16,12 @@ use std::{sync::Arc, time::Instant};
 use candle_core::{Device, Tensor};
 use gpt4roi::{
     BBox, Gpt4Roi, Image,
-    batch::{DecodeBatch, NewSequence},
+    batch::{DecodeBatch, NewSequence, Reading},
     bbox::BoxPrecision,
     generate::Limits,
     image::DEFAULT_MAX_PIXELS,
     image_cache::EncodedImage,
-    kv_cache::KvCache,
+    kv_cache::{Branch, KvCache},
     sampling::{Sampler, Sampling},
 };
 
@@ -84,9 +84,9 @@ fn caption(
     let words = model.network.llama.embed(&Tensor::arange(100u32, 114, &model.device)?)?;
     let mut batch = DecodeBatch::new(&model.network.llama);
     for region in 0..vectors.dim(0)? {
+        let question = Tensor::cat(&[&vectors.narrow(0, region, 1)?, &words], 0)?.unsqueeze(0)?;
         batch.add(NewSequence {
-            prefix: prefix.clone(),
-            embeds: Tensor::cat(&[&vectors.narrow(0, region, 1)?, &words], 0)?.unsqueeze(0)?,
+            reading: Reading::new(Branch::new(prefix.clone()), question),
             sampler: Sampler::new(&Sampling::Greedy)?,
             limits: Limits { eos: u32::MAX, max_new_tokens: tokens },
         })?;

@@ -1,12 +1,10 @@
 //! Many sequences decoding together.
 
-use std::sync::Arc;
-
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
     generate::{FinishReason, GenerateError, Generation, Halt, Limits},
-    kv_cache::{Branch, KvCache},
+    kv_cache::Branch,
     llama::Llama,
     sampling::Sampler,
 };
@@ -30,13 +28,76 @@ pub struct DecodeBatch<'m> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(u64);
 
-/// What joins a batch: a prompt in two parts, and how to go on behind it.
+/// A prompt on its way into the model: a branch that holds what was read of it, and the rest.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    branch: Branch,
+    unread: Tensor, // [1, T, H]
+}
+
+impl Reading {
+    /// What the branch holds was read; `unread` follows it.
+    ///
+    /// # Shapes
+    /// unread `[1, T, H]`
+    pub fn new(branch: Branch, unread: Tensor) -> Self {
+        Self { branch, unread }
+    }
+
+    /// The same unread tokens behind another branch.
+    pub fn behind(self, branch: Branch) -> Self {
+        Self { branch, ..self }
+    }
+
+    /// What was read.
+    pub fn branch(&self) -> &Branch {
+        &self.branch
+    }
+
+    /// How many tokens were not read yet.
+    pub fn unread(&self) -> usize {
+        self.unread.dims().get(1).copied().unwrap_or(0)
+    }
+
+    /// Reads on by at most so many tokens: a long prompt in pieces, between which others get their turn.
+    ///
+    /// # Errors
+    /// If the engine fails; nothing more is then read than before.
+    pub fn read(&mut self, llama: &Llama, most: usize) -> Result<(), GenerateError> {
+        let (now, length) = (self.unread().min(most), self.branch.own().len());
+        if now == 0 {
+            return Ok(());
+        }
+        match self.advance(llama, now) {
+            Ok(rest) => self.unread = rest,
+            Err(source) => {
+                self.branch.own_mut().truncate(length);
+                return Err(GenerateError::Tensor { step: 0, source });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads so many tokens.
+    ///
+    /// # Shapes
+    /// → `[1, rest, H]`, what is left
+    fn advance(&mut self, llama: &Llama, tokens: usize) -> TensorResult<Tensor> {
+        llama.forward_branches(&self.unread.narrow(1, 0, tokens)?, &mut [(&mut self.branch, tokens)])?;
+        self.unread.narrow(1, tokens, self.unread.dim(1)? - tokens)
+    }
+
+    /// What holds the tokens that were read.
+    pub fn into_branch(self) -> Branch {
+        self.branch
+    }
+}
+
+/// What joins a batch: a prompt, and how to go on behind it.
 #[derive(Debug)]
 pub struct NewSequence {
-    /// The beginning, read before and shared by reference; may be empty.
-    pub prefix: Arc<KvCache>,
-    /// The rest, which the next step reads: `[1, T, H]`, T at least 1.
-    pub embeds: Tensor,
+    /// The prompt; the next step reads what is unread of it, at least one token.
+    pub reading: Reading,
     /// Draws the tokens.
     pub sampler: Sampler,
     /// When to end; the model's positions may end it earlier.
@@ -49,9 +110,18 @@ pub enum Event {
     /// It drew a token and goes on; never the end-of-sequence token.
     Token(u32),
     /// It ended, and has left the batch.
-    Finished(Generation),
+    Finished(Ended),
     /// Its numbers were none, and it has left the batch; the others are not concerned.
     Failed(GenerateError),
+}
+
+/// A sequence that has left its batch.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it said.
+    pub generation: Generation,
+    /// What was read of it: the prompt, and what it said but for the last token.
+    pub branch: Branch,
 }
 
 #[derive(Debug)]
@@ -93,9 +163,10 @@ impl<'m> DecodeBatch<'m> {
     /// [`GenerateError::Prompt`] if nothing is to be read or the prompt has more tokens than the model
     /// positions.
     pub fn add(&mut self, new: NewSequence) -> Result<SequenceId, GenerateError> {
-        let NewSequence { prefix, embeds, sampler, limits } = new;
-        let unread = embeds.dim(1).map_err(|source| GenerateError::Tensor { step: 0, source })?;
-        let (tokens, max) = (prefix.len() + unread, self.llama.max_positions());
+        let NewSequence { reading, sampler, limits } = new;
+        let unread = reading.unread();
+        let Reading { branch, unread: embeds } = reading;
+        let (tokens, max) = (branch.len() + unread, self.llama.max_positions());
         if unread == 0 || tokens > max {
             return Err(GenerateError::Prompt { tokens, unread, max });
         }
@@ -105,7 +176,7 @@ impl<'m> DecodeBatch<'m> {
         let max_new_tokens = limits.max_new_tokens.min(max - tokens + 1);
         let sequence = Sequence {
             id,
-            branch: Branch::new(prefix),
+            branch,
             unread: Some(embeds),
             sampler,
             limits: Limits { max_new_tokens, ..limits },
@@ -139,7 +210,7 @@ impl<'m> DecodeBatch<'m> {
     }
 
     /// Ends a sequence between two tokens; none if it is not in the batch (any more).
-    pub fn end(&mut self, id: SequenceId, why: Halt) -> Option<Generation> {
+    pub fn end(&mut self, id: SequenceId, why: Halt) -> Option<Ended> {
         let place = self.sequences.iter().position(|sequence| sequence.id == id)?;
         let finish = match why {
             Halt::Stop => FinishReason::Stop,
@@ -212,19 +283,20 @@ impl Sequence {
         Event::Token(choice.token)
     }
 
-    fn end(&mut self, finish: FinishReason) -> Generation {
+    fn end(&mut self, finish: FinishReason) -> Ended {
         let (ids, log_probabilities) = (std::mem::take(&mut self.ids), std::mem::take(&mut self.log_probabilities));
-        Generation { ids, log_probabilities, finish }
+        Ended { generation: Generation { ids, log_probabilities, finish }, branch: self.branch.clone() }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
+    use std::{ops::ControlFlow, sync::Arc};
 
     use super::*;
     use crate::{
         generate::{LlamaDecoder, generate},
+        kv_cache::KvCache,
         model::Gpt4Roi,
         sampling::{Sampling, SamplingError},
         tiny::tiny,
@@ -258,7 +330,7 @@ mod tests {
 
     fn sequence(prefix: &Arc<KvCache>, embeds: &Tensor, sampling: &Sampling, limits: Limits) -> NewSequence {
         let sampler = Sampler::new(sampling).unwrap();
-        NewSequence { prefix: prefix.clone(), embeds: embeds.clone(), sampler, limits }
+        NewSequence { reading: Reading::new(Branch::new(prefix.clone()), embeds.clone()), sampler, limits }
     }
 
     /// Steps until all have ended, and returns how each did, by id.
@@ -268,7 +340,7 @@ mod tests {
             for (id, event) in batch.step().unwrap() {
                 match event {
                     Event::Token(token) => assert_ne!(token, NEVER),
-                    Event::Finished(generation) => ended.push((id, Ok(generation))),
+                    Event::Finished(end) => ended.push((id, Ok(end.generation))),
                     Event::Failed(error) => ended.push((id, Err(error))),
                 }
             }
@@ -308,8 +380,8 @@ mod tests {
             expected.push((id, alone(&model, &whole, sampling, limits)));
             if i % 4 == 3 {
                 for (id, event) in batch.step().unwrap() {
-                    if let Event::Finished(generation) = event {
-                        ended.push((id, Ok(generation)));
+                    if let Event::Finished(end) = event {
+                        ended.push((id, Ok(end.generation)));
                     }
                 }
             }
@@ -341,8 +413,8 @@ mod tests {
         let (to_eos, to_limit, nothing) = (add(eos, 8), add(NEVER, 2), add(NEVER, 0));
         let (stopped, cancelled) = (add(NEVER, 8), add(NEVER, 8));
         batch.step().unwrap();
-        let stop = batch.end(stopped, Halt::Stop).unwrap();
-        let cancel = batch.end(cancelled, Halt::Cancel).unwrap();
+        let stop = batch.end(stopped, Halt::Stop).unwrap().generation;
+        let cancel = batch.end(cancelled, Halt::Cancel).unwrap().generation;
         assert_eq!((&stop.ids[..], stop.finish), (&whole.ids[..1], FinishReason::Stop));
         assert_eq!((&cancel.ids[..], cancel.finish), (&whole.ids[..1], FinishReason::Cancelled));
         assert!(batch.end(stopped, Halt::Stop).is_none() && batch.end(nothing, Halt::Stop).is_none());

@@ -1,27 +1,24 @@
 //! A conversation about one picture.
 
-use std::{
-    ops::{ControlFlow, Range},
-    sync::Arc,
-};
+use std::{ops::ControlFlow, sync::Arc};
 
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    asked::{self, Asked, Rendered, Said, Slot, pieces, question_text},
     bbox::{BBox, BoxPrecision, ImageSize, RegionId},
     error::Result,
-    generate::{FinishReason, Generation, Halt, Limits, LlamaDecoder, generate},
+    generate::{FinishReason, Halt, LlamaDecoder, generate},
     image::Image,
     image_cache::EncodedImage,
     kv_cache::KvCache,
-    mention::{self, Part},
     model::Gpt4Roi,
-    point::{self, PointBox},
-    prompt::{self, Encoded, Piece, Round, TURN, TextMode},
-    sampling::{Sampler, Sampling},
+    point::PointBox,
+    prompt::{Piece, Round, TURN, TextMode},
+    sampling::Sampling,
+    shape::Shape,
     tokenizer::{TextStream, Tokenizer},
-    zoom::{self, Reading, Zoom},
+    zoom::{Reading, Zoom},
 };
 
 /// A question that a conversation can't take.
@@ -36,18 +33,31 @@ pub enum ChatError {
         /// How many there are.
         declared: usize,
     },
+    /// A region has the number 0.
+    #[error("region0: expected a number from 1")]
+    RegionZero,
+    /// Two regions have the same number.
+    #[error("{id} is declared twice, expected a number of its own for every region")]
+    RepeatedRegion {
+        /// The region.
+        id: RegionId,
+    },
 }
 
 /// Where a region came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// It was added by hand.
+    /// It was added by hand, as a box.
     Given,
     /// Its box stood in a question.
     Coordinates,
-    /// A point stood in a question, and a box was grown around it.
+    /// A point was given by hand or stood in a question, and a box was grown around it.
     Point,
+    /// A polygon or a lasso was drawn, and this is the smallest box around it.
+    Polygon,
+    /// A mask was given, and this is the smallest box around what it marks.
+    Mask,
 }
 
 /// A region of the conversation.
@@ -236,6 +246,24 @@ impl<'m> Chat<'m> {
         push_region(&mut self.regions, bbox, Origin::Given)
     }
 
+    /// Declares a region of any shape. Around a point a box is grown as the model's training did it.
+    ///
+    /// # Errors
+    /// If the engine fails. Nothing is declared then.
+    pub fn add_shape(&mut self, shape: Shape) -> Result<RegionId> {
+        let (bbox, origin) = self.box_of(shape)?;
+        Ok(push_region(&mut self.regions, bbox, origin))
+    }
+
+    /// The box that the model reads of a shape, and where it comes from.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub fn box_of(&self, shape: Shape) -> Result<(BBox, Origin)> {
+        let point_box = PointBox::of(&self.model.config.region);
+        Ok((asked::box_of(shape, &self.image, &point_box)?, asked::origin_of(&shape)))
+    }
+
     /// All regions, by id.
     pub fn regions(&self) -> &[Region] {
         &self.regions
@@ -292,15 +320,17 @@ impl<'m> Chat<'m> {
         options: &AskOptions,
         on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
-        let mut regions = self.regions.clone();
-        let asked = Round { question: self.resolve(question, &mut regions, options.point_box)?, answer: None };
+        let (size, mut declared) = (self.image.size(), self.regions.iter().map(Into::into).collect());
+        let question = pieces(&[Said::Text(question.trim().to_owned())], &mut declared, size)?;
+        let open = Round { question, answer: None };
         let mut rounds: Vec<Round> = self.turns.iter().map(|turn| turn.round.clone()).collect();
-        rounds.push(asked.clone());
-        let answer = self.respond(&rounds, &regions, options, on_text)?;
+        rounds.push(open.clone());
+        let asked = Rendered::from_rounds(self.model, size, rounds, declared, options)?.locate(&self.image)?;
+        let answer = self.respond(&asked, on_text)?;
         if answer.finish != FinishReason::Cancelled {
-            let round = Round { answer: Some(answer.text.clone()), ..asked };
+            let round = Round { answer: Some(answer.text.clone()), ..open };
             self.turns.push(Turn { round, regions_before: self.regions.len() });
-            self.regions = regions;
+            self.regions = asked.regions;
         }
         Ok(answer)
     }
@@ -314,52 +344,14 @@ impl<'m> Chat<'m> {
         }
     }
 
-    /// A question's pieces; what stands there as coordinates joins the regions.
-    pub(crate) fn resolve(
-        &self,
-        question: &str,
-        regions: &mut Vec<Region>,
-        point_box: Option<PointBox>,
-    ) -> Result<Vec<Piece>> {
-        let declared: Vec<_> = regions.iter().map(|region| region.id).collect();
-        let point_box = point_box.unwrap_or_else(|| PointBox::of(&self.model.config.region));
-        let mut pieces = Vec::new();
-        for part in mention::parse(question.trim(), &declared, self.image.size())? {
-            pieces.push(match part {
-                Part::Text(text) => Piece::Text(text),
-                Part::Mention(id) => Piece::Region(id),
-                Part::Box(bbox) => Piece::Region(push_region(regions, bbox, Origin::Coordinates)),
-                Part::Point(point) => {
-                    let bbox = point::box_at(self.image.features(), point, &point_box)?;
-                    Piece::Region(push_region(regions, bbox, Origin::Point))
-                }
-            });
-        }
-        Ok(pieces)
-    }
-
-    /// Renders, reads and generates. Of the conversation only the memory of what was read changes,
-    /// and that never changes an answer.
-    fn respond(
-        &mut self,
-        rounds: &[Round],
-        regions: &[Region],
-        options: &AskOptions,
-        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Answer> {
-        let mut sampler = Sampler::new(&options.sampling)?;
-        let tokenizer = &self.model.tokenizer;
-        let encoded = prompt::encode(rounds, tokenizer, self.model.config.vision.patches(), options.text_mode)?
-            .with_region_tokens(self.model.config.region.tokens);
-        let prompt = slots(&encoded, regions, options.reading())?;
-        let context = self.model.config.llama.max_position_embeddings;
-        encoded.check_length(context, 1)?;
-        let max_new_tokens = options.max_new_tokens.min(context - prompt.len());
-
-        let reused = self.memory.recall(&prompt, prompt.len() - 1);
-        let embeds = self.embed(&encoded, &prompt, reused..prompt.len(), options.reading())?;
-        let mut stream = AnswerStream::new(tokenizer);
-        let limits = Limits { eos: tokenizer.special().eos, max_new_tokens };
+    /// Reads and generates. Of the conversation only the memory of what was read changes, and that never
+    /// changes an answer.
+    fn respond(&mut self, asked: &Asked, mut on_text: impl FnMut(&str) -> ControlFlow<()>) -> Result<Answer> {
+        let (rendered, tokens) = (asked.rendered(), asked.rendered().tokens());
+        let reused = self.memory.recall(&asked.prompt, tokens - 1);
+        let embeds = asked.embed(self.model, &self.image, reused..tokens)?;
+        let (mut sampler, limits) = (rendered.sampler(), rendered.limits());
+        let mut stream = AnswerStream::new(&self.model.tokenizer);
         let mut decoder =
             LlamaDecoder { llama: &self.model.network.llama, cache: &mut self.memory.cache, embeds: &embeds };
         let generated = generate(&mut decoder, &mut sampler, limits, |token| {
@@ -377,93 +369,41 @@ impl<'m> Chat<'m> {
                 return Err(error.into());
             }
         };
-        self.memory.remember(prompt, &generation.ids);
+        self.memory.remember(asked.prompt.clone(), &generation.ids);
         let (text, rest) = stream.finish();
         if generation.finish != FinishReason::Cancelled {
             // What was held back is shown now; there is nothing left that could be cancelled.
             let _ = on_text(&rest);
         }
-        Ok(report(rounds, regions, self.image.size(), &encoded, reused, &generation, text))
+        Ok(asked.answer(reused, &generation, text))
     }
 
     /// Reads a prompt's first `length` tokens, as far as they were not read before, and shares what was
     /// read of them; also returns how many had been read before.
-    pub(crate) fn read_prefix(
-        &mut self,
-        encoded: &Encoded,
-        prompt: &[Slot],
-        length: usize,
-        reading: Reading,
-    ) -> Result<(Arc<KvCache>, usize)> {
-        let reused = self.memory.recall(prompt, length);
+    pub(crate) fn read_prefix(&mut self, asked: &Asked, length: usize) -> Result<(Arc<KvCache>, usize)> {
+        let reused = self.memory.recall(&asked.prompt, length);
         if reused < length {
-            let embeds = self.embed(encoded, prompt, reused..length, reading)?;
+            let embeds = asked.embed(self.model, &self.image, reused..length)?;
             if let Err(error) = self.model.network.llama.forward(&embeds, &mut self.memory.cache) {
                 self.memory = Memory::new(self.model);
                 return Err(error.into());
             }
-            self.memory.remember(prompt[..length].to_vec(), &[]);
+            self.memory.remember(asked.prompt[..length].to_vec(), &[]);
         }
         Ok((Arc::new(self.memory.cache.clone()), reused))
-    }
-
-    /// The embeddings of some tokens of a prompt.
-    ///
-    /// # Shapes
-    /// → `[1, range, H]`
-    fn embed(&self, encoded: &Encoded, prompt: &[Slot], range: Range<usize>, reading: Reading) -> Result<Tensor> {
-        let boxes = boxes_in(&prompt[range.clone()], self.model.config.region.tokens);
-        let vectors = if boxes.is_empty() { None } else { Some(self.encode_boxes(&boxes, reading)?) };
-        self.splice(encoded, range, vectors.as_ref())
-    }
-
-    /// Some tokens of a prompt with patches in their places, and with the vectors of the regions
-    /// mentioned there, if any are.
-    ///
-    /// # Shapes
-    /// vectors `[mentions, H]` → `[1, range, H]`
-    pub(crate) fn splice(&self, encoded: &Encoded, range: Range<usize>, vectors: Option<&Tensor>) -> Result<Tensor> {
-        let ids = Tensor::from_slice(&encoded.ids[range.clone()], range.len(), &self.model.device)?;
-        let place = |token: usize| (token - range.start) as u32;
-        // Patches may have been read in part, when the words before them changed in their midst.
-        let within = |token: usize| token.max(encoded.patches.start).min(encoded.patches.end);
-        let (first, last) = (within(range.start), within(range.end));
-        let patches = self.image.features().image_tokens.narrow(0, first - encoded.patches.start, last - first)?;
-        let patch_places: Vec<u32> = (first..last).map(place).collect();
-        let mentions = encoded.regions.iter().map(|&(token, _)| token as usize);
-        let region_places: Vec<u32> = mentions.filter(|token| range.contains(token)).map(place).collect();
-        let mut parts: Vec<(&Tensor, &[u32])> = Vec::new();
-        if !patch_places.is_empty() {
-            parts.push((&patches, &patch_places));
-        }
-        if let Some(vectors) = vectors {
-            parts.push((vectors, &region_places));
-        }
-        Ok(self.model.network.splice(&ids, &parts)?)
-    }
-
-    /// # Shapes
-    /// N boxes → `[N·tokens, H]`
-    pub(crate) fn encode_boxes(&self, boxes: &[BBox], reading: Reading) -> Result<Tensor> {
-        zoom::encode_boxes(self.model, &self.image, boxes, reading)
     }
 }
 
 impl Region {
-    fn resolved(&self, size: ImageSize) -> ResolvedRegion {
+    pub(crate) fn resolved(&self, size: ImageSize) -> ResolvedRegion {
         ResolvedRegion { id: self.id.0, pixels: self.bbox.pixels(size), origin: self.origin }
     }
 }
 
-pub(crate) fn push_region(regions: &mut Vec<Region>, bbox: BBox, origin: Origin) -> RegionId {
+fn push_region(regions: &mut Vec<Region>, bbox: BBox, origin: Origin) -> RegionId {
     let id = RegionId(regions.len() as u32 + 1);
     regions.push(Region { id, bbox, origin });
     id
-}
-
-fn find_region(regions: &[Region], id: RegionId) -> Result<&Region> {
-    let found = regions.iter().find(|region| region.id == id);
-    found.ok_or_else(|| ChatError::UnknownRegion { id, declared: regions.len() }.into())
 }
 
 /// How many regions a round's coordinates made: those it mentions beyond the ones that existed.
@@ -475,77 +415,8 @@ fn made_by(round: &Round, regions_before: usize) -> usize {
     highest.max().unwrap_or(0).saturating_sub(regions_before)
 }
 
-fn question_text(pieces: &[Piece]) -> String {
-    let text = |piece: &Piece| match piece {
-        Piece::Text(text) => text.clone(),
-        Piece::Region(id) => id.to_string(),
-    };
-    pieces.iter().map(text).collect()
-}
-
 fn saved(round: &Round) -> TranscriptRound {
     TranscriptRound { question: question_text(&round.question), answer: round.answer.clone().unwrap_or_default() }
-}
-
-pub(crate) fn report(
-    rounds: &[Round],
-    regions: &[Region],
-    size: ImageSize,
-    encoded: &Encoded,
-    reused_tokens: usize,
-    generation: &Generation,
-    text: String,
-) -> Answer {
-    let question = rounds.last().map_or(&[][..], |round| &round.question);
-    let mut mentioned: Vec<ResolvedRegion> = Vec::new();
-    for piece in question {
-        if let Piece::Region(id) = piece
-            && mentioned.iter().all(|region| region.id != id.0)
-            && let Some(region) = regions.iter().find(|region| region.id == *id)
-        {
-            mentioned.push(region.resolved(size));
-        }
-    }
-    let generated_tokens = generation.ids.len();
-    let sum: f64 = generation.log_probabilities.iter().sum();
-    Answer {
-        text,
-        question: question_text(question),
-        regions: mentioned,
-        prompt_tokens: encoded.ids.len(),
-        reused_tokens,
-        generated_tokens,
-        finish: generation.finish,
-        mean_log_probability: (generated_tokens > 0).then(|| sum / generated_tokens as f64),
-    }
-}
-
-/// What stands at one place of a prompt. All patches belong to the one picture, so their id says all.
-/// Regions share an id; their vectors depend on the box and how it is read, and on nothing else.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Slot {
-    Token(u32),
-    Region(BBox, Reading),
-}
-
-/// The boxes of the regions in a stretch of a prompt, in order; each has so many tokens.
-pub(crate) fn boxes_in(prompt: &[Slot], tokens: usize) -> Vec<BBox> {
-    let bbox = |slot: &Slot| match slot {
-        Slot::Region(bbox, _) => Some(*bbox),
-        Slot::Token(_) => None,
-    };
-    prompt.iter().filter_map(bbox).step_by(tokens).collect()
-}
-
-pub(crate) fn slots(encoded: &Encoded, regions: &[Region], reading: Reading) -> Result<Vec<Slot>> {
-    let mut slots: Vec<Slot> = encoded.ids.iter().copied().map(Slot::Token).collect();
-    for &(place, id) in &encoded.regions {
-        let region = find_region(regions, id)?;
-        if let Some(slot) = slots.get_mut(place as usize) {
-            *slot = Slot::Region(region.bbox, reading);
-        }
-    }
-    Ok(slots)
 }
 
 /// The key/value cache and what it was read from.
@@ -589,25 +460,26 @@ pub fn tidy(output: &str) -> String {
 
 /// Turns tokens into text that can be shown at once: what a later token might take away is held back.
 #[derive(Debug)]
-pub(crate) struct AnswerStream<'t> {
+pub struct AnswerStream<'t> {
     tokens: TextStream<'t>,
     decoded: String,
     shown: String,
 }
 
 impl<'t> AnswerStream<'t> {
-    pub(crate) fn new(tokenizer: &'t Tokenizer) -> Self {
+    /// An answer without tokens.
+    pub fn new(tokenizer: &'t Tokenizer) -> Self {
         Self { tokens: tokenizer.stream(), decoded: String::new(), shown: String::new() }
     }
 
     /// Takes one token; true if the answer is complete.
-    pub(crate) fn push(&mut self, token: u32) -> bool {
+    pub fn push(&mut self, token: u32) -> bool {
         self.decoded += &self.tokens.push(token);
         self.decoded.contains(TURN)
     }
 
     /// What can be shown since the last call.
-    fn fresh(&mut self) -> &str {
+    pub fn fresh(&mut self) -> &str {
         let before = self.shown.len();
         let visible = tidy(settled(&self.decoded));
         if visible.starts_with(&self.shown) {
@@ -617,7 +489,7 @@ impl<'t> AnswerStream<'t> {
     }
 
     /// The whole answer, and the part of it that was not shown yet.
-    pub(crate) fn finish(mut self) -> (String, String) {
+    pub fn finish(mut self) -> (String, String) {
         self.decoded += &self.tokens.finish();
         let text = tidy(&self.decoded);
         let rest = text.strip_prefix(&self.shown).unwrap_or_default().to_owned();
@@ -637,8 +509,11 @@ fn settled(decoded: &str) -> &str {
 mod tests {
     use std::sync::Arc;
 
+    use candle_core::Tensor;
+
     use super::*;
     use crate::{
+        bbox::Point,
         error::Error,
         model::Network,
         tiny::{Noise, assert_same, bbox, picture, short, tiny},
@@ -666,6 +541,24 @@ mod tests {
         // The first round's prompt but for its open end is read once.
         assert!(reused[1].0 >= reused[0].1 - 2 && reused[2].0 >= reused[1].1 - 2, "{reused:?}");
         assert_eq!(chat.transcript(), forgetful.transcript());
+    }
+
+    #[test]
+    fn every_shape_becomes_a_region_that_says_where_it_came_from() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let (drawn, point) = (bbox([0.1, 0.2, 0.5, 0.9]), Point { x: 0.25, y: 0.75 });
+        for shape in [Shape::Box(drawn), Shape::Point(point), Shape::Polygon(drawn), Shape::Mask(drawn)] {
+            chat.add_shape(shape).unwrap();
+        }
+        let origins: Vec<_> = chat.regions().iter().map(|region| region.origin).collect();
+        assert_eq!(origins, [Origin::Given, Origin::Point, Origin::Polygon, Origin::Mask]);
+        assert!([0, 2, 3].iter().all(|&index| chat.regions()[index].bbox == drawn));
+
+        let asked = chat.ask_with("What is at (0.25, 0.75)?", &short()).unwrap();
+        let grown = chat.regions()[1].bbox;
+        assert!(grown.contains(point));
+        assert_eq!(asked.regions[0].pixels, grown.pixels(picture.size()), "as it grows in a question");
     }
 
     #[test]

@@ -59,7 +59,8 @@ impl ClipVision {
     /// pixel_values `[B, 3, S, S]` → depth + 1 tensors `[B, 1 + patches, Cv]`, the class token first
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Vec<Tensor>> {
         let batch = pixel_values.dim(0)?;
-        let patches = linear(&self.patches(pixel_values)?, &self.patch_embedding, None)?; // [B, patches, Cv]
+        let pixel_values = pixel_values.to_dtype(self.patch_embedding.dtype())?;
+        let patches = linear(&self.patches(&pixel_values)?, &self.patch_embedding, None)?; // [B, patches, Cv]
         let class = self.class_embedding.broadcast_left(batch)?.squeeze(1)?; // [B, 1, Cv]
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position_embedding)?;
         let mut states = vec![self.pre_layrnorm.forward(&x)?];

@@ -2,17 +2,15 @@
 
 use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
 
-use candle_core::Tensor;
-
 use crate::{
-    batch::{DecodeBatch, Event, NewSequence, SequenceId},
+    asked::{Asked, Rendered, Said, embed_all},
+    batch::{DecodeBatch, Event, NewSequence, Reading, SequenceId},
     bbox::{BBox, RegionId},
-    chat::{Answer, AnswerStream, AskOptions, Chat, Origin, Region, boxes_in, push_region, report, slots},
+    chat::{Answer, AnswerStream, AskOptions, Chat},
     error::Result,
-    generate::{Generation, Halt, Limits},
-    kv_cache::KvCache,
-    prompt::{self, Encoded, Round},
-    sampling::Sampler,
+    generate::{Generation, Halt},
+    kv_cache::{Branch, KvCache},
+    shape::Shape,
 };
 
 impl Chat<'_> {
@@ -63,89 +61,55 @@ impl Chat<'_> {
         on_answer: impl FnMut(usize, Result<Answer>) -> ControlFlow<()>,
     ) -> Result<()> {
         let Some(first) = boxes.first() else { return Ok(()) };
-        let asked = Asked::new(self, *first, question, options)?;
-        Describing::new(self, &asked, boxes).run(on_answer)
+        let shared = Shared::new(self, *first, question, options)?;
+        Describing::new(self, &shared, boxes).run(on_answer)
     }
 }
 
+/// The box, in the question.
+const THIS: RegionId = RegionId(1);
+
 /// What all boxes have in common: the question, rendered and read up to the box.
-struct Asked {
-    options: AskOptions,
-    rounds: [Round; 1],
-    /// The box itself, here the first one, and those that stand in the question.
-    regions: Vec<Region>,
-    encoded: Encoded,
+struct Shared {
+    rendered: Rendered,
     prefix: Arc<KvCache>,
     /// Tokens of the prefix that had been read for another question.
     reused: usize,
-    sampler: Sampler,
-    limits: Limits,
+    batch_bytes: usize,
 }
 
-impl Asked {
+impl Shared {
     fn new(chat: &mut Chat<'_>, first: BBox, question: &str, options: &AskOptions) -> Result<Self> {
-        let sampler = Sampler::new(&options.sampling)?;
-        let (config, tokenizer) = (&chat.model.config, &chat.model.tokenizer);
-        let mut regions = Vec::new();
-        let this = push_region(&mut regions, first, Origin::Given);
-        let rounds = [Round { question: chat.resolve(question, &mut regions, options.point_box)?, answer: None }];
-        let encoded = prompt::encode(&rounds, tokenizer, config.vision.patches(), options.text_mode)?
-            .with_region_tokens(config.region.tokens);
-        encoded.check_length(config.llama.max_position_embeddings, 1)?;
-        let prompt = slots(&encoded, &regions, options.reading())?;
-
-        let limits = Limits {
-            eos: tokenizer.special().eos,
-            max_new_tokens: options.max_new_tokens.min(config.llama.max_position_embeddings - prompt.len()),
-        };
-        let length = first_mention(&encoded, this).unwrap_or(prompt.len() - 1);
-        let (prefix, reused) = chat.read_prefix(&encoded, &prompt, length, options.reading())?;
-        Ok(Self { options: options.clone(), rounds, regions, encoded, prefix, reused, sampler, limits })
+        let (regions, question) = ([(THIS, Shape::Box(first))], [Said::Text(question.to_owned())]);
+        let rendered = Rendered::new(chat.model, chat.image.size(), &regions, &[], &question, options)?;
+        let asked = rendered.locate(&chat.image)?;
+        let (prefix, reused) = chat.read_prefix(&asked, rendered.before(THIS))?;
+        Ok(Self { rendered, prefix, reused, batch_bytes: options.batch_bytes })
     }
 
-    /// The regions of the question about one box.
-    fn regions(&self, bbox: BBox) -> Vec<Region> {
-        let mut regions = self.regions.clone();
-        regions[0].bbox = bbox;
-        regions
-    }
-
-    /// The embeddings of the part of the prompt that differs, for each of some boxes.
-    ///
-    /// # Shapes
-    /// → per box `[1, T, H]`
-    fn suffixes(&self, chat: &Chat<'_>, boxes: &[BBox]) -> Result<Vec<Tensor>> {
-        let (range, reading) = (self.prefix.len()..self.encoded.ids.len(), self.options.reading());
-        let tokens = chat.model.config.region.tokens;
-        let mut mentioned = Vec::new();
-        for bbox in boxes {
-            mentioned.extend(boxes_in(&slots(&self.encoded, &self.regions(*bbox), reading)?[range.clone()], tokens));
-        }
-        if mentioned.is_empty() {
-            return boxes.iter().map(|_| chat.splice(&self.encoded, range.clone(), None)).collect();
-        }
-        let (vectors, each) = (chat.encode_boxes(&mentioned, reading)?, mentioned.len() * tokens / boxes.len());
-        let suffix = |i: usize| chat.splice(&self.encoded, range.clone(), Some(&vectors.narrow(0, i * each, each)?));
-        (0..boxes.len()).map(suffix).collect()
+    /// The questions about some boxes, each with the part of its prompt that differs.
+    fn readings(&self, chat: &Chat<'_>, boxes: &[BBox]) -> Result<Vec<(Asked, Reading)>> {
+        let locate = |bbox: &BBox| self.rendered.about(THIS, Shape::Box(*bbox)).locate(&chat.image);
+        let asked = boxes.iter().map(locate).collect::<Result<Vec<_>>>()?;
+        let range = self.prefix.len()..self.rendered.tokens();
+        let ranges: Vec<_> = asked.iter().map(|asked| (asked, range.clone())).collect();
+        let embeds = embed_all(chat.model, &chat.image, &ranges)?;
+        let reading = |embeds| Reading::new(Branch::new(self.prefix.clone()), embeds);
+        Ok(asked.into_iter().zip(embeds.into_iter().map(reading)).collect())
     }
 
     /// Bytes that a sequence comes to take, if its answer is a caption of a sentence or two.
     fn bytes_each(&self) -> usize {
         const CAPTION: usize = 32;
-        let tokens = self.encoded.ids.len() - self.prefix.len() + self.limits.max_new_tokens.min(CAPTION);
+        let tokens = self.rendered.tokens() - self.prefix.len() + self.rendered.limits().max_new_tokens.min(CAPTION);
         tokens * self.prefix.bytes_per_token()
     }
-}
-
-/// Where a region is first mentioned.
-fn first_mention(encoded: &Encoded, region: RegionId) -> Option<usize> {
-    encoded.regions.iter().filter(|(_, id)| *id == region).map(|&(place, _)| place as usize).min()
 }
 
 /// Boxes on their way from the queue through the batch to their answers.
 struct Describing<'a, 'm> {
     chat: &'a Chat<'m>,
-    asked: &'a Asked,
+    shared: &'a Shared,
     boxes: &'a [BBox],
     /// How many boxes have been encoded.
     encoded: usize,
@@ -159,7 +123,8 @@ struct Describing<'a, 'm> {
 
 struct Waiting {
     index: usize,
-    suffix: Tensor,
+    asked: Asked,
+    reading: Reading,
 }
 
 struct Running<'m> {
@@ -169,9 +134,9 @@ struct Running<'m> {
 }
 
 impl<'a, 'm> Describing<'a, 'm> {
-    fn new(chat: &'a Chat<'m>, asked: &'a Asked, boxes: &'a [BBox]) -> Self {
+    fn new(chat: &'a Chat<'m>, shared: &'a Shared, boxes: &'a [BBox]) -> Self {
         let batch = DecodeBatch::new(&chat.model.network.llama);
-        Self { chat, asked, boxes, encoded: 0, waiting: VecDeque::new(), batch, running: Vec::new(), open: true }
+        Self { chat, shared, boxes, encoded: 0, waiting: VecDeque::new(), batch, running: Vec::new(), open: true }
     }
 
     fn run(mut self, mut on_answer: impl FnMut(usize, Result<Answer>) -> ControlFlow<()>) -> Result<()> {
@@ -193,15 +158,14 @@ impl<'a, 'm> Describing<'a, 'm> {
 
     /// Lets boxes join while there is room for their answers.
     fn admit(&mut self) -> Result<()> {
-        let each = self.asked.bytes_each();
+        let each = self.shared.bytes_each();
         let mut expected = self.batch.bytes();
-        while self.open && (self.batch.is_empty() || expected + each <= self.asked.options.batch_bytes) {
+        while self.open && (self.batch.is_empty() || expected + each <= self.shared.batch_bytes) {
             let Some(from) = self.next()? else { return Ok(()) };
             let id = self.batch.add(NewSequence {
-                prefix: self.asked.prefix.clone(),
-                embeds: from.suffix.clone(),
-                sampler: self.asked.sampler.clone(),
-                limits: self.asked.limits,
+                reading: from.reading.clone(),
+                sampler: from.asked.rendered().sampler(),
+                limits: from.asked.rendered().limits(),
             })?;
             self.running.push(Running { id, stream: AnswerStream::new(&self.chat.model.tokenizer), from });
             expected += each;
@@ -215,9 +179,9 @@ impl<'a, 'm> Describing<'a, 'm> {
         if self.waiting.is_empty() {
             let left = &self.boxes[self.encoded..];
             let next = &left[..left.len().min(self.chat.model.network.region.head.boxes_at_once())];
-            let suffixes = if next.is_empty() { Vec::new() } else { self.asked.suffixes(self.chat, next)? };
-            let indices = self.encoded..;
-            self.waiting.extend(indices.zip(suffixes).map(|(index, suffix)| Waiting { index, suffix }));
+            let readings = self.shared.readings(self.chat, next)?;
+            let waiting = |(index, (asked, reading))| Waiting { index, asked, reading };
+            self.waiting.extend((self.encoded..).zip(readings).map(waiting));
             self.encoded += next.len();
         }
         Ok(self.waiting.pop_front())
@@ -227,36 +191,28 @@ impl<'a, 'm> Describing<'a, 'm> {
     fn advance(&mut self, id: SequenceId, event: Event) -> Option<(usize, Result<Answer>)> {
         let place = self.running.iter().position(|running| running.id == id)?;
         let generation = match event {
-            Event::Token(token) if self.running[place].stream.push(token) => Ok(self.batch.end(id, Halt::Stop)?),
+            Event::Token(token) if self.running[place].stream.push(token) => {
+                Ok(self.batch.end(id, Halt::Stop)?.generation)
+            }
             Event::Token(_) => return None,
-            Event::Finished(generation) => Ok(generation),
+            Event::Finished(ended) => Ok(ended.generation),
             Event::Failed(error) => Err(error.into()),
         };
         self.open = true;
         let Running { stream, from, .. } = self.running.remove(place);
-        let answer = generation.map(|generation| self.answer(from.index, stream, &generation));
+        let answer = generation.map(|generation| self.answer(&from, stream, &generation));
         Some((from.index, answer))
     }
 
-    fn answer(&self, index: usize, stream: AnswerStream<'_>, generation: &Generation) -> Answer {
-        let Asked { rounds, encoded, prefix, reused, .. } = self.asked;
+    fn answer(&self, from: &Waiting, stream: AnswerStream<'_>, generation: &Generation) -> Answer {
         // The first box pays for the prefix.
-        let reused = if index == 0 { *reused } else { prefix.len() };
-        let (text, _) = stream.finish();
-        report(
-            rounds,
-            &self.asked.regions(self.boxes[index]),
-            self.chat.image.size(),
-            encoded,
-            reused,
-            generation,
-            text,
-        )
+        let reused = if from.index == 0 { self.shared.reused } else { self.shared.prefix.len() };
+        from.asked.answer(reused, generation, stream.finish().0)
     }
 
     /// Sends the latest back to the queue, to begin anew, if answers became longer than expected.
     fn make_room(&mut self) {
-        while self.batch.bytes() > self.asked.options.batch_bytes && self.running.len() > 1 {
+        while self.batch.bytes() > self.shared.batch_bytes && self.running.len() > 1 {
             if let Some(Running { id, from, .. }) = self.running.pop() {
                 self.batch.end(id, Halt::Cancel);
                 self.waiting.push_front(from);

@@ -1,8 +1,16 @@
 //! What can go wrong, by concern. Each message says what, where, what was expected and what was got.
 
 use crate::{
-    bbox::BoxError, chat::ChatError, convert::ConvertError, generate::GenerateError, image::ImageError,
-    mention::MentionError, prompt::PromptError, sampling::SamplingError, tokenizer::TokenizerError,
+    bbox::BoxError,
+    chat::ChatError,
+    convert::ConvertError,
+    generate::GenerateError,
+    image::ImageError,
+    mention::MentionError,
+    prompt::PromptError,
+    sampling::SamplingError,
+    shape::{MaskError, ShapeError},
+    tokenizer::TokenizerError,
     weights::WeightsError,
 };
 
@@ -29,6 +37,12 @@ pub enum Error {
     /// A box is empty, outside the picture or not a number.
     #[error(transparent)]
     Box(#[from] BoxError),
+    /// An outline or a mask is around nothing.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// A mask can't be read, or belongs to another picture.
+    #[error(transparent)]
+    Mask(#[from] MaskError),
     /// A question mentions a region that does not exist.
     #[error(transparent)]
     Mention(#[from] MentionError),

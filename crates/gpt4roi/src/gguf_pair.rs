@@ -233,11 +233,18 @@ impl TensorSource for GgufWeights {
     fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
         let (stored, head) = self.stored_as(name, &shape)?;
         let order = |row| head.map_or(row, |head| stored_row(row, head));
-        let matrix = if self.device.is_cpu() { stored.quant_matrix(order) } else { Ok(None) };
-        match matrix.map_err(|source| WeightsError::Quantized { name: name.to_owned(), source })? {
+        let matrix = if self.device.is_cpu() {
+            let matrix = stored.quant_matrix(order);
+            let matrix = matrix.map_err(|source| WeightsError::Quantized { name: name.to_owned(), source })?;
+            matrix.map(|matrix| Matrix::Quantized(Arc::new(matrix)))
+        } else {
+            let matrix = stored.engine_matrix(order, &self.device);
+            matrix.map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })?.map(Matrix::Blocks)
+        };
+        match matrix {
             Some(matrix) => {
                 self.release(name);
-                Ok(Matrix::Quantized(Arc::new(matrix)))
+                Ok(matrix)
             }
             None => self.tensor(name, &shape).map(Matrix::Dense),
         }

@@ -137,6 +137,11 @@ impl Image {
 }
 
 fn read<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<Image, ImageError> {
+    Ok(Image::from_rgb(to_rgb(upright(reader, max_pixels)?)))
+}
+
+/// The picture in the colours of its file, turned as its EXIF orientation says.
+pub(crate) fn upright<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<DynamicImage, ImageError> {
     let mut reader = ImageReader::new(reader).with_guessed_format().map_err(|e| ImageError::Corrupt(e.to_string()))?;
     // The decoders' own scratch space counts too, hence not only the bytes of the pixels.
     let mut limits = image::Limits::no_limits();
@@ -152,9 +157,9 @@ fn read<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<Image, ImageErr
     }
     // Orientation is a courtesy of the camera: where it can't be read, the picture lies as it is.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut picture = DynamicImage::ImageRgb8(to_rgb(DynamicImage::from_decoder(decoder).map_err(decoding_error)?));
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(decoding_error)?;
     picture.apply_orientation(orientation);
-    Ok(Image::from_rgb(picture.into_rgb8()))
+    Ok(picture)
 }
 
 /// Bytes of the largest pixel that a decoder hands out, RGBA of 16 bits.

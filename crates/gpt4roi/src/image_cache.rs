@@ -1,12 +1,15 @@
 //! Pictures as the model has seen them, kept for the next question.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    bbox::{BBox, ImageSize},
+    bbox::{BBox, BoxPrecision, ImageSize},
     config::Config,
     error::Result,
     image::Image,
@@ -95,6 +98,18 @@ impl EncodedImage {
         Ok(features)
     }
 
+    /// What the language model sees of some boxes, none of them looked at more closely.
+    ///
+    /// # Shapes
+    /// N boxes → `[N·tokens, H]`
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub fn encode_boxes(&self, model: &Gpt4Roi, boxes: &[BBox], precision: BoxPrecision) -> Result<Tensor> {
+        let maps = self.maps(&model.network)?;
+        Ok(model.network.encode_regions(&maps, &BBox::tensor(boxes, precision, &model.device)?)?)
+    }
+
     /// Bytes of memory, counting the pyramid whether or not it was computed yet, and not counting closer looks.
     fn bytes(&self, config: &Config) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
@@ -117,6 +132,8 @@ pub struct ImageCache {
     max_bytes: usize,
     /// The latest last.
     entries: Mutex<Vec<Entry>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -131,7 +148,7 @@ type Key = [u8; 32];
 impl ImageCache {
     /// An empty cache. With 0 bytes it keeps nothing.
     pub fn new(max_bytes: usize) -> Self {
-        Self { max_bytes, entries: Mutex::new(Vec::new()) }
+        Self { max_bytes, entries: Mutex::default(), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
 
     /// The picture as this model sees it, from memory if it was asked for lately. One that is larger
@@ -142,12 +159,19 @@ impl ImageCache {
     pub fn encode(&self, model: &Gpt4Roi, image: &Image) -> Result<Arc<EncodedImage>> {
         let key = key(&model.config, image);
         if let Some(image) = self.recall(&key) {
+            self.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(image);
         }
+        self.misses.fetch_add(1, Ordering::Relaxed);
         // Not under the lock: other pictures need not wait for this one.
         let encoded = Arc::new(EncodedImage::new(model, image)?);
         self.remember(Entry { key, image: encoded.clone(), bytes: encoded.bytes(&model.config) });
         Ok(encoded)
+    }
+
+    /// How often a picture was found, and how often not.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
     }
 
     /// How many pictures are kept.
@@ -225,6 +249,7 @@ mod tests {
         let other = cache.encode(&model, &other(0)).unwrap();
         assert!(!Arc::ptr_eq(&first, &other));
         assert_eq!((cache.len(), first.size(), other.size().width), (2, picture().size(), 30));
+        assert_eq!(cache.hits_and_misses(), (1, 2));
     }
 
     #[test]

@@ -140,6 +140,11 @@ impl Branch {
         Self { prefix, own }
     }
 
+    /// A branch behind nothing that goes on where a cache ends.
+    pub fn behind(own: KvCache) -> Self {
+        Self { prefix: Arc::new(KvCache::new(own.layers.len())), own }
+    }
+
     /// What stands before the branch.
     pub fn prefix(&self) -> &Arc<KvCache> {
         &self.prefix
@@ -148,6 +153,11 @@ impl Branch {
     /// The branch's own tokens.
     pub fn own(&self) -> &KvCache {
         &self.own
+    }
+
+    /// The branch's own tokens, without what stands before it.
+    pub fn into_own(self) -> KvCache {
+        self.own
     }
 
     pub(crate) fn own_mut(&mut self) -> &mut KvCache {

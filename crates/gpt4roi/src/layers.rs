@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
-use gpt4roi_kernels::QuantMatrix;
+use candle_core::{DType, Device, Module, Result, Tensor, quantized::QMatMul};
+use gpt4roi_kernels::{HalfMatrix, QuantMatrix};
 
 use crate::{
     composed, ops,
@@ -18,8 +18,12 @@ use crate::{
 pub enum Matrix {
     /// Numbers, through which gradients flow.
     Dense(Tensor),
-    /// Blocks of small integers, for inference on a CPU. To ask for a gradient through them is an error.
+    /// Numbers of 16 bits, for inference on a CPU. To ask for a gradient through them is an error.
+    Half(Arc<HalfMatrix>),
+    /// Blocks of small integers, likewise.
     Quantized(Arc<QuantMatrix>),
+    /// Blocks of small integers on any device, computed with by the engine.
+    Blocks(QMatMul),
 }
 
 impl Matrix {
@@ -28,10 +32,15 @@ impl Matrix {
     /// # Shapes
     /// x `[.., input]`, bias `[output]` → `[.., output]`
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        match (self, bias) {
-            (Self::Dense(weight), bias) => linear(x, weight, bias),
-            (Self::Quantized(weight), None) => ops::quantized_linear(x, weight),
-            (Self::Quantized(weight), Some(bias)) => ops::quantized_linear(x, weight)?.broadcast_add(bias),
+        let product = match self {
+            Self::Dense(weight) => return linear(x, weight, bias),
+            Self::Half(weight) => ops::packed_linear(x, weight)?,
+            Self::Quantized(weight) => ops::packed_linear(x, weight)?,
+            Self::Blocks(weight) => weight.forward(&x.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(x.dtype())?,
+        };
+        match bias {
+            Some(bias) => product.broadcast_add(&bias.to_dtype(x.dtype())?),
+            None => Ok(product),
         }
     }
 
@@ -42,15 +51,32 @@ impl Matrix {
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => weight.index_select(ids, 0),
-            Self::Quantized(weight) => ops::quantized_rows(weight, ids),
+            Self::Half(weight) => ops::packed_rows(&**weight, ids),
+            Self::Quantized(weight) => ops::packed_rows(&**weight, ids),
+            Self::Blocks(weight) => weight.embedding(ids),
+        }
+    }
+
+    /// Memory that the numbers take, in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(weight) | Self::Blocks(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => {
+                weight.elem_count() * weight.dtype().size_in_bytes()
+            }
+            Self::Half(weight) => weight.bytes(),
+            Self::Quantized(weight) => weight.bytes(),
+            Self::Blocks(QMatMul::QTensor(weight)) => weight.storage_size_in_bytes(),
         }
     }
 
     /// Where it lies.
-    pub fn device(&self) -> &Device {
+    pub fn device(&self) -> Device {
         match self {
-            Self::Dense(weight) => weight.device(),
-            Self::Quantized(_) => &Device::Cpu,
+            Self::Dense(weight) | Self::Blocks(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => {
+                weight.device().clone()
+            }
+            Self::Half(_) | Self::Quantized(_) => Device::Cpu,
+            Self::Blocks(QMatMul::QTensor(weight)) => weight.device(),
         }
     }
 }
@@ -72,6 +98,11 @@ impl Linear {
     /// Takes `weight` `[output, input]` alone.
     pub fn load_without_bias(weights: &Weights, input: usize, output: usize) -> WeightsResult<Self> {
         Ok(Self { weight: weights.get_matrix("weight", [output, input])?, bias: None })
+    }
+
+    /// Memory that the weight takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes()
     }
 
     /// # Shapes
@@ -545,7 +576,7 @@ mod tests {
         let (matrix, _) = quantized(3, 64);
         let y = matrix.product(&var(&[2, 64], 1), None).unwrap();
         let error = y.sum_all().unwrap().backward().unwrap_err().to_string();
-        assert!(error.contains("quantized_linear"), "{error}");
+        assert!(error.contains("packed_linear"), "{error}");
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! ```
 
 pub mod config;
+pub mod device;
 pub mod error;
 
 pub mod bbox;
@@ -47,15 +48,18 @@ pub mod batch;
 pub mod generate;
 pub mod sampling;
 
+pub mod asked;
 pub mod chat;
 pub mod describe;
 pub mod point;
+pub mod prefix_cache;
 pub mod trace;
 pub mod zoom;
 
 pub mod cost;
 pub mod ggml_type;
 pub mod gguf;
+pub mod precision;
 pub mod quantized;
 pub mod random_weights;
 mod torch_pickle;
@@ -82,7 +86,9 @@ pub use crate::{
     bbox::{BBox, ImageSize, RegionId},
     chat::Chat,
     config::Config,
+    device::DeviceChoice,
     error::{Error, Result},
     image::Image,
     model::{Gpt4Roi, Network},
+    precision::Precision,
 };

@@ -1,6 +1,6 @@
 //! The language model: LLaMA's decoder over embeddings, with rotary positions and a key/value cache.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::{
     config::LlamaConfig,
@@ -17,6 +17,7 @@ pub struct Llama {
     norm: RmsNorm,
     lm_head: Linear,
     rotary: Rotary,
+    device: Device,
 }
 
 impl Llama {
@@ -28,7 +29,8 @@ impl Llama {
         let layers = model.at("layers");
         let embed_tokens = model.get_matrix("embed_tokens.weight", [vocab, width])?;
         let head = width / config.num_attention_heads;
-        let rotary = Rotary::new(head, config.max_position_embeddings, config.rope_theta, embed_tokens.device())
+        let device = embed_tokens.device();
+        let rotary = Rotary::new(head, config.max_position_embeddings, config.rope_theta, &device)
             .map_err(|source| WeightsError::Tensor { name: "rotary_emb".into(), source })?;
         Ok(Self {
             layers: (0..config.num_hidden_layers)
@@ -38,6 +40,7 @@ impl Llama {
             lm_head: Linear::load_without_bias(&weights.at("lm_head"), width, vocab)?,
             embed_tokens,
             rotary,
+            device,
         })
     }
 
@@ -53,7 +56,12 @@ impl Llama {
 
     /// The device that computes.
     pub fn device(&self) -> &Device {
-        self.embed_tokens.device()
+        &self.device
+    }
+
+    /// Bytes of the linear layers: what is read for every token, however many are read together.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().flat_map(DecoderLayer::linear).chain([&self.lm_head]).map(Linear::bytes).sum()
     }
 
     /// # Shapes
@@ -111,10 +119,12 @@ impl Llama {
         self.norm.forward(&x)
     }
 
+    /// In f32, whatever the layers compute in.
+    ///
     /// # Shapes
     /// `[.., H]` → `[.., V]`
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.lm_head.forward(hidden)
+        self.lm_head.forward(hidden)?.to_dtype(DType::F32)
     }
 }
 
@@ -195,6 +205,10 @@ impl DecoderLayer {
         let v = self.v_proj.forward(&seen)?;
         let x = (x + self.o_proj.forward(&attend(q, k, v)?)?)?;
         &x + self.feed_forward(&self.post_attention_layernorm.forward(&x)?)?
+    }
+
+    fn linear(&self) -> [&Linear; 7] {
+        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj, &self.gate_proj, &self.up_proj, &self.down_proj]
     }
 
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -14,6 +14,7 @@ use crate::{
     gguf_pair::GgufPair,
     layers::Linear,
     llama::Llama,
+    precision::Precision,
     region::RegionModule,
     tokenizer::Tokenizer,
     weights::{Census, Checkpoint, LoadReport, TensorStore, Weights, is_leftover_of_model, is_leftover_of_tower},
@@ -73,8 +74,8 @@ impl Network {
         self.region.pyramid.forward(&states?)
     }
 
-    /// One embedding per box, or as many as a region has tokens. What is cut out of the maps is far larger than what becomes of it, so that
-    /// many boxes are taken [a few at a time](crate::region::RegionHead::boxes_at_once).
+    /// One embedding per box, or as many as a region has tokens. What is cut out of the maps is far larger than what
+    /// becomes of it, so that many boxes are taken [a few at a time](crate::region::RegionHead::boxes_at_once).
     ///
     /// # Shapes
     /// maps from [`Self::pyramid`]; boxes `[N, 4]` normalised xyxy, f32 or f16 → `[N·tokens, H]`
@@ -107,7 +108,7 @@ impl Network {
                 *slot = offset;
                 offset += 1;
             }
-            rows.push((*part).clone());
+            rows.push(part.to_dtype(rows[0].dtype())?);
         }
         let order = Tensor::from_vec(source, length, ids.device())?;
         Tensor::cat(&rows, 0)?.index_select(&order, 0)?.unsqueeze(0)
@@ -165,12 +166,21 @@ impl Gpt4Roi {
     /// # Errors
     /// As [`Self::open`].
     pub fn from_files(files: &ModelFiles, device: &Device) -> Result<Self> {
+        Self::load(files, device, Precision::F32)
+    }
+
+    /// Puts a model together from its files, with its weights in so many bits.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if a weight is out of the precision's range.
+    pub fn load(files: &ModelFiles, device: &Device, precision: Precision) -> Result<Self> {
         let config = files.config()?;
         let tokenizer = files.tokenizer()?;
         check_vocabulary(&config, &tokenizer)?;
         let (model, tower) = files.stores(device)?;
         report(&config, &*model, &*tower)?.strict()?;
-        let network = Network::load(&config, &Weights::new(tower), &Weights::new(model))?;
+        let [tower, model] = [Weights::new(tower), Weights::new(model)].map(|weights| weights.in_precision(precision));
+        let network = Network::load(&config, &tower, &model)?;
         Ok(Self { network, tokenizer, config, device: device.clone() })
     }
 }

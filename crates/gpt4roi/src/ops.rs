@@ -10,7 +10,8 @@ use std::{
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
 use gpt4roi_kernels::{
-    self as kernels, AttentionShape, Conv3x3Shape, GroupNormShape, MapSize, MatMut, MatRef, QuantMatrix, RoiAlignShape,
+    self as kernels, AttentionShape, Conv3x3Shape, GroupNormShape, HalfMatrix, MapSize, MatMut, MatRef, QuantMatrix,
+    RoiAlignShape,
 };
 
 use crate::{
@@ -181,20 +182,51 @@ impl CustomOp3 for Linear {
     }
 }
 
-/// x·Wᵀ with quantised weights, which have no backward: the engine refuses a gradient through them.
-pub(crate) fn quantized_linear(x: &Tensor, weight: &Arc<QuantMatrix>) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(QuantizedLinear(weight.clone()))
+/// Weights `[rows, columns]` in a layout of the kernels' own.
+pub(crate) trait Packed: Send + Sync {
+    /// Rows and columns.
+    fn dims(&self) -> (usize, usize);
+    /// y = x·Wᵀ.
+    fn product(&self, x: &[f32], y: &mut [f32]);
+    /// The weights of one row.
+    fn row(&self, row: usize, out: &mut [f32]);
 }
 
-struct QuantizedLinear(Arc<QuantMatrix>);
+macro_rules! packed {
+    ($matrix:ty) => {
+        impl Packed for $matrix {
+            fn dims(&self) -> (usize, usize) {
+                (self.rows(), self.columns())
+            }
 
-impl CustomOp1 for QuantizedLinear {
+            fn product(&self, x: &[f32], y: &mut [f32]) {
+                self.product(x, y);
+            }
+
+            fn row(&self, row: usize, out: &mut [f32]) {
+                self.row(row, out);
+            }
+        }
+    };
+}
+
+packed!(HalfMatrix);
+packed!(QuantMatrix);
+
+/// x·Wᵀ with packed weights, which have no backward: the engine refuses a gradient through them.
+pub(crate) fn packed_linear<W: Packed + 'static>(x: &Tensor, weight: &Arc<W>) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(PackedLinear(weight.clone()))
+}
+
+struct PackedLinear<W>(Arc<W>);
+
+impl<W: Packed> CustomOp1 for PackedLinear<W> {
     fn name(&self) -> &'static str {
-        "quantized_linear"
+        "packed_linear"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, (rows, columns)) = (slice(x, layout)?, (self.0.rows(), self.0.columns()));
+        let (x, (rows, columns)) = (slice(x, layout)?, self.0.dims());
         let mut shape = layout.dims().to_vec();
         match shape.last_mut() {
             Some(last) if *last == columns => *last = rows,
@@ -206,10 +238,10 @@ impl CustomOp1 for QuantizedLinear {
     }
 }
 
-/// The rows of quantised weights with these numbers.
-pub(crate) fn quantized_rows(weight: &QuantMatrix, ids: &Tensor) -> Result<Tensor> {
+/// The rows of packed weights with these numbers.
+pub(crate) fn packed_rows(weight: &impl Packed, ids: &Tensor) -> Result<Tensor> {
     let ids: Vec<u32> = ids.to_vec1()?;
-    let (rows, columns) = (weight.rows(), weight.columns());
+    let (rows, columns) = weight.dims();
     if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
         candle_core::bail!("embedding: row {id} of {rows}");
     }
@@ -721,13 +753,7 @@ pub(crate) fn roi_align(
     size: usize,
     sampling_ratio: usize,
 ) -> Result<Tensor> {
-    let (batch, channels, height, width) = map.dims4()?;
-    if batch != 1 || map.elem_count() == 0 || size == 0 || sampling_ratio == 0 {
-        candle_core::bail!(
-            "roi_align: expected a map [1, C, H, W], bins and samples, got {:?}, {size} and {sampling_ratio}",
-            map.shape()
-        )
-    }
+    let (_, channels, height, width) = map.dims4()?;
     let spatial_scale = spatial_scale as f32;
     let shape = RoiAlignShape { channels, height, width, size, sampling_ratio, spatial_scale };
     if channels_last::lies_by_place(map) {

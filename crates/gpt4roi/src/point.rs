@@ -49,6 +49,17 @@ impl PointBox {
     pub fn of(config: &RegionConfig) -> Self {
         config.point_reach.map_or_else(Self::default, |reach| Self::Around { reach })
     }
+
+    /// Refuses what makes no box around any point.
+    ///
+    /// # Errors
+    /// If `reach` is no size of a box.
+    pub fn check(&self) -> std::result::Result<(), BoxError> {
+        match self {
+            Self::Grown(_) => Ok(()),
+            Self::Around { reach } => around(Point { x: 0.5, y: 0.5 }, *reach).map(drop),
+        }
+    }
 }
 
 /// How far a box grows around a point.
@@ -105,6 +116,7 @@ fn patch_at(point: Point, grid: usize) -> usize {
 /// # Shapes
 /// states `[patches, Cv]` → `[patches]`
 fn similarity(states: &Tensor, seed: usize) -> TensorResult<Vec<f32>> {
+    let states = states.to_dtype(candle_core::DType::F32)?;
     let centred = states.broadcast_sub(&states.mean_keepdim(0)?)?;
     let length = (centred.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-6)?;
     let unit = centred.broadcast_div(&length)?;

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{
+    Device, Tensor,
+    quantized::{GgmlDType, QMatMul, QStorage, QTensor},
+};
 use gpt4roi_kernels::{QuantError, QuantFormat, QuantMatrix};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -11,6 +14,7 @@ use crate::{
     ggml_type::GgmlType,
     gguf::GgufTensor,
     layers::Matrix,
+    random_weights::RandomWeights,
     weights::{StoredTensor, TensorSource, WeightsError, WeightsResult},
 };
 
@@ -23,6 +27,24 @@ impl GgufTensor<'_> {
     pub fn quant_matrix(&self, order: impl Fn(usize) -> usize + Sync) -> Result<Option<QuantMatrix>, QuantError> {
         let (Some(format), &[rows, columns]) = (quant_format(self.kind), self.shape) else { return Ok(None) };
         QuantMatrix::with_row_order(format, rows, columns, self.bytes, order).map(Some)
+    }
+
+    /// As [`Self::quant_matrix`], in the engine's own layout, which any device can compute with.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn engine_matrix(
+        &self,
+        order: impl Fn(usize) -> usize,
+        device: &Device,
+    ) -> candle_core::Result<Option<QMatMul>> {
+        let (Some(format), &[rows, columns]) = (quant_format(self.kind), self.shape) else { return Ok(None) };
+        let row_bytes = self.bytes.len() / rows.max(1);
+        let mut blocks = Vec::with_capacity(self.bytes.len());
+        for row in (0..rows).map(order) {
+            blocks.extend_from_slice(&self.bytes[row * row_bytes..][..row_bytes]);
+        }
+        engine_matrix(format, [rows, columns], blocks, device).map(Some)
     }
 }
 
@@ -49,18 +71,39 @@ fn quant_format(kind: GgmlType) -> Option<QuantFormat> {
     })
 }
 
-/// Weights that mean nothing, for measuring: small random blocks where the layer can compute with them, zeros
-/// in their places elsewhere. No matrix ever exists in floats.
-#[derive(Clone, Copy, Debug)]
+fn engine_matrix(
+    format: QuantFormat,
+    shape: [usize; 2],
+    blocks: Vec<u8>,
+    device: &Device,
+) -> candle_core::Result<QMatMul> {
+    let kind = match format {
+        QuantFormat::Q4K => GgmlDType::Q4K,
+        QuantFormat::Q6K => GgmlDType::Q6K,
+        QuantFormat::Q8_0 => GgmlDType::Q8_0,
+    };
+    QMatMul::from_qtensor(QTensor::new(QStorage::from_data(blocks.into(), device, kind)?, (shape[0], shape[1]))?)
+}
+
+/// Weights that mean nothing, for measuring: random blocks where rows are a whole number of them, and
+/// [`RandomWeights`] elsewhere.
+#[derive(Debug)]
 pub struct RandomQuantized {
     format: QuantFormat,
     layers: usize,
+    floats: RandomWeights,
+    device: Device,
 }
 
 impl RandomQuantized {
     /// For a language model of so many layers. `Q4K` stands for the mixture `Q4_K_M` of llama.cpp.
     pub fn new(format: QuantFormat, layers: usize) -> Self {
-        Self { format, layers }
+        Self { format, layers, floats: RandomWeights::new(0), device: Device::Cpu }
+    }
+
+    /// The same weights on another device.
+    pub fn on(self, device: &Device) -> Self {
+        Self { floats: self.floats.on(device), device: device.clone(), ..self }
     }
 
     /// llama.cpp's mixture gives six bits to the output layer and, in half of the layers, to the values and to
@@ -83,8 +126,7 @@ impl RandomQuantized {
 
 impl TensorSource for RandomQuantized {
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
-        Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu)
-            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+        self.floats.tensor(name, shape)
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
@@ -94,6 +136,11 @@ impl TensorSource for RandomQuantized {
             return self.tensor(name, &shape).map(Matrix::Dense);
         };
         let blocks = random_blocks(format, bytes, columns, name);
+        if !self.device.is_cpu() {
+            return engine_matrix(format, shape, blocks, &self.device)
+                .map(Matrix::Blocks)
+                .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source });
+        }
         QuantMatrix::new(format, rows, columns, &blocks)
             .map(|matrix| Matrix::Quantized(Arc::new(matrix)))
             .map_err(|source| WeightsError::Quantized { name: name.to_owned(), source })
@@ -166,6 +213,35 @@ mod tests {
         }
         let floats = GgufTensor { kind: GgmlType::F32, shape: &[3, 1], bytes: &[0; 12], ..stored };
         assert!(floats.quant_matrix(|row| row).unwrap().is_none());
+    }
+
+    /// The engine rounds activations to eight bits as the kernels do, in other groups.
+    #[test]
+    fn the_engine_computes_what_the_kernels_compute() {
+        let (rows, columns) = (48, 512);
+        for kind in [GgmlType::Q4K, GgmlType::Q6K, GgmlType::Q8_0] {
+            let format = quant_format(kind).unwrap();
+            let bytes = random_blocks(format, format.bytes(rows, columns).unwrap(), columns, "w");
+            let stored = GgufTensor { name: "w", kind, shape: &[rows, columns], bytes: &bytes };
+            let order = |row: usize| rows - 1 - row;
+            let ours = Matrix::Quantized(Arc::new(stored.quant_matrix(order).unwrap().unwrap()));
+            let engine = Matrix::Blocks(stored.engine_matrix(order, &Device::Cpu).unwrap().unwrap());
+            assert_eq!((ours.bytes(), ours.device().is_cpu()), (engine.bytes(), engine.device().is_cpu()));
+
+            let ids = Tensor::new(&[3u32, 47, 0], &Device::Cpu).unwrap();
+            let rows_of = |matrix: &Matrix| matrix.rows(&ids).unwrap().to_vec2::<f32>().unwrap().concat();
+            for (got, expected) in rows_of(&engine).into_iter().zip(rows_of(&ours)) {
+                assert!((got - expected).abs() < 1e-6, "{kind}: {got}, {expected}");
+            }
+            let x = Tensor::randn(0f32, 1.0, (1, 5, columns), &Device::Cpu).unwrap();
+            let bias = Tensor::ones(rows, candle_core::DType::F32, &Device::Cpu).unwrap();
+            let product = |matrix: &Matrix| matrix.product(&x, Some(&bias)).unwrap().flatten_all().unwrap();
+            for (got, expected) in
+                product(&engine).to_vec1::<f32>().unwrap().into_iter().zip(product(&ours).to_vec1::<f32>().unwrap())
+            {
+                assert!((got - expected).abs() < 0.05, "{kind}: {got}, {expected}");
+            }
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::weights::{TensorSource, WeightsError, WeightsResult};
 #[derive(Debug)]
 pub struct RandomWeights {
     table: Vec<f32>,
+    device: Device,
 }
 
 /// Not a multiple of any layer's width, so that no two rows of a matrix are alike.
@@ -22,7 +23,12 @@ impl RandomWeights {
     /// The same weights for the same seed.
     pub fn new(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        Self { table: (0..TABLE).map(|_| rng.random_range(-1.0..1.0)).collect() }
+        Self { table: (0..TABLE).map(|_| rng.random_range(-1.0..1.0)).collect(), device: Device::Cpu }
+    }
+
+    /// The same weights on another device.
+    pub fn on(self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self }
     }
 
     fn values(&self, name: &str, shape: &[usize]) -> Vec<f32> {
@@ -48,7 +54,7 @@ impl RandomWeights {
 
 impl TensorSource for RandomWeights {
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
-        Tensor::from_vec(self.values(name, shape), shape, &Device::Cpu)
+        Tensor::from_vec(self.values(name, shape), shape, &self.device)
             .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
     }
 }

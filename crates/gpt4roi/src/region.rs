@@ -126,7 +126,7 @@ impl InputConv {
         if weight.dim(1)? == state.dim(2)? {
             return linear(state, &weight, Some(&self.bias));
         }
-        let place = coordinates(self.grid, state.device())?.broadcast_left(state.dim(0)?)?;
+        let place = coordinates(self.grid, state.device())?.to_dtype(state.dtype())?.broadcast_left(state.dim(0)?)?;
         linear(&Tensor::cat(&[state, &place], 2)?, &weight, Some(&self.bias))
     }
 }
@@ -239,7 +239,16 @@ impl RegionHead {
     /// # Shapes
     /// rois: per level `[N, C, R, R]`; boxes `[N, 4]` normalised xyxy → `[N·tokens, H]`
     pub fn forward(&self, rois: &[Tensor], boxes: &Tensor) -> Result<Tensor> {
-        self.updims.forward(&(self.features(rois)? + self.box_embedding(boxes)?)?)
+        self.placed(&self.features(rois)?, boxes)
+    }
+
+    /// What is shown, at the place that each box has.
+    ///
+    /// # Shapes
+    /// features `[N·tokens, C]`; boxes `[N, 4]` normalised xyxy → `[N·tokens, H]`
+    pub fn placed(&self, features: &Tensor, boxes: &Tensor) -> Result<Tensor> {
+        let places = self.box_embedding(boxes)?.to_dtype(features.dtype())?;
+        self.project(&(features + places)?)
     }
 
     /// What the picture shows inside each box, all levels together.

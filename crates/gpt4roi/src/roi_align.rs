@@ -3,13 +3,11 @@
 //! The convention is that of mmcv 1.4.7 with `aligned=True`: pixel centres lie at half integers,
 //! boxes are not widened to a minimum size, samples further than one pixel outside are zero.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
-use crate::ops;
+use crate::{composed, ops};
 
 /// Pools boxes out of one level. The gradient reaches the map, and no box.
-///
-/// The pooling is computed on the CPU; a map on another device is carried there and back.
 ///
 /// # Shapes
 /// map `[1, C, H, W]`; boxes `[N, 4]` xyxy in pixels of the model's picture, multiplied by
@@ -26,14 +24,22 @@ pub fn roi_align(
     let Ok(edges) = edges.collect::<std::result::Result<Vec<_>, _>>() else {
         candle_core::bail!("roi_align: expected boxes [N, 4], got {:?}", boxes.shape())
     };
-    let on_cpu = map.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-    let pooled = ops::roi_align(&on_cpu, edges, spatial_scale, size, sampling_ratio)?;
-    pooled.to_dtype(map.dtype())?.to_device(map.device())
+    let (batch, _, _, _) = map.dims4()?;
+    if batch != 1 || map.elem_count() == 0 || size == 0 || sampling_ratio == 0 {
+        candle_core::bail!(
+            "roi_align: expected a map [1, C, H, W], bins and samples, got {:?}, {size} and {sampling_ratio}",
+            map.shape()
+        )
+    }
+    match ops::serve(&[map]) {
+        true => ops::roi_align(map, edges, spatial_scale, size, sampling_ratio),
+        false => composed::roi_align(map, &edges, spatial_scale, size, sampling_ratio),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
+    use candle_core::{Device, Var};
 
     use super::*;
 

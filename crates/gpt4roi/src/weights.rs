@@ -16,12 +16,12 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
-use gpt4roi_kernels::QuantError;
+use gpt4roi_kernels::{HalfError, QuantError};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
-use crate::{layers::Matrix, torch_pickle};
+use crate::{layers::Matrix, precision::Precision, torch_pickle};
 
 /// The result of taking tensors out of a checkpoint.
 pub type WeightsResult<T> = Result<T, WeightsError>;
@@ -73,6 +73,14 @@ pub enum WeightsError {
         name: String,
         /// What is wrong.
         source: QuantError,
+    },
+    /// A tensor can't be kept in 16 bits.
+    #[error("tensor `{name}`: {source}")]
+    Half {
+        /// Its full name.
+        name: String,
+        /// Why.
+        source: HalfError,
     },
     /// The tensors of a checkpoint are not those of the model.
     #[error("the checkpoint does not fit its configuration: {0}")]
@@ -149,17 +157,24 @@ pub struct StoredTensor {
 pub struct Weights {
     source: Arc<dyn TensorSource>,
     prefix: String,
+    precision: Precision,
 }
 
 impl Weights {
     /// The root of a source.
     pub fn new(source: Arc<dyn TensorSource>) -> Self {
-        Self { source, prefix: String::new() }
+        Self { source, prefix: String::new(), precision: Precision::F32 }
+    }
+
+    /// The same weights, kept in so many bits; without this, it is f32.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The subtree `name`, e.g. `weights.at("model").at("layers.0")`.
     pub fn at(&self, name: impl fmt::Display) -> Self {
-        Self { source: self.source.clone(), prefix: format!("{}{name}.", self.prefix) }
+        let prefix = format!("{}{name}.", self.prefix);
+        Self { source: self.source.clone(), prefix, precision: self.precision }
     }
 
     /// The tensor `name` of this subtree.
@@ -167,7 +182,9 @@ impl Weights {
     /// # Errors
     /// See [`TensorSource::tensor`].
     pub fn get(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
-        self.source.tensor(&format!("{}{name}", self.prefix), shape)
+        let name = format!("{}{name}", self.prefix);
+        let tensor = self.source.tensor(&name, shape)?;
+        self.precision.tensor(tensor).map_err(|source| WeightsError::Tensor { name, source })
     }
 
     /// The matrix `name` of this subtree, quantised if the source has it so.
@@ -175,7 +192,8 @@ impl Weights {
     /// # Errors
     /// See [`TensorSource::tensor`].
     pub fn get_matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
-        self.source.matrix(&format!("{}{name}", self.prefix), shape)
+        let name = format!("{}{name}", self.prefix);
+        self.precision.matrix(&name, self.source.matrix(&name, shape)?)
     }
 }
 

@@ -116,12 +116,12 @@ pub(crate) fn encode_boxes(model: &Gpt4Roi, image: &EncodedImage, boxes: &[BBox]
     let crops: Vec<Option<Crop>> = boxes.iter().map(|bbox| reading.crop(bbox, image.size(), model)).collect();
     let (near, far): (Vec<usize>, Vec<usize>) = (0..boxes.len()).partition(|&index| crops[index].is_some());
     if near.is_empty() {
-        return from_afar(model, image, boxes, reading.precision);
+        return image.encode_boxes(model, boxes, reading.precision);
     }
     let mut rows = Vec::new();
     if !far.is_empty() {
         let boxes: Vec<BBox> = far.iter().map(|&index| boxes[index]).collect();
-        rows.push(from_afar(model, image, &boxes, reading.precision)?);
+        rows.push(image.encode_boxes(model, &boxes, reading.precision)?);
     }
     for &index in &near {
         rows.extend(crops[index].map(|crop| from_near(model, image, &boxes[index], crop, reading)).transpose()?);
@@ -132,13 +132,6 @@ pub(crate) fn encode_boxes(model: &Gpt4Roi, image: &EncodedImage, boxes: &[BBox]
     let rows = Tensor::cat(&rows, 0)?; // [N·tokens, H], those of a box in a row
     let (each, width) = (rows.dim(0)? / boxes.len(), rows.dim(1)?);
     Ok(rows.reshape((boxes.len(), each * width))?.index_select(&order, 0)?.reshape(((), width))?)
-}
-
-/// # Shapes
-/// N boxes → `[N·tokens, H]`
-fn from_afar(model: &Gpt4Roi, image: &EncodedImage, boxes: &[BBox], precision: BoxPrecision) -> Result<Tensor> {
-    let maps = image.maps(&model.network)?;
-    Ok(model.network.encode_regions(&maps, &BBox::tensor(boxes, precision, &model.device)?)?)
 }
 
 /// What the crop shows in the box, at the place that the box has in the picture.
@@ -153,8 +146,7 @@ fn from_near(model: &Gpt4Roi, image: &EncodedImage, bbox: &BBox, crop: Crop, rea
         let within = BBox::tensor(&[within], reading.precision, &model.device)?;
         Ok(head.features(&head.pool(&maps, &within)?)?)
     })?;
-    let place = head.box_embedding(&BBox::tensor(&[*bbox], reading.precision, &model.device)?)?;
-    Ok(head.project(&(features + place)?)?)
+    Ok(head.placed(&features, &BBox::tensor(&[*bbox], reading.precision, &model.device)?)?)
 }
 
 impl Reading {

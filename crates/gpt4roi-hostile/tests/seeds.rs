@@ -1,0 +1,130 @@
+//! Every seed, and mutations of seeds, through every fuzz target's body. The mutations are the same every
+//! time, so that a failure repeats.
+
+use std::{
+    fs,
+    panic::catch_unwind,
+    path::{Path, PathBuf},
+};
+
+use candle_core::Device;
+use gpt4roi::{
+    Image,
+    gguf::Gguf,
+    shape::{Mask, Rle},
+    weights::Checkpoint,
+};
+use gpt4roi_hostile::{TARGETS, Target};
+use rand::{Rng, SeedableRng, seq::IndexedRandom};
+use rand_chacha::ChaCha8Rng;
+
+/// Of each target's seeds.
+const MUTATIONS: usize = 4000;
+
+fn fuzz() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
+}
+
+/// A target's seeds by name.
+fn seeds(target: &Target) -> Vec<(String, Vec<u8>)> {
+    let folder = fuzz().join("seeds").join(target.name);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|file| (file.display().to_string(), fs::read(file).unwrap())).collect()
+}
+
+fn survives(target: &Target, bytes: &[u8], what: &str) {
+    let outcome = catch_unwind(|| (target.run)(bytes));
+    assert!(outcome.is_ok(), "{} on {what}, with the bytes b\"{}\"", target.name, bytes.escape_ascii());
+}
+
+#[test]
+fn every_seed_ends_in_a_result() {
+    for target in TARGETS {
+        let seeds = seeds(&target);
+        assert!(!seeds.is_empty(), "{} has no seeds", target.name);
+        seeds.iter().for_each(|(name, bytes)| survives(&target, bytes, name));
+    }
+}
+
+#[test]
+fn every_mutation_ends_in_a_result() {
+    for target in TARGETS {
+        let seeds: Vec<Vec<u8>> = seeds(&target).into_iter().map(|(_, bytes)| bytes).collect();
+        let mut random = ChaCha8Rng::seed_from_u64(4);
+        for mutation in 0..MUTATIONS {
+            let mut bytes = seeds.choose(&mut random).unwrap().clone();
+            for _ in 0..random.random_range(1..4) {
+                mutate(&mut bytes, &seeds, &mut random);
+            }
+            survives(&target, &bytes, &format!("mutation {mutation}"));
+        }
+    }
+}
+
+/// What fuzzers do, too: bits, bytes, numbers, cuts, repetitions, and parts of other seeds.
+fn mutate(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut ChaCha8Rng) {
+    const NUMBERS: [u32; 7] = [0, 1, 0x7F, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF];
+    let at = random.random_range(0..=bytes.len());
+    let end = random.random_range(at..=bytes.len().min(at + 64));
+    match random.random_range(0..7) {
+        0 if at < bytes.len() => bytes[at] ^= 1 << random.random_range(0..8),
+        1 if at < bytes.len() => bytes[at] = random.random(),
+        2 if at + 4 <= bytes.len() => {
+            let number = *NUMBERS.choose(random).unwrap();
+            let number = if random.random() { number.to_le_bytes() } else { number.to_be_bytes() };
+            bytes[at..at + 4].copy_from_slice(&number);
+        }
+        3 => bytes.truncate(at),
+        4 => drop(bytes.drain(at..end)),
+        5 => bytes.extend_from_within(at..end),
+        _ => {
+            let other = seeds.choose(random).unwrap();
+            let start = random.random_range(0..=other.len());
+            let end = random.random_range(start..=other.len().min(start + 64));
+            bytes.splice(at..at, other[start..end].iter().copied());
+        }
+    }
+}
+
+/// A fuzzer that begins with rubbish stays at the gate.
+#[test]
+fn the_good_seeds_are_read() {
+    let seed = |name: &str| fs::read(fuzz().join("seeds").join(name)).unwrap();
+    assert!(Image::decode(&seed("picture/turned-6.jpeg"), 10_000).is_ok());
+    assert!(Mask::from_png(&seed("mask/rgba.png"), 100).is_ok());
+    let rle: Rle = serde_json::from_slice(&seed("rle/a-disk-text.json")).unwrap();
+    assert!(Mask::from_rle(&rle).is_ok());
+    let gguf = Gguf::from_bytes("seed.gguf", seed("gguf/two-tensors.gguf")).unwrap();
+    let values = |name: &str| gguf.tensor(name).unwrap().dequantize().unwrap();
+    // A block of `q8_0` is its scale, here a half, and 32 whole numbers.
+    assert_eq!(values("a.weight"), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(values("b.weight"), (0..32).map(|number| number as f32 / 2.0).collect::<Vec<_>>());
+    for name in ["safetensors/torch.safetensors", "pickle/torch.bin"] {
+        let checkpoint = Checkpoint::from_bytes(&name.replace('/', "."), seed(name), &Device::Cpu).unwrap();
+        assert!(checkpoint.tensors().count() > 0, "{name}");
+    }
+}
+
+#[test]
+fn every_target_is_one_for_libfuzzer_too() {
+    let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
+    for Target { name, .. } in TARGETS {
+        assert!(
+            manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")),
+            "{name} is missing in fuzz/Cargo.toml"
+        );
+        let body = fs::read_to_string(fuzz().join(format!("fuzz_targets/{name}.rs"))).unwrap();
+        assert!(body.contains(&format!("gpt4roi_hostile::{name}(bytes)")), "{name}.rs runs another body");
+    }
+    assert_eq!(fs::read_dir(fuzz().join("fuzz_targets")).unwrap().count(), TARGETS.len());
+    assert_eq!(fs::read_dir(fuzz().join("seeds")).unwrap().count(), TARGETS.len());
+}
+
+#[test]
+fn a_body_that_breaks_is_found_out() {
+    let target = Target { name: "broken", run: |bytes| assert!(bytes.len() < 3) };
+    assert!(catch_unwind(|| survives(&target, b"12", "two")).is_ok());
+    assert!(catch_unwind(|| survives(&target, b"123", "three")).is_err());
+}

@@ -1,0 +1,74 @@
+// Conversations and their pictures, in the browser's own database, so that a reload loses nothing.
+
+import type { Conversation } from './conversation.ts';
+import type { Picture } from './picture.ts';
+
+const CONVERSATIONS = 'conversations';
+const PICTURES = 'pictures';
+
+export interface Storage {
+  /** All conversations, the one changed last first. */
+  conversations(): Promise<Conversation[]>;
+  picture(id: string): Promise<Picture | undefined>;
+  save(conversation: Conversation): Promise<void>;
+  savePicture(picture: Picture): Promise<void>;
+  /** Forgets a conversation, and its picture if no other one is about it. */
+  remove(conversation: Conversation): Promise<void>;
+}
+
+/** Opens the database; where the browser has none for us, as in some private windows, memory has to do. */
+export async function openStorage(): Promise<{ storage: Storage; lasting: boolean }> {
+  try {
+    return { storage: inDatabase(await openDatabase()), lasting: true };
+  } catch {
+    return { storage: inMemory(), lasting: false };
+  }
+}
+
+function openDatabase(): Promise<IDBDatabase> {
+  const request = indexedDB.open('gpt4roi', 1);
+  request.onupgradeneeded = () => {
+    request.result.createObjectStore(CONVERSATIONS, { keyPath: 'id' });
+    request.result.createObjectStore(PICTURES, { keyPath: 'id' });
+  };
+  return settle(request);
+}
+
+function inDatabase(database: IDBDatabase): Storage {
+  const read = <T>(store: string, query: (store: IDBObjectStore) => IDBRequest<T>) =>
+    settle(query(database.transaction(store).objectStore(store)));
+  const write = (store: string, change: (store: IDBObjectStore) => IDBRequest) =>
+    settle(change(database.transaction(store, 'readwrite').objectStore(store))).then(() => undefined);
+  const all = () => read<Conversation[]>(CONVERSATIONS, (store) => store.getAll());
+  return {
+    conversations: async () => (await all()).sort((a, b) => b.changed - a.changed),
+    picture: (id) => read<Picture | undefined>(PICTURES, (store) => store.get(id)),
+    save: (conversation) => write(CONVERSATIONS, (store) => store.put(conversation)),
+    savePicture: (picture) => write(PICTURES, (store) => store.put(picture)),
+    async remove({ id, picture }) {
+      await write(CONVERSATIONS, (store) => store.delete(id));
+      if ((await all()).every((other) => other.picture !== picture)) {
+        await write(PICTURES, (store) => store.delete(picture));
+      }
+    },
+  };
+}
+
+function inMemory(): Storage {
+  const conversations = new Map<string, Conversation>();
+  const pictures = new Map<string, Picture>();
+  return {
+    conversations: async () => [...conversations.values()].sort((a, b) => b.changed - a.changed),
+    picture: async (id) => pictures.get(id),
+    save: async (conversation) => void conversations.set(conversation.id, conversation),
+    savePicture: async (picture) => void pictures.set(picture.id, picture),
+    remove: async ({ id }) => void conversations.delete(id),
+  };
+}
+
+function settle<T>(request: IDBRequest<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}

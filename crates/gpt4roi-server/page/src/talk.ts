@@ -1,0 +1,105 @@
+// The conversation as it is read: questions, answers, and what can be done with them.
+
+import { element, icon } from './element.ts';
+import type { Conversation, Round } from './conversation.ts';
+import { parts } from './mentions.ts';
+import { colourClass } from './palette.ts';
+import type { Region } from './regions.ts';
+
+export interface TalkWishes {
+  retry(): void;
+  edit(index: number): void;
+  select(id: number): void;
+}
+
+export class Talk {
+  #nodes = new WeakMap<Round, HTMLElement>();
+  #present = '';
+
+  constructor(
+    private readonly list: HTMLElement,
+    private readonly wishes: TalkWishes,
+  ) {}
+
+  /** Shows the rounds; only those that changed are made anew. */
+  render(conversation: Conversation | null, regions: readonly Region[]): void {
+    const rounds = conversation?.rounds ?? [];
+    const present = `${regions.map(({ id }) => id).join()} of ${rounds.length} in ${conversation?.id}`;
+    if (present !== this.#present) this.#nodes = new WeakMap();
+    this.#present = present;
+    const nodes = rounds.map((round, index) => this.#node(round, index, index === rounds.length - 1, regions));
+    const same = nodes.length === this.list.children.length && nodes.every((node, index) => node === this.list.children[index]);
+    if (same) return;
+    const scroller = this.list.parentElement as HTMLElement;
+    const following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
+    const grown = nodes.length > this.list.children.length;
+    this.list.replaceChildren(...nodes);
+    if (following || grown) scroller.scrollTop = scroller.scrollHeight;
+  }
+
+  #node(round: Round, index: number, last: boolean, regions: readonly Region[]): HTMLElement {
+    const made = this.#nodes.get(round) ?? this.#made(round, index, last, regions);
+    this.#nodes.set(round, made);
+    return made;
+  }
+
+  #made(round: Round, index: number, last: boolean, regions: readonly Region[]): HTMLElement {
+    const words = (text: string) => this.#words(text, round, regions);
+    const question = element('div', { class: 'question' }, element('p', {}, ...words(round.question)));
+    if (round.kind === 'chat' && round.state !== 'running') question.append(this.#button('edit', 'Edit the question', () => this.wishes.edit(index)));
+    const answer = element('div', { class: `answer ${round.state}` });
+    if (round.answer !== '') answer.append(element('p', {}, ...words(round.answer)));
+    if (round.kind === 'bulk') answer.append(this.#descriptions(round, words));
+    if (round.state === 'running') answer.append(element('span', { class: 'waiting', 'aria-label': 'Answering' }));
+    if (round.fault !== null) answer.append(element('p', { class: 'fault', role: 'alert' }, round.fault));
+    const note = noteOf(round);
+    if (note) answer.append(element('p', { class: 'note' }, note));
+    if (round.state !== 'running') answer.append(this.#actions(round, last));
+    return element('article', { class: 'round' }, question, answer);
+  }
+
+  #descriptions(round: Round, words: (text: string) => Node[]): HTMLElement {
+    const rows = round.each.map(({ region, text }) =>
+      element('li', {}, ...words(`<region${region}>`), element('span', {}, ...words(text))));
+    return element('ul', { class: 'descriptions' }, ...rows);
+  }
+
+  #actions(round: Round, last: boolean): HTMLElement {
+    const row = element('div', { class: 'actions' });
+    const text = round.answer || round.each.map(({ region, text }) => `region${region}: ${text}`).join('\n');
+    if (text !== '' && 'clipboard' in navigator) {
+      row.append(this.#button('copy', 'Copy the answer', () => void navigator.clipboard.writeText(text)));
+    }
+    if (last) row.append(this.#button('retry', round.state === 'done' ? 'Answer again, with some variation' : 'Try again', () => this.wishes.retry()));
+    return row;
+  }
+
+  #button(name: string, label: string, run: () => void): HTMLElement {
+    return element('button', { type: 'button', class: 'quiet', title: label, 'aria-label': label, onclick: run }, icon(name));
+  }
+
+  #words(text: string, round: Round, regions: readonly Region[]): Node[] {
+    const asked = (id: number) => round.regions.some((region) => region.id === id);
+    return parts(text, asked).map((part) => {
+      if (!('region' in part)) return document.createTextNode(part.text);
+      return this.#chip(part.region, regions.some(({ id }) => id === part.region));
+    });
+  }
+
+  #chip(id: number, present: boolean): HTMLElement {
+    if (!present) return element('s', { class: 'chip gone', title: `Region ${id} is no longer on the picture` }, `region ${id}`);
+    const select = () => this.wishes.select(id);
+    return element('button', { type: 'button', class: `chip ${colourClass(id)}`, 'data-chip': id, onclick: select }, `region ${id}`);
+  }
+}
+
+function noteOf(round: Round): string | null {
+  switch (round.state) {
+    case 'stopped':
+      return 'Stopped.';
+    case 'cut':
+      return 'The answer was cut off at its longest.';
+    default:
+      return null;
+  }
+}

@@ -1,0 +1,398 @@
+//! `POST /v1/chat/completions`, as OpenAI's clients call it, and with regions.
+
+use std::{convert::Infallible, fmt, sync::Arc, time::SystemTime};
+
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use gpt4roi::{
+    chat::{Answer, ResolvedRegion},
+    generate::FinishReason,
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    app::{App, unique, unix_seconds},
+    auth::Owner,
+    conversation::{Conversation, Mentions, Message},
+    engine::{Question, Update},
+    fault::{Fault, Result},
+    generation::Wishes,
+    limits::{Few, MAX_MESSAGES, MAX_REGIONS},
+    metrics::Tally,
+    regions::{self, Region},
+    sse,
+    stop::{StopStrings, Stops},
+    updates::{Happening, Updates},
+};
+
+/// The request. Fields that are not listed are ignored, since clients send many; those that would change
+/// an answer in a way that this model can't are refused.
+#[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Request {
+    model: Option<String>,
+    messages: Few<Message, MAX_MESSAGES>,
+    regions: Option<Few<Region, MAX_REGIONS>>,
+    mentions: Option<Mentions>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<u64>,
+    seed: Option<i64>,
+    stop: Option<Stops>,
+    n: Option<u64>,
+    response_format: Option<ResponseFormat>,
+    #[serde(default)]
+    logprobs: Wish,
+    #[serde(default)]
+    top_logprobs: Wish,
+    #[serde(default)]
+    logit_bias: Wish,
+    #[serde(default)]
+    presence_penalty: Wish,
+    #[serde(default)]
+    frequency_penalty: Wish,
+    #[serde(default)]
+    tools: Wish,
+    #[serde(default)]
+    functions: Wish,
+    #[serde(default)]
+    audio: Wish,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
+struct ResponseFormat {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// `POST /v1/chat/completions`
+pub(crate) async fn create(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    Extension(tally): Extension<Arc<Tally>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    app.check_ready()?;
+    let (request, body_held): (Request, _) = app.json(&headers, body).await?;
+    app.check_model(request.model.as_deref())?;
+    request.check_supported()?;
+    let options = request.wishes().options(&app.limits)?;
+    let stops = StopStrings::new(request.stop.as_ref())?;
+    let conversation =
+        Conversation::read(&request.messages, request.regions.as_ref(), request.mentions.unwrap_or_default())?;
+    let (streamed, with_usage) = request.streaming();
+    drop(request);
+
+    let picture = conversation.source.open(&app, &owner, &conversation.source_param).await?;
+    let size = picture.image.size();
+    let (conversation, regions) = app
+        .aside(move || {
+            let regions = conversation.shapes(size)?;
+            Ok((conversation, regions))
+        })
+        .await?;
+    drop(body_held);
+    let question = Question {
+        image: picture.image,
+        regions,
+        rounds: conversation.rounds.clone(),
+        question: conversation.question.clone(),
+        options,
+        deadline: app.deadline(),
+    };
+    let completion = Completion {
+        id: format!("chatcmpl-{:016x}", unique()),
+        created: unix_seconds(SystemTime::now()),
+        model: app.model.clone(),
+        image_tokens: app.engine.config().vision.patches(),
+        region_tokens: conversation.region_tokens(size),
+    };
+    let reply = app.engine.ask(question).map_err(|refused| conversation.refused(refused))?;
+    let talk = Talk { updates: app.updates(reply, picture.held, tally), stops, completion, regions: Vec::new() };
+    if streamed { Ok(sse::response(talk.stream(with_usage))) } else { talk.whole().await }
+}
+
+impl Request {
+    fn wishes(&self) -> Wishes {
+        let &Self { temperature, top_p, top_k, seed, .. } = self;
+        Wishes { max_tokens: self.max_completion_tokens.or(self.max_tokens), temperature, top_p, top_k, seed }
+    }
+
+    /// Whether the answer is streamed, and whether its last event tells the usage.
+    fn streaming(&self) -> (bool, bool) {
+        let options = self.stream_options.as_ref();
+        (self.stream.unwrap_or(false), options.and_then(|options| options.include_usage).unwrap_or(false))
+    }
+
+    /// # Errors
+    /// If something is asked for that would silently not happen.
+    fn check_supported(&self) -> Result<()> {
+        if self.n.is_some_and(|n| n != 1) {
+            return Err(Fault::Unsupported { param: "n".into(), why: "there is one answer to a question" });
+        }
+        if self.response_format.as_ref().is_some_and(|format| format.kind != "text") {
+            let why = "the model answers in words, type text";
+            return Err(Fault::Unsupported { param: "response_format".into(), why });
+        }
+        let unsupported = [
+            ("logprobs", self.logprobs, "probabilities of single tokens are not told"),
+            ("top_logprobs", self.top_logprobs, "probabilities of single tokens are not told"),
+            ("logit_bias", self.logit_bias, "tokens are not weighted"),
+            ("presence_penalty", self.presence_penalty, "tokens are not weighted"),
+            ("frequency_penalty", self.frequency_penalty, "tokens are not weighted"),
+            ("tools", self.tools, "the model calls no tools"),
+            ("functions", self.functions, "the model calls no tools"),
+            ("audio", self.audio, "the model does not speak"),
+        ];
+        match unsupported.into_iter().find(|(_, wish, _)| wish.0) {
+            Some((param, _, why)) => Err(Fault::Unsupported { param: param.into(), why }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether something was wished at all: `null`, `false`, 0, `""`, `[]` and `{}` are no wishes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wish(bool);
+
+impl<'de> Deserialize<'de> for Wish {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct WishVisitor;
+        impl<'de> Visitor<'de> for WishVisitor {
+            type Value = Wish;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_unit<E>(self) -> std::result::Result<Wish, E> {
+                Ok(Wish(false))
+            }
+
+            fn visit_bool<E>(self, wished: bool) -> std::result::Result<Wish, E> {
+                Ok(Wish(wished))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> std::result::Result<Wish, E> {
+                Ok(Wish(number != 0))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> std::result::Result<Wish, E> {
+                Ok(Wish(number != 0))
+            }
+
+            fn visit_f64<E>(self, number: f64) -> std::result::Result<Wish, E> {
+                Ok(Wish(number != 0.0))
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Wish, E> {
+                Ok(Wish(!text.is_empty()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> std::result::Result<Wish, A::Error> {
+                let mut wish = Wish(false);
+                while elements.next_element::<IgnoredAny>()?.is_some() {
+                    wish = Wish(true);
+                }
+                Ok(wish)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> std::result::Result<Wish, A::Error> {
+                let mut wish = Wish(false);
+                while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+                    wish = Wish(true);
+                }
+                Ok(wish)
+            }
+        }
+        deserializer.deserialize_any(WishVisitor)
+    }
+}
+
+/// An answer that is being given.
+struct Talk {
+    updates: Updates,
+    stops: StopStrings,
+    completion: Completion,
+    /// All regions, once they are known.
+    regions: Vec<ResolvedRegion>,
+}
+
+/// What is new of an answer.
+enum News {
+    Text(String),
+    End(Ending),
+    Silence,
+}
+
+/// An answer's end.
+struct Ending {
+    /// What was held back until now.
+    text: String,
+    finish: &'static str,
+    /// None where a string of the client's ended it: the engine goes no further then, and nobody has
+    /// counted the tokens.
+    answer: Option<Answer>,
+}
+
+impl Talk {
+    async fn news(&mut self) -> Result<News> {
+        loop {
+            match self.updates.next().await {
+                Happening::Update(Update::Started { regions }) => self.regions = regions,
+                Happening::Update(Update::Text { text, .. }) => {
+                    let text = self.stops.push(&text);
+                    if self.stops.matched() {
+                        return Ok(News::End(Ending { text, finish: "stop", answer: None }));
+                    }
+                    if !text.is_empty() {
+                        return Ok(News::Text(text));
+                    }
+                }
+                Happening::Update(Update::Answer { answer, .. }) => {
+                    let (text, finish) = (self.stops.rest(), finish_reason(answer.finish));
+                    return Ok(News::End(Ending { text, finish, answer: Some(answer) }));
+                }
+                Happening::Update(Update::Failed { error, .. }) => return Err(error.into()),
+                Happening::Silence => return Ok(News::Silence),
+                Happening::Stopped => return Err(Fault::Stopping),
+                Happening::End => return Err(Fault::Engine),
+            }
+        }
+    }
+
+    /// The answer all at once.
+    async fn whole(mut self) -> Result<Response> {
+        let mut content = String::new();
+        loop {
+            match self.news().await? {
+                News::Text(text) => content += &text,
+                News::Silence => {}
+                News::End(ending) => {
+                    content += &ending.text;
+                    return Ok(Json(self.completion.whole(&content, &ending, &self.regions)).into_response());
+                }
+            }
+        }
+    }
+
+    /// The answer as it comes.
+    fn stream(self, with_usage: bool) -> impl Stream<Item = std::result::Result<Bytes, Infallible>> {
+        let opening = sse::event(&self.completion.chunk(&json!({"role": "assistant", "content": ""}), None));
+        let first = stream::iter([Ok(opening)]);
+        let rest = stream::unfold(Some(self), move |talk| async move {
+            let mut talk = talk?;
+            Some(match talk.news().await {
+                Ok(News::Text(text)) => (Ok(talk.completion.text(&text)), Some(talk)),
+                Ok(News::Silence) => (Ok(sse::comment()), Some(talk)),
+                Ok(News::End(ending)) => (Ok(talk.completion.last(&ending, &talk.regions, with_usage)), None),
+                Err(fault) => (Ok(sse::event(&fault.body())), None),
+            })
+        });
+        first.chain(rest)
+    }
+}
+
+/// As OpenAI names the reasons.
+pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
+    match finish {
+        FinishReason::Length => "length",
+        _ => "stop",
+    }
+}
+
+/// What all pieces of an answer have in common.
+struct Completion {
+    id: String,
+    created: u64,
+    model: String,
+    /// Tokens that the picture takes in the prompt.
+    image_tokens: usize,
+    /// Tokens that regions take in the prompt.
+    region_tokens: usize,
+}
+
+impl Completion {
+    fn whole(&self, content: &str, ending: &Ending, regions: &[ResolvedRegion]) -> Value {
+        let regions: Vec<Value> = regions.iter().map(regions::resolved).collect();
+        let message = json!({"role": "assistant", "content": content, "refusal": null, "regions": regions});
+        json!({
+            "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
+            "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": ending.finish}],
+            "usage": self.usage(ending),
+        })
+    }
+
+    fn chunk(&self, delta: &Value, finish: Option<&str>) -> Value {
+        let choice = json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish});
+        self.envelope(&json!([choice]))
+    }
+
+    fn envelope(&self, choices: &Value) -> Value {
+        json!({
+            "id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model,
+            "choices": choices,
+        })
+    }
+
+    fn text(&self, text: &str) -> Bytes {
+        sse::event(&self.chunk(&json!({"content": text}), None))
+    }
+
+    /// All that comes at an answer's end. Regions stand in the last piece, so that clients that put an
+    /// answer together have them on the message, as if it had not been streamed.
+    fn last(&self, ending: &Ending, regions: &[ResolvedRegion], with_usage: bool) -> Bytes {
+        let mut events = Vec::new();
+        if !ending.text.is_empty() {
+            events.push(self.text(&ending.text));
+        }
+        let regions: Vec<Value> = regions.iter().map(regions::resolved).collect();
+        events.push(sse::event(&self.chunk(&json!({"regions": regions}), Some(ending.finish))));
+        if with_usage {
+            let mut usage = self.envelope(&json!([]));
+            usage["usage"] = self.usage(ending);
+            events.push(sse::event(&usage));
+        }
+        events.push(sse::done());
+        events.concat().into()
+    }
+
+    fn usage(&self, ending: &Ending) -> Value {
+        ending.answer.as_ref().map_or(Value::Null, |answer| {
+            let &Answer { prompt_tokens, generated_tokens, reused_tokens, .. } = answer;
+            json!({
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": generated_tokens,
+                "total_tokens": prompt_tokens + generated_tokens,
+                "prompt_tokens_details": {
+                    "cached_tokens": reused_tokens,
+                    "image_tokens": self.image_tokens,
+                    "region_tokens": self.region_tokens,
+                },
+            })
+        })
+    }
+}

@@ -1,0 +1,284 @@
+//! `POST /v1/regions/describe`: one picture, many regions, one question about each.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use gpt4roi::{
+    RegionId,
+    bbox::ImageSize,
+    chat::{Answer, ResolvedRegion},
+    mention::{self, Part},
+    shape::Shape,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    app::App,
+    auth::Owner,
+    chat_completions::finish_reason,
+    engine::{Bulk, Update},
+    fault::{Fault, Result},
+    generation::Wishes,
+    limits::{Few, MAX_DESCRIBED, MAX_TEXT},
+    metrics::Tally,
+    picture_source::{ImageUrl, Source},
+    regions::{self, Region},
+    sse,
+    updates::{Happening, Updates},
+};
+
+/// The request.
+#[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Request {
+    model: Option<String>,
+    /// A data URL, a handle or an address, alone or as `{"url": …}`.
+    image: ImageUrl,
+    regions: Few<Region, MAX_DESCRIBED>,
+    question: Option<String>,
+    detail: Option<Detail>,
+    stream: Option<bool>,
+    max_tokens: Option<u64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<u64>,
+    seed: Option<i64>,
+}
+
+/// How much to say.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Detail {
+    /// A name or a sentence.
+    #[default]
+    Short,
+    /// Everything there is to say.
+    Full,
+}
+
+impl Detail {
+    /// As `gpt4roi describe` asks.
+    fn question(self) -> &'static str {
+        match self {
+            Self::Short => "What is <region1>?",
+            Self::Full => "Describe <region1> in detail.",
+        }
+    }
+}
+
+/// `POST /v1/regions/describe`
+pub(crate) async fn create(
+    State(app): State<App>,
+    Extension(owner): Extension<Owner>,
+    Extension(tally): Extension<Arc<Tally>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    app.check_ready()?;
+    let (request, body_held): (Request, _) = app.json(&headers, body).await?;
+    app.check_model(request.model.as_deref())?;
+    let options = request.wishes().options(&app.limits)?;
+    let picture = Source::parse(&request.image.url, "image")?.open(&app, &owner, "image").await?;
+    let size = picture.image.size();
+    let (request, ids, shapes) = app
+        .aside(move || {
+            let (ids, shapes) = request.shapes(size)?;
+            Ok((request, ids, shapes))
+        })
+        .await?;
+    drop(body_held);
+    let bulk =
+        Bulk { image: picture.image, shapes, question: request.question(size)?, options, deadline: app.deadline() };
+    let count = ids.len();
+    let streamed = request.stream.unwrap_or_else(|| accepts_lines(&headers));
+    drop(request);
+    let reply = app.engine.describe(bulk)?;
+    let updates = app.updates(reply, picture.held, tally);
+    let descriptions =
+        Descriptions { updates, ids, regions: Vec::new(), open: vec![true; count], usage: Usage::default() };
+    if streamed { Ok(sse::lines(descriptions.stream())) } else { descriptions.whole(&app.model).await }
+}
+
+fn accepts_lines(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    accept.split(',').any(|kind| kind.split(';').next().unwrap_or_default().trim() == "application/x-ndjson")
+}
+
+impl Request {
+    fn wishes(&self) -> Wishes {
+        let &Self { max_tokens, temperature, top_p, top_k, seed, .. } = self;
+        Wishes { max_tokens, temperature, top_p, top_k, seed }
+    }
+
+    /// The ids as they were given, and the shapes.
+    fn shapes(&self, size: ImageSize) -> Result<(Vec<String>, Vec<Shape>)> {
+        let regions = self.regions.all("regions", "too_many_regions")?;
+        if regions.is_empty() {
+            return Err(Fault::Value { param: "regions".into(), expected: "at least one region".into() });
+        }
+        let (mut ids, mut shapes) = (Vec::new(), Vec::new());
+        for (region, index) in regions.iter().zip(0..) {
+            let param = format!("regions[{index}]");
+            // The answers are told apart by their index, so that ids are the client's own affair here.
+            let id = region.id.clone().unwrap_or_else(|| format!("region{}", index + 1));
+            if id.len() > 256 {
+                return Err(Fault::Value { param: format!("{param}.id"), expected: "at most 256 bytes".into() });
+            }
+            ids.push(id);
+            shapes.push(region.shape(&param, size)?);
+        }
+        Ok((ids, shapes))
+    }
+
+    /// # Errors
+    /// If the question does not ask about the region.
+    fn question(&self, size: ImageSize) -> Result<String> {
+        let Some(question) = &self.question else {
+            return Ok(self.detail.unwrap_or_default().question().into());
+        };
+        let wrong = |expected: &str| Fault::Value { param: "question".into(), expected: expected.into() };
+        if self.detail.is_some() {
+            return Err(wrong("no question beside detail"));
+        }
+        if question.chars().count() > MAX_TEXT {
+            let (code, got) = ("text_too_long", question.chars().count());
+            return Err(Fault::TooMany { param: "question".into(), code, most: MAX_TEXT, got });
+        }
+        let parts = mention::parse(question, &[RegionId(1)], size)
+            .map_err(|error| Fault::of_question(&error.into(), Some("question".into())))?;
+        if parts.contains(&Part::Mention(RegionId(1))) {
+            Ok(question.clone())
+        } else {
+            Err(wrong("a mention of <region1>, which stands for each region in turn"))
+        }
+    }
+}
+
+/// Descriptions that are being given.
+struct Descriptions {
+    updates: Updates,
+    ids: Vec<String>,
+    /// The regions as they were resolved, in the order of `ids`.
+    regions: Vec<ResolvedRegion>,
+    /// Which ones are not described yet.
+    open: Vec<bool>,
+    usage: Usage,
+}
+
+/// Tokens of all descriptions together.
+#[derive(Debug, Default)]
+struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    cached_tokens: usize,
+}
+
+impl Usage {
+    fn add(&mut self, answer: &Answer) {
+        self.prompt_tokens += answer.prompt_tokens;
+        self.completion_tokens += answer.generated_tokens;
+        self.cached_tokens += answer.reused_tokens;
+    }
+
+    fn json(&self) -> Value {
+        let &Self { prompt_tokens, completion_tokens, cached_tokens } = self;
+        json!({
+            "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        })
+    }
+}
+
+impl Descriptions {
+    /// The next region's description or failure; none when each has one.
+    async fn next(&mut self) -> Option<(usize, Value)> {
+        while self.open.contains(&true) {
+            let fault = match self.updates.next().await {
+                Happening::Update(Update::Started { regions }) => {
+                    self.regions = regions;
+                    continue;
+                }
+                Happening::Update(Update::Answer { index, answer }) => {
+                    self.usage.add(&answer);
+                    return Some((index, self.done(index, &answer)));
+                }
+                Happening::Update(Update::Failed { index, error }) if self.is_open(index) => {
+                    return Some((index, self.failed(index, &error.into())));
+                }
+                Happening::Update(_) | Happening::Silence => continue,
+                Happening::Stopped => Fault::Stopping,
+                Happening::End => Fault::Engine,
+            };
+            let index = self.open.iter().position(|&open| open)?;
+            return Some((index, self.failed(index, &fault)));
+        }
+        None
+    }
+
+    fn is_open(&self, index: usize) -> bool {
+        self.open.get(index).copied().unwrap_or(false)
+    }
+
+    fn done(&mut self, index: usize, answer: &Answer) -> Value {
+        let mut line = self.line(index);
+        line["status"] = "done".into();
+        line["text"] = answer.text.clone().into();
+        line["finish_reason"] = finish_reason(answer.finish).into();
+        line["completion_tokens"] = answer.generated_tokens.into();
+        line
+    }
+
+    fn failed(&mut self, index: usize, fault: &Fault) -> Value {
+        let mut line = self.line(index);
+        line["status"] = "failed".into();
+        line["error"] = fault.body()["error"].take();
+        line
+    }
+
+    fn line(&mut self, index: usize) -> Value {
+        if let Some(open) = self.open.get_mut(index) {
+            *open = false;
+        }
+        let region = self.regions.get(index).map_or_else(|| json!({}), regions::resolved);
+        json!({
+            "object": "region.description", "index": index, "id": self.ids.get(index), "box": region["box"],
+            "coords": region["coords"], "origin": region["origin"],
+        })
+    }
+
+    /// All of them, in the order of the request.
+    async fn whole(mut self, model: &str) -> Result<Response> {
+        let mut descriptions = Vec::new();
+        while let Some(description) = self.next().await {
+            descriptions.push(description);
+        }
+        descriptions.sort_by_key(|(index, _)| *index);
+        let data: Vec<Value> = descriptions.into_iter().map(|(_, description)| description).collect();
+        let usage = self.usage.json();
+        Ok(Json(json!({"object": "list", "model": model, "data": data, "usage": usage})).into_response())
+    }
+
+    /// Each as it is finished, and the usage at the end.
+    fn stream(self) -> impl Stream<Item = std::result::Result<Bytes, Infallible>> {
+        stream::unfold(Some(self), |descriptions| async {
+            let mut descriptions = descriptions?;
+            match descriptions.next().await {
+                Some((_, line)) => Some((Ok(sse::line(&line)), Some(descriptions))),
+                None => {
+                    let end = json!({"object": "region.descriptions.end", "usage": descriptions.usage.json()});
+                    Some((Ok(sse::line(&end)), None))
+                }
+            }
+        })
+    }
+}
