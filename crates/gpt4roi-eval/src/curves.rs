@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::{
     metrics::{Accuracy, Tally},
+    play::options,
     plot::{Curve, Panel},
     scenes::{EvalError, POINT_BOXES, SceneEvalConfig},
 };
@@ -101,7 +102,7 @@ pub fn measure(model: &Gpt4Roi, config: &SceneEvalConfig, each: &(dyn Fn() + Syn
     let usual = SceneConfig { kinds: config.kinds, split: Split::Test, seed: config.seed, ..SceneConfig::default() };
     let most = REGIONS[REGIONS.len() - 1];
     let crowd = SceneConfig { objects: (most, most), object_size: (20.0, 56.0), ..usual.clone() };
-    let options = AskOptions { zoom: config.zoom, ..AskOptions::default() };
+    let options = options(config.zoom);
     let survey = Survey { model, usual: Scenes::new(usual)?, crowd: Scenes::new(crowd)?, options, seed: config.seed };
     let scenes = (0..config.count as u64).into_par_iter().map(|index| {
         let tallies = survey.scene(index);

@@ -27,7 +27,7 @@ use crate::{
     calibration::{Calibration, Confident, calibration},
     descriptions::{DescriptionReport, DescriptionTally},
     metrics::{Accuracy, Tally},
-    play::{judged, play, words},
+    play::{judged, options, play, words},
     plot::{Curve, Panel},
 };
 
@@ -180,7 +180,7 @@ pub fn evaluate(model: &Gpt4Roi, config: &SceneEvalConfig, each: &(dyn Fn() + Sy
     let (drawn, held_out) = (scenes(Style::Noto)?, scenes(Style::Fluent)?);
     let mix = QuestionMix { dialogue_rounds: (ROUNDS, ROUNDS), ..QuestionMix::default() };
     let questions = Questions::new(mix, drawn.kinds())?;
-    let options = AskOptions { zoom: config.zoom, ..AskOptions::default() };
+    let options = options(config.zoom);
     let ImageSize { width, height } = drawn.image_size();
     let blank = Image::from_rgb(RgbImage::from_pixel(width, height, Rgb([128; 3])));
     let blank = Arc::new(EncodedImage::new(model, &blank)?);

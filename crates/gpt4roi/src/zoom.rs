@@ -42,7 +42,7 @@ pub struct Glass {
 }
 
 impl Glass {
-    /// What did best on rendered scenes, see `docs/zoom.md`.
+    /// What did best on rendered scenes, as the example `zoom_study` of gpt4roi-eval measures it.
     pub const STANDARD: Self = Self { below: 44.0, context: 2.0 };
 
     /// The part of the picture to look at for a region: a square around it, moved inside the picture; where the picture
