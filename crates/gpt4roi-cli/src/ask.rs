@@ -57,14 +57,39 @@ Examples:
 #[derive(Serialize)]
 struct Report<'a> {
     answer: &'a str,
+    #[serde(flatten)]
+    confidence: Confidence,
     question: &'a str,
     regions: &'a [ResolvedRegion],
     finish: FinishReason,
-    mean_log_probability: Option<f64>,
     tokens: Tokens,
     timings: Timings,
     image: ImageReport,
     model: String,
+}
+
+/// How sure the model is of an answer.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Confidence {
+    /// What the model said, if it was not sure enough for `--abstain`.
+    withheld: Option<String>,
+    /// The geometric mean of the tokens' probabilities, 0 to 1; none without tokens.
+    probability: Option<f64>,
+    /// The mean of their natural logarithms.
+    mean_log_probability: Option<f64>,
+}
+
+impl Confidence {
+    pub(crate) fn new(answer: &Answer, abstain: Option<f64>) -> Self {
+        let (probability, mean_log_probability) = (answer.probability(), answer.mean_log_probability);
+        let withheld = (told(answer, abstain) != answer.text).then(|| answer.text.clone());
+        Self { withheld, probability, mean_log_probability }
+    }
+}
+
+/// What the user is told; `abstain` is the least probability of an answer that is.
+pub(crate) fn told(answer: &Answer, abstain: Option<f64>) -> &str {
+    answer.text_if_sure(abstain.unwrap_or(0.0))
 }
 
 /// Token counts.
@@ -116,7 +141,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         if args.output.json {
             Ok(chat.ask_with(&args.question, &options)?)
         } else {
-            ask_aloud(&mut chat, &args.question, &options)
+            ask_aloud(&mut chat, &args.question, &options, args.generation.abstain)
         }
     })?;
     if let Some(path) = &args.output.annotate {
@@ -124,11 +149,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     if args.output.json {
         return print_json(&Report {
-            answer: &answer.text,
+            answer: told(&answer, args.generation.abstain),
+            confidence: Confidence::new(&answer, args.generation.abstain),
             question: &answer.question,
             regions: &answer.regions,
             finish: answer.finish,
-            mean_log_probability: answer.mean_log_probability,
             tokens: Tokens::from(&answer),
             timings,
             image: ImageReport::new(&args.picture, size),
@@ -141,8 +166,19 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints the answer as it comes, with a line break behind it.
-pub(crate) fn ask_aloud(chat: &mut Chat<'_>, question: &str, options: &AskOptions) -> anyhow::Result<Answer> {
+/// Prints the answer as it comes, with a line break behind it. One that may have to be withheld is not known to be
+/// told before it is whole.
+pub(crate) fn ask_aloud(
+    chat: &mut Chat<'_>,
+    question: &str,
+    options: &AskOptions,
+    abstain: Option<f64>,
+) -> anyhow::Result<Answer> {
+    if abstain.is_some() {
+        let answer = chat.ask_with(question, options)?;
+        print(&format!("{}\n", told(&answer, abstain)))?;
+        return Ok(answer);
+    }
     let mut printing = Ok(());
     let answer = chat.ask_streaming(question, options, |text| match print(text) {
         Ok(()) => ControlFlow::Continue(()),

@@ -11,6 +11,7 @@ use gpt4roi::{
 };
 use gpt4roi_kernels::QuantFormat;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     language_bench::{CAPTION, CONTEXT, LanguageModel},
@@ -31,6 +32,10 @@ pub(crate) struct Args {
     /// Whose dimensions
     #[arg(long, value_enum, env = "GPT4ROI_PRESET", default_value_t = Preset::Gpt4roi7b)]
     preset: Preset,
+
+    /// A field of the region module that differs from the preset's, as in "region" of config.json; any number of times
+    #[arg(long, value_name = "FIELD=VALUE", env = "GPT4ROI_SET", value_delimiter = ';', value_parser = parse_change)]
+    set: Vec<(String, Value)>,
 
     /// Which stages; all of them if none is named
     #[arg(long, value_enum, value_delimiter = ',', value_name = "STAGE", env = "GPT4ROI_STAGES")]
@@ -119,6 +124,7 @@ const EXAMPLES: &str = "\
 Examples:
   gpt4roi bench
   gpt4roi bench --preset nano --regions 16
+  gpt4roi bench --set levels=2 --set shuffle=false
   gpt4roi bench --stages prefill,decode,batch --quantize q8_0
   gpt4roi bench --stages pyramid --threads 1 --json";
 
@@ -177,9 +183,10 @@ struct Tokens {
 }
 
 fn measure(args: &Args) -> anyhow::Result<Report> {
+    let config = args.preset.config().with_region(&args.set.iter().cloned().collect())?;
     let device = args.compute.open()?;
     let ceiling = Ceiling::measure(&device, args.compute.dtype.dtype())?;
-    let bench = Bench { args, config: args.preset.config(), ceiling, device, language: OnceCell::new() };
+    let bench = Bench { args, config, ceiling, device, language: OnceCell::new() };
     let stages = if args.stages.is_empty() { Stage::value_variants() } else { &args.stages };
     let preset = args.preset.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
     Ok(Report {
@@ -194,6 +201,13 @@ fn measure(args: &Args) -> anyhow::Result<Report> {
         ceiling: bench.ceiling,
         stages: stages.iter().map(|stage| bench.measure(*stage)).collect::<anyhow::Result<_>>()?,
     })
+}
+
+fn parse_change(text: &str) -> Result<(String, Value), String> {
+    let (field, value) = text.split_once('=').ok_or("expected FIELD=VALUE, for example shuffle=false")?;
+    let value =
+        serde_json::from_str(value).map_err(|error| format!("expected a number, true, false or a list: {error}"))?;
+    Ok((field.into(), value))
 }
 
 impl Preset {
@@ -469,6 +483,13 @@ mod tests {
         let report = StageReport::new(Stage::Clip, cost, &[0.3, 0.4, 9.0], ceiling);
         assert_eq!((report.seconds, report.fastest_seconds), (0.4, 0.3));
         assert!((report.share_of_ceiling - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn changes_are_fields_with_values() {
+        assert_eq!(parse_change("scales=[2, 1]"), Ok(("scales".into(), serde_json::json!([2, 1]))));
+        assert_eq!(parse_change("shuffle=false"), Ok(("shuffle".into(), Value::Bool(false))));
+        assert!(parse_change("shuffle").is_err() && parse_change("shuffle=off").is_err());
     }
 
     #[test]

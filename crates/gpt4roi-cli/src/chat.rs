@@ -78,7 +78,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut chat = session.encode(&mut session.timings())?;
     shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
     let coordinates = args.regions.coordinates;
-    let mut talk = Talk { chat, session: &session, options, coordinates, quiet: args.quiet };
+    let (abstain, quiet) = (args.generation.abstain, args.quiet);
+    let mut talk = Talk { chat, session: &session, options, abstain, coordinates, quiet };
     if io::stdin().is_terminal() { talk.interactive() } else { talk.piped() }
 }
 
@@ -87,6 +88,7 @@ struct Talk<'m> {
     chat: Chat<'m>,
     session: &'m Session,
     options: AskOptions,
+    abstain: Option<f64>,
     coordinates: CoordinateOptions,
     quiet: bool,
 }
@@ -162,7 +164,7 @@ impl Talk<'_> {
     fn take(&mut self, line: &str) -> anyhow::Result<Next> {
         match parse(line)? {
             Line::Question(question) => {
-                let answer = ask::ask_aloud(&mut self.chat, question, &self.options)?;
+                let answer = ask::ask_aloud(&mut self.chat, question, &self.options, self.abstain)?;
                 if !self.quiet {
                     ask::notes(&answer);
                 }

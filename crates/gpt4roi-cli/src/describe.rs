@@ -10,7 +10,7 @@ use gpt4roi::{
 use serde::Serialize;
 
 use crate::{
-    ask::{ImageReport, Tokens, note_box, note_if_cut_off},
+    ask::{Confidence, ImageReport, Tokens, note_box, note_if_cut_off, told},
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::RegionOptions,
     session::{Session, Timings, print, print_json, write_annotated},
@@ -87,6 +87,8 @@ struct Description {
     /// None for the whole picture.
     region: Option<ResolvedRegion>,
     text: String,
+    #[serde(flatten)]
+    confidence: Confidence,
     tokens: Tokens,
 }
 
@@ -107,7 +109,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 region.iter().for_each(note_box);
                 note_if_cut_off(&answer);
             }
-            let description = Description { region, tokens: Tokens::from(&answer), text: answer.text };
+            let description = Description {
+                region,
+                text: told(&answer, args.generation.abstain).into(),
+                confidence: Confidence::new(&answer, args.generation.abstain),
+                tokens: Tokens::from(&answer),
+            };
             if !args.output.json {
                 print(&description.line())?;
             }

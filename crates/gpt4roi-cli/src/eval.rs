@@ -1,17 +1,21 @@
 //! `gpt4roi eval`: how often a model is right.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::PathBuf};
 
 use clap::{Subcommand, builder::FalseyValueParser};
+use gpt4roi::Gpt4Roi;
 use gpt4roi_data::SceneConfig;
 use gpt4roi_eval::{
+    curves::{self, BoxPoint, CurveReport},
     metrics::Accuracy,
-    scenes::{SceneEvalConfig, SceneReport, evaluate},
+    plot,
+    scenes::{EvalError, SceneEvalConfig, SceneReport, evaluate},
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use crate::{
-    options::ModelOptions,
+    options::{ModelOptions, ZoomOptions},
     session::{print, print_json},
 };
 
@@ -25,15 +29,43 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum On {
     Scenes(SceneArgs),
+    Curves(CurveArgs),
 }
 
 /// On rendered scenes that no training has seen, by question type, with 95 % intervals
 ///
-/// Each scene is asked one question of each type. Two controls show where the answers come from: with
-/// the box of another region, and with a blank picture, names have to be wrong.
+/// Each scene is asked one question of each type, and a dialogue of three rounds. Two controls show where the answers
+/// come from: with the box of another region, and with a blank picture, names have to be wrong. With --json there is
+/// also how confidence and accuracy go together.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = SCENE_EXAMPLES)]
 struct SceneArgs {
+    #[command(flatten)]
+    exam: ExamOptions,
+
+    /// Draw to an SVG file how accuracy follows confidence, and what is left if unsure answers are withheld
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_PLOT")]
+    plot: Option<PathBuf>,
+}
+
+/// How accuracy falls with many regions in one question, and with boxes that do not fit
+///
+/// Names of 1 to 16 regions asked about at once; of regions whose box is off by up to 30 % of its side, drawn as a
+/// loose outline, or given by a point alone.
+#[derive(Debug, clap::Args)]
+#[command(after_help = CURVE_EXAMPLES)]
+struct CurveArgs {
+    #[command(flatten)]
+    exam: ExamOptions,
+
+    /// Draw the curves to an SVG file
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_PLOT")]
+    plot: Option<PathBuf>,
+}
+
+/// What is measured on, and how it is reported.
+#[derive(Debug, clap::Args)]
+struct ExamOptions {
     /// Which scenes: each seed is a world of its own
     #[arg(long, value_name = "N", env = "GPT4ROI_SEED", default_value_t = 1)]
     seed: u64,
@@ -51,44 +83,109 @@ struct SceneArgs {
     json: bool,
 
     #[command(flatten)]
+    zoom: ZoomOptions,
+
+    #[command(flatten)]
     model: ModelOptions,
 }
 
-const EXAMPLES: &str = "\
+const SCENE_EXAMPLES: &str = "\
 Examples:
   gpt4roi eval scenes --seed 7 --count 500
-  gpt4roi eval scenes --seed 7 --count 500 --model runs/stage2/model --json";
+  gpt4roi eval scenes --seed 7 --count 500 --zoom auto
+  gpt4roi eval scenes --seed 7 --count 500 --model runs/stage2/model --json --plot confidence.svg";
+
+const CURVE_EXAMPLES: &str = "\
+Examples:
+  gpt4roi eval curves --seed 7 --count 300 --plot curves.svg";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let On::Scenes(SceneArgs { seed, count, kinds, json, model }) = args.on;
-    let model = model.open()?;
-    let bar = ProgressBar::new(count as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} scenes [{elapsed} < {eta}]")?);
-    let report = evaluate(&model, &SceneEvalConfig { seed, count, kinds }, &|| bar.inc(1));
-    bar.finish_and_clear();
-    let report = report?;
-    if json { print_json(&report) } else { print(&table(&report)) }
+    match args.on {
+        On::Scenes(SceneArgs { exam, plot }) => {
+            let report = exam.take(evaluate)?;
+            plot.map(|path| plot::draw(&path, &report.panels())).transpose()?;
+            exam.print(&report, table)
+        }
+        On::Curves(CurveArgs { exam, plot }) => {
+            let report = exam.take(curves::measure)?;
+            plot.map(|path| plot::draw(&path, &report.panels())).transpose()?;
+            exam.print(&report, curve_table)
+        }
+    }
+}
+
+impl ExamOptions {
+    fn take<R>(
+        &self,
+        measure: impl FnOnce(&Gpt4Roi, &SceneEvalConfig, &(dyn Fn() + Sync)) -> Result<R, EvalError>,
+    ) -> anyhow::Result<R> {
+        let &Self { seed, count, kinds, zoom, .. } = self;
+        let model = self.model.open()?;
+        let bar = ProgressBar::new(count as u64);
+        bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} scenes [{elapsed} < {eta}]")?);
+        let report = measure(&model, &SceneEvalConfig { seed, count, kinds, zoom: zoom.resolve() }, &|| bar.inc(1));
+        bar.finish_and_clear();
+        Ok(report?)
+    }
+
+    fn print<R: Serialize>(&self, report: &R, table: fn(&R) -> String) -> anyhow::Result<()> {
+        if self.json { print_json(report) } else { print(&table(report)) }
+    }
+}
+
+const HEAD: &str = "question             right       n   95 % interval\n";
+
+/// One line of a table.
+fn line(name: &str, Accuracy { accuracy, n, ci95: [low, high] }: &Accuracy) -> String {
+    let (accuracy, low, high) = (100.0 * accuracy, 100.0 * low, 100.0 * high);
+    format!("{name:<20} {accuracy:>5.1} %  {n:>6}   {low:.1} to {high:.1} %\n")
 }
 
 fn table(report: &SceneReport) -> String {
-    let mut table = String::from("question             right       n   95 % interval\n");
-    let mut line = |name: &str, Accuracy { accuracy, n, ci95: [low, high] }: &Accuracy| {
-        let (accuracy, low, high) = (100.0 * accuracy, 100.0 * low, 100.0 * high);
-        let _ = writeln!(table, "{name:<18} {accuracy:>5.1} %  {n:>6}   {low:.1} to {high:.1} %");
-    };
-    report.questions.iter().for_each(|(name, accuracy)| line(name, accuracy));
-    report.by_size.iter().for_each(|(size, accuracy)| line(&format!("name, {size}"), accuracy));
+    let mut table = String::from(HEAD);
+    let mut add = |name: &str, accuracy: &Accuracy| table += &line(name, accuracy);
+    report.questions.iter().for_each(|(name, accuracy)| add(name, accuracy));
+    report.by_size.iter().for_each(|(size, accuracy)| add(&format!("name, {size}"), accuracy));
+    report.by_pixels.iter().for_each(|(pixels, accuracy)| add(&format!("name, {pixels} px"), accuracy));
     for (way, boxes) in &report.point_boxes {
-        let way = way.replace('_', " ");
-        line(&format!("point, {way}"), &boxes.name);
+        add(&format!("point, {}", way.replace('_', " ")), &boxes.name);
     }
-    line("name, new style", &report.held_out_style);
-    line("swapped regions", &report.controls.swapped_regions);
-    line("blank picture", &report.controls.blank_picture);
+    for (round, accuracy) in (1..).zip(&report.dialogue.by_round) {
+        add(&format!("dialogue, round {round}"), accuracy);
+    }
+    add("dialogue, all", &report.dialogue.all_rounds);
+    for (group, claims) in &report.descriptions.claims {
+        add(&format!("{group}s said"), &claims.precision);
+        add(&format!("{group}s found"), &claims.recall);
+    }
+    add("name, new style", &report.held_out_style);
+    add("swapped regions", &report.controls.swapped_regions);
+    add("blank picture", &report.controls.blank_picture);
     for (way, boxes) in &report.point_boxes {
         let (iou, above) = (boxes.mean_iou, 100.0 * boxes.iou_above_half.accuracy);
         let _ =
             writeln!(table, "box of a point, {}: mean IoU {iou:.2}, above 0.5 in {above:.0} %", way.replace('_', " "));
     }
+    if let Some(calibration) = report.calibration.get("all") {
+        let (ece, [low, high]) = (calibration.ece, calibration.ece_ci95);
+        let _ = writeln!(table, "calibration error: {ece:.3} ({low:.3} to {high:.3}) over {} answers", calibration.n);
+    }
+    table
+}
+
+fn curve_table(report: &CurveReport) -> String {
+    let mut table = String::from(HEAD);
+    for point in &report.regions_at_once {
+        let regions = point.regions;
+        table += &line(&format!("each of {regions}"), &point.each);
+        table += &line(&format!("all of {regions}"), &point.all);
+    }
+    let mut boxes = |name: &str, point: &BoxPoint| {
+        let line = line(name, &point.name);
+        let _ = writeln!(table, "{}   mean IoU {:.2}", line.trim_end(), point.mean_iou);
+    };
+    report.jitter.iter().for_each(|point| boxes(&format!("jitter {:.0} %", 100.0 * point.share), point));
+    report.outline.iter().for_each(|point| boxes(&format!("outline {:.0} %", 100.0 * point.share), point));
+    report.point.iter().for_each(|(way, point)| boxes(&format!("point, {way}"), point));
     table
 }

@@ -217,6 +217,7 @@ fn prompt(args: &PromptArgs) -> anyhow::Result<()> {
     let rounds = [Round { question, answer: args.answer.clone() }];
     let mode = if args.compat { TextMode::Compat } else { TextMode::Literal };
     let encoded = prompt::encode(&rounds, &tokenizer, config.vision.patches(), mode).map_err(gpt4roi::Error::from)?;
+    let encoded = encoded.with_region_tokens(config.region.tokens);
     let rows = encoded.rows(&tokenizer);
     if !args.checkpoint.json {
         return print(&table(&rows));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::Device;
-use clap::{Args, builder::FalseyValueParser};
+use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use gpt4roi::{
     DeviceChoice, Gpt4Roi, Image, Precision,
     chat::AskOptions,
@@ -14,6 +14,7 @@ use gpt4roi::{
     model::ModelFiles,
     nano::NANO,
     sampling::{Sampler, Sampling},
+    zoom::{Glass, Zoom},
 };
 use gpt4roi_hub::{Cache, ModelRef};
 
@@ -153,6 +154,47 @@ pub(crate) struct GenerationOptions {
     /// Where the draws begin: the same seed gives the same answer
     #[arg(long, value_name = "N", env = "GPT4ROI_SEED", default_value_t = 0)]
     pub(crate) seed: u64,
+
+    /// Say that it is not known where the model is less sure of its answer than this: the geometric mean of its
+    /// tokens' probabilities, 0 to 1. `gpt4roi eval scenes --json` shows what a threshold comes to
+    #[arg(long, value_name = "P", env = "GPT4ROI_ABSTAIN", value_parser = parse_probability)]
+    pub(crate) abstain: Option<f64>,
+
+    #[command(flatten)]
+    pub(crate) zoom: ZoomOptions,
+}
+
+/// Whether small regions are looked at more closely.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Regions")]
+pub(crate) struct ZoomOptions {
+    /// Look at small regions in a crop of their own
+    #[arg(long, value_name = "WHEN", env = "GPT4ROI_ZOOM", default_value = "off")]
+    zoom: When,
+}
+
+/// When to zoom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum When {
+    /// Where a region is small on the vision tower's grid; each costs as much as another picture
+    Auto,
+    /// Never
+    Off,
+}
+
+impl ZoomOptions {
+    /// As the library takes it.
+    pub(crate) fn resolve(self) -> Zoom {
+        match self.zoom {
+            When::Auto => Zoom::Auto(Glass::STANDARD),
+            When::Off => Zoom::Off,
+        }
+    }
+}
+
+fn parse_probability(text: &str) -> Result<f64, String> {
+    let probability = text.parse().ok().filter(|probability| (0.0..=1.0).contains(probability));
+    probability.ok_or_else(|| "expected a probability, 0 to 1".into())
 }
 
 impl GenerationOptions {
@@ -166,7 +208,8 @@ impl GenerationOptions {
         };
         // Refused here, before a model is loaded for nothing.
         Sampler::new(&sampling).map_err(|error| Refusal::usage(error.to_string()))?;
-        Ok(AskOptions { max_new_tokens: self.max_new_tokens, sampling, ..AskOptions::default() })
+        let (max_new_tokens, zoom) = (self.max_new_tokens, self.zoom.resolve());
+        Ok(AskOptions { max_new_tokens, sampling, zoom, ..AskOptions::default() })
     }
 }
 
@@ -174,7 +217,8 @@ impl GenerationOptions {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputOptions {
-    /// Print one JSON object: answer, resolved regions in pixels, token counts, timings
+    /// Print one JSON object: answer, the mean probability of its tokens (`probability`, geometric) and its logarithm
+    /// (`mean_log_probability`), resolved regions in pixels, token counts, timings
     #[arg(long, env = "GPT4ROI_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
 

@@ -24,6 +24,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", env = "GPT4ROI_OUT")]
     out: PathBuf,
 
+    /// A value that differs from the stage's, as TOML: `seed=2`, `model.region.shuffle=false`; any number of times
+    #[arg(long, value_name = "KEY=VALUE", env = "GPT4ROI_SET", value_delimiter = ';')]
+    set: Vec<String>,
+
     /// Go on from the last checkpoint in the output directory
     #[arg(long, env = "GPT4ROI_RESUME", value_parser = FalseyValueParser::new())]
     resume: bool,
@@ -32,12 +36,13 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   gpt4roi train configs/nano/0-tower.toml --out runs/nano/0-tower
-  gpt4roi train configs/nano/0-tower.toml --out runs/nano/0-tower --resume";
+  gpt4roi train configs/nano/0-tower.toml --out runs/nano/0-tower --resume
+  gpt4roi train configs/ablation/3-joint.toml --set model.region.shuffle=false --out runs/no-shuffle";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     keep_the_engine_on_one_thread()?;
     let begin = Instant::now();
-    let mut trainer = open(StageConfig::open(&args.config)?, &args.out)?;
+    let mut trainer = open(StageConfig::open_with(&args.config, &args.set)?, &args.out)?;
     if args.resume {
         match trainer.resume()? {
             Some(checkpoint) => tell(&format!("going on from {}", checkpoint.display())),

@@ -382,6 +382,62 @@ fn annotate_writes_a_marked_copy() {
 }
 
 #[test]
+fn an_unsure_answer_is_withheld_and_kept_in_the_report() {
+    let place = Place::new();
+    let question = ["ask", "scene.png", "What is <region1>?", "--region", "8,6,40,30"];
+    let plain = place.json(&question);
+    let probability = plain["probability"].as_f64().unwrap();
+    assert!((probability.ln() - plain["mean_log_probability"].as_f64().unwrap()).abs() < 1e-9);
+    assert!(0.0 < probability && probability < 0.9 && plain["withheld"].is_null(), "{plain}");
+
+    let with = |threshold: &'static str| question.into_iter().chain(["--abstain", threshold]).collect::<Vec<_>>();
+    let (sure, unsure) = (place.json(&with("0")), place.json(&with("0.9")));
+    assert_eq!((&sure["answer"], &sure["withheld"]), (&plain["answer"], &serde_json::Value::Null));
+    assert_eq!((&unsure["answer"], &unsure["withheld"]), (&"I do not know.".into(), &plain["answer"]));
+    place.with_model(&with("0.9")).assert().success().stdout("I do not know.\n");
+    let described = place.json(&["describe", "scene.png", "--region", "8,6,40,30", "--abstain", "0.9"]);
+    let described = &described["descriptions"][0];
+    assert_eq!((&described["text"], &described["withheld"]), (&"I do not know.".into(), &plain["answer"]));
+    for threshold in ["1.1", "-0.1", "NaN", "half"] {
+        place.with_model(&question).arg(format!("--abstain={threshold}")).assert().code(2).stderr(contains("0 to 1"));
+    }
+}
+
+#[test]
+fn zooming_changes_what_is_seen_of_small_regions_only() {
+    let place = Place::new();
+    let confidence = |region, zoom| {
+        let asked = place.json(&["ask", "scene.png", "What is <region1>?", "--region", region, "--zoom", zoom]);
+        asked["mean_log_probability"].as_f64().unwrap()
+    };
+    // 6 of 80 pixels are 4 of the tower's 56; the other box is larger than any that is small.
+    assert_ne!(confidence("30,30,36,36", "auto"), confidence("30,30,36,36", "off"));
+    assert_eq!(confidence("0,0,80,60", "auto"), confidence("0,0,80,60", "off"));
+}
+
+#[test]
+fn an_evaluation_prints_and_draws_what_it_measured() {
+    let place = Place::new();
+    let run = |what: &str| {
+        let arguments = ["eval", what, "--seed", "3", "--count", "1", "--json", "--plot", "plot.svg"];
+        let output = place.gpt4roi(&arguments).assert().success().get_output().stdout.clone();
+        assert!(fs::read_to_string(place.path("plot.svg")).unwrap().contains("</svg>"));
+        serde_json::from_slice::<serde_json::Value>(&output).unwrap()
+    };
+    let scenes = run("scenes");
+    assert_eq!((&scenes["seed"], &scenes["count"]), (&3.into(), &1.into()));
+    assert_eq!(scenes["questions"]["name"]["n"], 1);
+    let by_pixels: u64 =
+        scenes["by_pixels"].as_object().unwrap().values().map(|size| size["n"].as_u64().unwrap()).sum();
+    assert_eq!((by_pixels, &scenes["calibration"]["name"]["n"]), (1, &1.into()));
+    assert_eq!(run("scenes"), scenes, "the same again");
+    let curves = run("curves");
+    assert_eq!((&curves["jitter"][0]["share"], &curves["jitter"][0]["name"]["n"]), (&0.0.into(), &1.into()));
+    assert_eq!(curves["regions_at_once"][0]["regions"], 1);
+    place.gpt4roi(&["eval", "curves", "--count", "1"]).assert().success().stdout(contains("jitter 30 %"));
+}
+
+#[test]
 fn describe_gives_each_region_a_line() {
     let place = Place::new();
     let boxes = ["--region", "8,20,40,50", "--region", "50,20,70,50"];

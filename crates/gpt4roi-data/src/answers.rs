@@ -16,6 +16,13 @@ const RELATION_DISTANCE: f64 = 0.1;
 /// … and so many times as far along it as across it.
 const RELATION_DOMINANCE: f64 = 1.5;
 
+/// The ninths of the picture, row by row.
+pub(crate) const NINTHS: [[&str; 3]; 3] =
+    [["top left", "top", "top right"], ["left", "center", "right"], ["bottom left", "bottom", "bottom right"]];
+
+/// What sizes are called.
+pub(crate) const SIZES: [&str; 3] = ["small", "medium", "large"];
+
 /// Below this, the root of an object's share of the picture makes it small.
 const SMALL: f64 = 0.17;
 
@@ -178,9 +185,17 @@ impl AnswerKey {
             Self::Contains(parts) => parts.iter().all(|part| contains_words(&answer, part)),
         }
     }
+
+    /// How many of the regions asked about an answer names right; 0 for a key that is not of [`Self::Names`].
+    pub fn regions_named(&self, answer: &str) -> usize {
+        match self {
+            Self::Names(regions) => named(&parts(&normalize(answer)), regions),
+            _ => 0,
+        }
+    }
 }
 
-fn normalize(text: &str) -> String {
+pub(crate) fn normalize(text: &str) -> String {
     let text = text.trim().to_lowercase();
     let text = text.strip_prefix("assistant:").unwrap_or(&text);
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -193,14 +208,23 @@ fn names(answer: &str, kind: &Kind) -> bool {
 
 /// "region2 is a cat, region1 is a bus", each region once.
 fn all_named(answer: &str, regions: &[(RegionId, Kind)]) -> bool {
-    let parts: Vec<&str> = answer.split([',', '.', ';']).map(str::trim).filter(|part| !part.is_empty()).collect();
-    let found = |(id, kind): &(RegionId, Kind)| {
+    let parts = parts(answer);
+    parts.len() == regions.len() && named(&parts, regions) == regions.len()
+}
+
+fn parts(answer: &str) -> Vec<&str> {
+    answer.split([',', '.', ';']).map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+/// How many regions get their name in one of the parts, and no other name.
+fn named(parts: &[&str], regions: &[(RegionId, Kind)]) -> usize {
+    let found = |(id, kind): &&(RegionId, Kind)| {
         let subject = format!("region{} is ", id.0);
         let said: Vec<&str> =
             parts.iter().filter_map(|part| part.trim_start_matches("and ").strip_prefix(&subject)).collect();
         matches!(said[..], [name] if names(name, kind))
     };
-    parts.len() == regions.len() && regions.iter().all(found)
+    regions.iter().filter(found).count()
 }
 
 fn contains_words(text: &str, part: &str) -> bool {
@@ -280,23 +304,21 @@ pub(crate) fn distance(first: &BBox, second: &BBox) -> f64 {
 /// The ninth of the picture in which the centre of a box lies: "top left", "left", "center" …; `None`
 /// within 0.04 of a line between two.
 pub fn position(bbox: &BBox) -> Option<&'static str> {
-    const NAMES: [[&str; 3]; 3] =
-        [["top left", "top", "top right"], ["left", "center", "right"], ["bottom left", "bottom", "bottom right"]];
     let third = |at: f64| {
         let clear = (at - 1.0 / 3.0).abs() >= POSITION_MARGIN && (at - 2.0 / 3.0).abs() >= POSITION_MARGIN;
         clear.then_some(((at * 3.0) as usize).min(2))
     };
     let [x, y] = center(bbox);
-    Some(NAMES[third(y)?][third(x)?])
+    Some(NINTHS[third(y)?][third(x)?])
 }
 
 /// "small", "medium" or "large": by the root of the box's share of the picture, below 0.17, from 0.32.
 pub fn relative_size(bbox: &BBox) -> &'static str {
     let [x1, y1, x2, y2] = bbox.normalized();
     match ((x2 - x1) * (y2 - y1)).sqrt() {
-        side if side < SMALL => "small",
-        side if side < LARGE => "medium",
-        _ => "large",
+        side if side < SMALL => SIZES[0],
+        side if side < LARGE => SIZES[1],
+        _ => SIZES[2],
     }
 }
 
@@ -406,6 +428,13 @@ mod tests {
             "region2 is a cat, region2 is a cat, region1 is a bus.",
         ] {
             assert!(!key.accepts(answer), "{answer}");
+        }
+        for (answer, right) in [
+            ("region1 is a bus, region2 is a dog.", 1),
+            ("region1 is a bus, region1 is a bus, region2 is a cat.", 1),
+            ("a bus, a cat", 0),
+        ] {
+            assert_eq!(key.regions_named(answer), right, "{answer}");
         }
     }
 

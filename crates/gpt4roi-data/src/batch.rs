@@ -36,7 +36,8 @@ pub struct Packed {
     pub patches: Range<usize>,
     /// The boxes, each once.
     pub boxes: Vec<BBox>,
-    /// Where the vector of which box goes: place in `ids`, index into `boxes`.
+    /// Where which vector goes: place in `ids`, row of the vectors of all boxes, which are as many per box as a
+    /// region has tokens.
     pub regions: Vec<(u32, usize)>,
     /// Where each conversation's branch stands, in the order given.
     pub branches: Vec<Range<usize>>,
@@ -54,13 +55,19 @@ impl Packed {
     }
 }
 
-/// Packs conversations about one picture of so many patches.
+/// Packs conversations about one picture of so many patches, for a model with so many tokens per region.
 ///
 /// # Errors
 /// A conversation that can't be rendered, or none at all.
-pub fn pack(conversations: &[Conversation], tokenizer: &Tokenizer, patches: usize) -> Result<Packed, DataError> {
+pub fn pack(
+    conversations: &[Conversation],
+    tokenizer: &Tokenizer,
+    patches: usize,
+    region_tokens: usize,
+) -> Result<Packed, DataError> {
     let render = |(index, conversation): (usize, &Conversation)| {
         prompt::encode(&conversation.rounds, tokenizer, patches, TextMode::Literal)
+            .map(|encoded| encoded.with_region_tokens(region_tokens))
             .map_err(|source| DataError::Prompt { index, source })
     };
     let encoded = conversations.iter().enumerate().map(render).collect::<Result<Vec<_>, _>>()?;
@@ -68,7 +75,7 @@ pub fn pack(conversations: &[Conversation], tokenizer: &Tokenizer, patches: usiz
         .enumerate()
         .map(|(index, (conversation, encoded))| boxes_of(index, conversation, encoded))
         .collect::<Result<_, _>>()?;
-    pack_encoded(&encoded, &boxes)
+    pack_encoded(&encoded, &boxes, region_tokens)
 }
 
 /// The boxes of a rendered conversation's regions, in the order of first mention.
@@ -78,8 +85,8 @@ fn boxes_of(index: usize, conversation: &Conversation, encoded: &Encoded) -> Res
     encoded.regions.iter().map(|(_, id)| find(*id).ok_or_else(|| missing(*id))).collect()
 }
 
-/// Packs rendered conversations; `boxes` has one for each of their regions.
-fn pack_encoded(encoded: &[Encoded], boxes: &[Vec<BBox>]) -> Result<Packed, DataError> {
+/// Packs rendered conversations; `boxes` has one for each of their regions' tokens.
+fn pack_encoded(encoded: &[Encoded], boxes: &[Vec<BBox>], region_tokens: usize) -> Result<Packed, DataError> {
     let prefix = shared_prefix(encoded)?;
     let first = &encoded[0];
     let mut packed = Packed {
@@ -97,7 +104,7 @@ fn pack_encoded(encoded: &[Encoded], boxes: &[Vec<BBox>]) -> Result<Packed, Data
     let mut starts = vec![0; prefix];
     for (conversation, boxes) in encoded.iter().zip(boxes) {
         let start = packed.ids.len();
-        packed.append(conversation, boxes, prefix);
+        packed.append(conversation, boxes, prefix, region_tokens);
         starts.resize(packed.ids.len(), start);
     }
     packed.mask = AttentionMask::Branches { prefix, starts: Arc::from(starts) };
@@ -105,7 +112,7 @@ fn pack_encoded(encoded: &[Encoded], boxes: &[Vec<BBox>]) -> Result<Packed, Data
 }
 
 impl Packed {
-    fn append(&mut self, conversation: &Encoded, boxes: &[BBox], prefix: usize) {
+    fn append(&mut self, conversation: &Encoded, boxes: &[BBox], prefix: usize, region_tokens: usize) {
         let start = self.ids.len();
         self.ids.extend(&conversation.ids[prefix..]);
         self.positions.extend(prefix as u32..conversation.ids.len() as u32);
@@ -114,13 +121,14 @@ impl Packed {
             self.predictors.push(if offset == 0 { prefix - 1 } else { start + offset - 1 });
         }
         self.answers.extend(conversation.answers.iter().map(|place| place - prefix + start));
-        for ((place, _), bbox) in conversation.regions.iter().zip(boxes) {
+        for (token, ((place, _), bbox)) in conversation.regions.iter().zip(boxes).enumerate() {
             let known = self.boxes.iter().position(|other| other == bbox);
             let index = known.unwrap_or_else(|| {
                 self.boxes.push(*bbox);
                 self.boxes.len() - 1
             });
-            self.regions.push((place + (start - prefix) as u32, index));
+            let row = index * region_tokens + token % region_tokens;
+            self.regions.push((place + (start - prefix) as u32, row));
         }
         self.branches.push(start..self.ids.len());
     }
@@ -170,7 +178,7 @@ mod tests {
     fn branches_restart_behind_the_prefix() {
         // Two questions that begin alike (20), one with a region (80), answered by 30 and by 40, 41.
         let conversations = [encoded(&[20, 80, 30], &[30], Some(6)), encoded(&[20, 21, 40, 41], &[40, 41], None)];
-        let packed = pack_encoded(&conversations, &[vec![bbox(0.5)], vec![]]).expect("packs");
+        let packed = pack_encoded(&conversations, &[vec![bbox(0.5)], vec![]], 1).expect("packs");
         assert_eq!(packed.ids, [1, 10, 90, 90, 11, 20, 80, 30, 21, 40, 41]);
         assert_eq!(packed.positions, [0, 1, 2, 3, 4, 5, 6, 7, 6, 7, 8]);
         assert_eq!(packed.target_ids(), [30, 40, 41]);
@@ -184,26 +192,38 @@ mod tests {
         assert_eq!(packed.mask.visible(9, 11, 11), (0..6, 8..10));
     }
 
+    /// Two tokens per region: the second box, mentioned twice, has rows 2 and 3.
+    #[test]
+    fn each_token_of_a_region_has_a_row_of_its_own() {
+        let two = |region| encoded(&[20, 80, 30], &[30], Some(region)).with_region_tokens(2);
+        let boxes = [vec![bbox(0.5); 2], vec![bbox(0.25); 2], vec![bbox(0.25); 2]];
+        let packed = pack_encoded(&[two(6), two(6), two(6)], &boxes, 2).expect("packs");
+        assert_eq!(packed.boxes.len(), 2);
+        let rows: Vec<usize> = packed.regions.iter().map(|(_, row)| *row).collect();
+        assert_eq!(rows, [0, 1, 2, 3, 2, 3]);
+        assert!(packed.regions.iter().all(|(place, _)| packed.ids[*place as usize] == 80));
+    }
+
     #[test]
     fn regions_and_targets_are_never_shared() {
         let alike = [encoded(&[80, 30], &[30], Some(5)), encoded(&[80, 30], &[30], Some(5))];
-        let packed = pack_encoded(&alike, &[vec![bbox(0.5)], vec![bbox(0.25)]]).expect("packs");
+        let packed = pack_encoded(&alike, &[vec![bbox(0.5)], vec![bbox(0.25)]], 1).expect("packs");
         assert_eq!(packed.prefix(), 5);
         assert_eq!(packed.regions, [(5, 0), (7, 1)]);
-        let same_box = pack_encoded(&alike, &[vec![bbox(0.5)], vec![bbox(0.5)]]).expect("packs");
+        let same_box = pack_encoded(&alike, &[vec![bbox(0.5)], vec![bbox(0.5)]], 1).expect("packs");
         assert_eq!((same_box.boxes.len(), same_box.regions), (1, vec![(5, 0), (7, 0)]));
         let answer_first = [encoded(&[30], &[30], None), encoded(&[30], &[30], None)];
-        let packed = pack_encoded(&answer_first, &[vec![], vec![]]).expect("packs");
+        let packed = pack_encoded(&answer_first, &[vec![], vec![]], 1).expect("packs");
         assert_eq!((packed.prefix(), packed.predictors), (5, vec![4, 4]));
     }
 
     #[test]
     fn other_pictures_and_none_are_refused() {
-        assert!(matches!(pack_encoded(&[], &[]), Err(DataError::Packing(_))));
+        assert!(matches!(pack_encoded(&[], &[], 1), Err(DataError::Packing(_))));
         let mut other = encoded(&[20], &[], None);
         other.ids[1] = 12;
         assert!(matches!(
-            pack_encoded(&[encoded(&[20], &[], None), other], &[vec![], vec![]]),
+            pack_encoded(&[encoded(&[20], &[], None), other], &[vec![], vec![]], 1),
             Err(DataError::Packing(_))
         ));
     }
@@ -221,7 +241,7 @@ mod tests {
         let questions =
             Questions::new(QuestionMix { jitter: 0.1, ..QuestionMix::default() }, scenes.kinds()).expect("sound");
         let conversations = questions.ask(&scenes.scene(2), &mut scenes.question_rng(2));
-        let packed = pack(&conversations, &tokenizer, 256).expect("packs");
+        let packed = pack(&conversations, &tokenizer, 256, 1).expect("packs");
         let prefix = packed.prefix();
         assert_eq!((packed.patches.len(), packed.target_ids().len()), (256, packed.predictors.len()));
         assert_eq!(packed.ids.len(), packed.branches.last().expect("a branch").end);

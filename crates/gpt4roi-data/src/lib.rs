@@ -9,6 +9,7 @@
 //! * [`kinds`]: what objects there are, what is known of them, and their drawings;
 //! * [`scenes`]: pictures of them, with boxes, patch labels and splits;
 //! * [`questions`]: conversations about a scene; [`answers`]: their words, and which answers are right;
+//!   [`descriptions`]: which claims of a detailed description are;
 //! * [`batch`]: all conversations about one picture as one sequence;
 //! * [`export`]: scenes as files; [`corpus`]: all sentences there are, for a vocabulary.
 //!
@@ -29,6 +30,7 @@ pub mod answers;
 mod background;
 pub mod batch;
 pub mod corpus;
+pub mod descriptions;
 pub mod error;
 pub mod export;
 pub mod kinds;
@@ -39,6 +41,7 @@ mod sprite;
 pub use crate::{
     answers::{AnswerKey, Direction},
     batch::{Packed, pack},
+    descriptions::{Claim, Judgement, judge},
     error::DataError,
     kinds::{Kind, Style},
     questions::{Conversation, QuestionMix, QuestionType, Questions},

@@ -23,6 +23,9 @@ const LARGEST_ID: u32 = 8;
 /// The share of conversations whose regions are numbered in the order of their mention, as people do.
 const ORDERED: f64 = 0.5;
 
+/// A dialogue of more rounds is none that a model's context holds.
+const MOST_ROUNDS: usize = 64;
+
 /// How often another question is drawn where a scene does not allow the one drawn.
 const TRIES: usize = 8;
 
@@ -108,6 +111,8 @@ pub struct QuestionMix {
     pub presence: f64,
     /// How often two, three and four regions are asked about at once, relative to each other.
     pub multi_counts: [f64; 3],
+    /// Fewest and most rounds of a dialogue.
+    pub dialogue_rounds: (usize, usize),
     /// How often each type is drawn, relative to the others.
     pub name: f64,
     /// See `name`.
@@ -142,6 +147,7 @@ impl Default for QuestionMix {
             point_reach: (0.015, 0.04),
             presence: 0.2,
             multi_counts: [1.0; 3],
+            dialogue_rounds: (2, 4),
             name: 4.0,
             multi: 3.0,
             relation: 3.0,
@@ -197,6 +203,10 @@ impl QuestionMix {
         check(counts, "multi_counts", "weights of 0 or more, not all 0", format!("{:?}", self.multi_counts))?;
         check((0.0..=1.0).contains(&self.presence), "presence", "0 to 1", self.presence.to_string())?;
         check((0.0..0.5).contains(&self.jitter), "jitter", "0 to less than 0.5", self.jitter.to_string())?;
+        let (fewest, most) = self.dialogue_rounds;
+        let rounds = 1 <= fewest && fewest <= most && most <= MOST_ROUNDS;
+        let expected = format!("1 ≤ fewest ≤ most ≤ {MOST_ROUNDS}");
+        check(rounds, "dialogue_rounds", &expected, format!("{:?}", self.dialogue_rounds))?;
         let (least, most) = self.point_reach;
         let reach = 0.0 < least && least <= most && most < 0.5;
         check(reach, "point_reach", "0 < least ≤ most < 0.5", format!("{:?}", self.point_reach))
@@ -220,19 +230,19 @@ pub struct Conversation {
     pub rounds: Vec<Round>,
     /// For [`QuestionType::Point`], the point inside the box.
     pub point: Option<Point>,
-    /// What a right answer to the last question is.
-    key: AnswerKey,
+    /// For each round, what a right answer is.
+    keys: Vec<AnswerKey>,
 }
 
 impl Conversation {
-    /// What a right answer to the last question is.
-    pub fn answer_key(&self) -> &AnswerKey {
-        &self.key
+    /// For each round, what a right answer is.
+    pub fn answer_keys(&self) -> &[AnswerKey] {
+        &self.keys
     }
 
     /// Whether an answer to the last question is right: see [`AnswerKey::accepts`].
     pub fn is_correct(&self, answer: &str) -> bool {
-        self.key.accepts(answer)
+        self.keys.last().is_some_and(|key| key.accepts(answer))
     }
 
     /// The rounds with the last answer taken away: what a model is asked.
@@ -356,7 +366,7 @@ pub fn box_around(point: Point, reach: f64) -> Option<BBox> {
 }
 
 /// Moves each edge by up to `share` of the box's side, inside the picture.
-fn jitter(bbox: BBox, share: f64, rng: &mut impl Rng) -> BBox {
+pub fn jitter(bbox: BBox, share: f64, rng: &mut impl Rng) -> BBox {
     if share == 0.0 {
         return bbox;
     }
@@ -383,15 +393,15 @@ fn assemble(question_type: QuestionType, turns: Vec<Turn>, boxes: &[BBox], rng: 
         RegionId(ids[at])
     };
     let rounds = turns.iter().map(|turn| turn.write(id_of)).collect();
-    let key = match turns.into_iter().last().map(|turn| turn.key) {
-        Some(KeyDraft::Done(key)) => key,
-        Some(KeyDraft::Names(names)) => {
+    let key = |turn: Turn| match turn.key {
+        KeyDraft::Done(key) => key,
+        KeyDraft::Names(names) => {
             AnswerKey::Names(names.into_iter().map(|(object, kind)| (id_of(object), kind)).collect())
         }
-        None => AnswerKey::Exact(String::new()),
     };
+    let keys = turns.into_iter().map(key).collect();
     let regions = order.iter().map(|object| (id_of(*object), boxes[*object], *object)).collect();
-    Conversation { question_type, regions, rounds, point: None, key }
+    Conversation { question_type, regions, rounds, point: None, keys }
 }
 
 /// The objects that a text mentions, in order.
@@ -621,23 +631,13 @@ impl Subject<'_> {
             format!("{} is {}.", answers::capital(&kind.phrase()), answers::category(&kind.category)),
             format!("It is {} and {} of the picture.", answers::relative_size(&found.bbox), answers::place(ninth)),
         ];
-        if let Some((neighbor, direction)) = self.nearest(object) {
+        if let Some((neighbor, direction)) = self.scene.nearest(object) {
             text.push(format!("It is {} {}.", direction.phrase(), self.kind(neighbor).phrase()));
         }
         text.push(answers::purpose(kind));
         let key = KeyDraft::Done(AnswerKey::Contains(vec![kind.name.clone(), ninth.into()]));
         let question = pick_text(answers::DETAIL, rng).into();
         Some(Turn { objects: vec![object], question, answer: text.join(" "), key })
-    }
-
-    /// The nearest other object that lies clearly in one direction.
-    fn nearest(&self, object: usize) -> Option<(usize, Direction)> {
-        let distance =
-            |other: usize| answers::distance(&self.scene.objects[object].bbox, &self.scene.objects[other].bbox);
-        (0..self.scene.objects.len())
-            .filter(|other| *other != object)
-            .filter_map(|other| Some((other, self.direction(object, other)?)))
-            .min_by(|a, b| distance(a.0).total_cmp(&distance(b.0)))
     }
 
     fn purpose(&self, object: usize, rng: &mut impl Rng) -> Turn {
@@ -663,7 +663,7 @@ impl Subject<'_> {
         Turn { objects: vec![], question: pick_text(answers::PICTURE, rng).into(), answer, key }
     }
 
-    /// Two to four rounds; the later ones come back to regions of the earlier ones and bring new ones.
+    /// Several rounds; the later ones come back to regions of the earlier ones and bring new ones.
     fn dialogue(&self, rng: &mut impl Rng) -> Option<Vec<Turn>> {
         const OPENINGS: &[QuestionType] =
             &[QuestionType::Name, QuestionType::Name, QuestionType::Multi, QuestionType::Picture, QuestionType::Short];
@@ -678,7 +678,8 @@ impl Subject<'_> {
             QuestionType::Purpose,
             QuestionType::Detail,
         ];
-        let length = rng.random_range(2..=4);
+        let (fewest, most) = self.mix.dialogue_rounds;
+        let length = rng.random_range(fewest..=most);
         let mut known = Vec::new();
         let mut turns = Vec::new();
         for _ in 0..length * TRIES {
@@ -729,6 +730,10 @@ mod tests {
             assert!(phrasings.len() > 3, "{question_type:?}: {}", phrasings.len());
             for (scene, conversation) in &asked {
                 let last = conversation.rounds.last().expect("a round");
+                assert!(conversation.rounds.iter().zip(conversation.answer_keys()).all(|(round, key)| {
+                    conversation.rounds.len() == conversation.answer_keys().len()
+                        && key.accepts(round.answer.as_deref().expect("an answer"))
+                }));
                 assert!(conversation.is_correct(last.answer.as_deref().expect("an answer")), "{conversation:?}");
                 assert!(!conversation.is_correct("") && !conversation.is_correct("Maybe."));
                 let text = format!("{:?}", conversation.rounds);
@@ -817,6 +822,17 @@ mod tests {
         let returning = returning.count();
         assert!(asked.iter().all(|(_, conversation)| (2..=4).contains(&conversation.rounds.len())));
         assert!(returning * 2 > asked.len(), "{returning} of {}", asked.len());
+    }
+
+    #[test]
+    fn dialogues_are_as_long_as_wished() {
+        let asked = ask(QuestionType::Dialogue, QuestionMix { dialogue_rounds: (3, 3), ..QuestionMix::default() });
+        assert!(asked.len() > 100 && asked.iter().all(|(_, conversation)| conversation.rounds.len() == 3));
+        let kinds = crate::kinds::pool().expect("the list is sound");
+        for dialogue_rounds in [(0, 2), (3, 2), (1, usize::MAX)] {
+            let error = Questions::new(QuestionMix { dialogue_rounds, ..QuestionMix::default() }, &kinds).unwrap_err();
+            assert!(error.to_string().contains("dialogue_rounds"), "{error}");
+        }
     }
 
     #[test]

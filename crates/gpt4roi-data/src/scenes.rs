@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    answers::{self, Direction},
     background,
     error::DataError,
     kinds::{self, Kind, Style},
@@ -465,6 +466,21 @@ impl Noise {
 }
 
 impl Scene {
+    /// Objects of given kinds in given boxes, on a picture that nobody looks at.
+    #[cfg(test)]
+    pub(crate) fn of_boxes(objects: &[(usize, [f64; 4])]) -> Self {
+        let object = |&(kind, xyxy): &(usize, [f64; 4])| SceneObject {
+            kind,
+            bbox: BBox::from_normalized(xyxy).expect("a box"),
+            style: Style::Noto,
+            visible: 1.0,
+            size: 1.0,
+            rotation: 0.0,
+            gain: [1.0; 3],
+        };
+        Self { image: RgbImage::new(1, 1), objects: objects.iter().map(object).collect(), labels: vec![BACKGROUND] }
+    }
+
     /// Pixels across and down.
     pub fn size(&self) -> ImageSize {
         ImageSize { width: self.image.width(), height: self.image.height() }
@@ -513,6 +529,16 @@ impl Scene {
         }
         let label = self.labels[y as usize * width as usize + x as usize];
         (label != BACKGROUND).then_some(usize::from(label))
+    }
+
+    /// The nearest other object that lies clearly in one direction, and where the object lies as seen from it.
+    pub fn nearest(&self, object: usize) -> Option<(usize, Direction)> {
+        let bbox = |index: usize| &self.objects[index].bbox;
+        let distance = |other: usize| answers::distance(bbox(object), bbox(other));
+        (0..self.objects.len())
+            .filter(|other| *other != object)
+            .filter_map(|other| Some((other, Direction::between(bbox(object), bbox(other))?)))
+            .min_by(|a, b| distance(a.0).total_cmp(&distance(b.0)))
     }
 
     /// A random point at which the object is topmost, the centre of a pixel; where it has room, not at

@@ -1,7 +1,16 @@
 //! Measures a model: asks questions whose answers are known, and counts.
 //!
-//! [`scenes`] measures on rendered scenes, question type by question type, with controls that show
-//! that the answers come from the regions: vectors of another region, and a blank picture.
+//! * [`scenes`] measures on rendered scenes, question type by question type, with controls that show
+//!   that the answers come from the regions: vectors of another region, and a blank picture;
+//! * [`descriptions`]: the claims of detailed descriptions, true, false and missing;
+//! * [`calibration`]: whether answers are right as often as the model is sure of them;
+//! * [`curves`] measures how accuracy falls with more regions at once and with boxes that do not fit;
+//! * [`plot`] draws both; [`metrics`] has shares and their intervals.
 
+pub mod calibration;
+pub mod curves;
+pub mod descriptions;
 pub mod metrics;
+mod play;
+pub mod plot;
 pub mod scenes;

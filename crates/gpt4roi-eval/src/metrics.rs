@@ -27,6 +27,11 @@ impl Tally {
         self.all += 1;
     }
 
+    /// So many right ones of so many.
+    pub fn of(right: usize, all: usize) -> Self {
+        Self { right, all }
+    }
+
     /// Counts another tally's answers, too.
     pub fn merge(&mut self, other: Self) {
         self.right += other.right;

@@ -69,6 +69,10 @@ pub struct ModelConfig {
     /// Only a stage that trains nothing but the tower can do without.
     #[serde(default)]
     pub tokenizer: Option<PathBuf>,
+    /// What the region module has that the preset's has not, by the fields of `"region"` in `config.json`: pieces left
+    /// out, other sizes. See [`gpt4roi::config::RegionConfig`].
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub region: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A built-in set of dimensions.
@@ -147,6 +151,15 @@ pub struct CheckpointConfig {
     pub keep: usize,
 }
 
+fn merge(table: &mut toml::Table, changes: toml::Table) {
+    for (key, change) in changes {
+        match (table.get_mut(&key), change) {
+            (Some(toml::Value::Table(table)), toml::Value::Table(changes)) => merge(table, changes),
+            (_, change) => drop(table.insert(key, change)),
+        }
+    }
+}
+
 fn bad_steps() -> u32 {
     10
 }
@@ -165,10 +178,27 @@ impl StageConfig {
     /// # Errors
     /// If it can't be read, has unknown or missing fields, or values that can't be.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &[])
+    }
+
+    /// Reads a stage file and changes values: each change is a line of TOML, such as `seed = 2` or
+    /// `model.region.shuffle = false`. A table is changed field by field, everything else is replaced.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if a change is not TOML.
+    pub fn open_with(path: impl AsRef<Path>, changes: &[String]) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|source| TrainError::file(path, source))?;
-        let stage: Self = toml::from_str(&text)
-            .map_err(|error| TrainError::Stage { path: path.into(), message: error.to_string() })?;
+        let failed = |error: toml::de::Error| TrainError::Stage { path: path.into(), message: error.to_string() };
+        // Read as it is first: messages then point into the file.
+        let mut stage: Self = toml::from_str(&text).map_err(failed)?;
+        if !changes.is_empty() {
+            let mut table: toml::Table = toml::from_str(&text).map_err(failed)?;
+            for change in changes {
+                merge(&mut table, toml::from_str(change).map_err(failed)?);
+            }
+            stage = table.try_into().map_err(failed)?;
+        }
         stage.check()?;
         Ok(stage)
     }
@@ -207,6 +237,10 @@ impl StageConfig {
             for field in ["threads", "checkpoint", "log_every", "max_bad_steps", "model", "init"] {
                 fields.remove(field);
             }
+            // A checkpoint of another region module may have the same shapes.
+            if !self.model.region.is_empty() {
+                fields.insert("region".into(), self.model.region.clone().into());
+            }
         }
         json
     }
@@ -217,15 +251,20 @@ mod tests {
     use super::*;
 
     fn configs() -> Vec<PathBuf> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/nano");
-        let mut paths: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+        let directories = ["nano", "ablation"].map(|name| configs.join(name));
+        let mut paths: Vec<_> = directories
+            .iter()
+            .flat_map(|directory| std::fs::read_dir(directory).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .collect();
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
         paths
     }
 
     #[test]
     fn the_stages_of_the_repository_can_be_read() {
-        assert!(configs().len() >= 4);
+        assert!(configs().len() >= 8);
         for path in configs() {
             StageConfig::open(&path).unwrap_or_else(|error| panic!("{error}"));
         }
@@ -233,13 +272,37 @@ mod tests {
 
     #[test]
     fn a_misspelt_field_is_refused_by_name() {
-        let path = configs().into_iter().find(|path| path.ends_with("0-tower.toml")).unwrap();
+        let path = configs().into_iter().find(|path| path.ends_with("nano/0-tower.toml")).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
         for (right, wrong) in
             [("\nbatch =", "\nbatches ="), ("background =", "backgroud ="), ("momentum =", "momentun =")]
         {
             let error = toml::from_str::<StageConfig>(&text.replace(right, wrong)).unwrap_err().to_string();
             assert!(error.contains(wrong.trim_matches(['\n', ' ', '='])), "{error}");
+        }
+    }
+
+    #[test]
+    fn values_are_changed_one_by_one() {
+        let path = configs().into_iter().find(|path| path.ends_with("nano/2-joint.toml")).unwrap();
+        let (plain, open) = (StageConfig::open(&path).unwrap(), |changes: &[&str]| {
+            let changes: Vec<String> = changes.iter().map(|change| change.to_string()).collect();
+            StageConfig::open_with(&path, &changes)
+        });
+        let changed = open(&["seed=9", "model.region.shuffle=false", "scenes.kinds = 5"]).unwrap();
+        assert_eq!((changed.seed, changed.scenes.kinds), (9, 5));
+        assert_eq!(serde_json::json!(changed.model.region), serde_json::json!({"shuffle": false}));
+        assert_eq!(
+            (changed.model.tokenizer, changed.optimizer),
+            (plain.model.tokenizer.clone(), plain.optimizer.clone())
+        );
+        assert_ne!(
+            open(&["model.region.shuffle=false"]).unwrap().identity(),
+            plain.identity(),
+            "a checkpoint of another region module is not gone on from"
+        );
+        for change in ["sed=9", "seed", "scenes.kind=5", "steps=0"] {
+            assert!(open(&[change]).is_err(), "{change}");
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Conversations {
     pub seed: u64,
     /// Patches of one picture.
     pub patches: usize,
+    /// Tokens of one region.
+    pub region_tokens: usize,
 }
 
 impl std::fmt::Debug for Conversations {
@@ -44,7 +46,7 @@ pub struct Talk {
     pub conversations: Vec<Conversation>,
     /// The same as one sequence.
     pub packed: Packed,
-    /// For each box of `packed`, the kind of what it shows.
+    /// For each token of each box of `packed`, the kind of what the box shows.
     pub kinds: Vec<u32>,
     /// Draws what else is random about this picture.
     pub rng: ChaCha8Rng,
@@ -60,9 +62,10 @@ impl Conversations {
         if conversations.iter().all(|conversation| conversation.regions.is_empty()) {
             return Ok(None);
         }
-        let packed =
-            pack(&conversations, &self.tokenizer, self.patches).map_err(|error| TrainError::Data(error.to_string()))?;
+        let packed = pack(&conversations, &self.tokenizer, self.patches, self.region_tokens);
+        let packed = packed.map_err(|error| TrainError::Data(error.to_string()))?;
         let kinds = kinds(&packed, &conversations, &scene)?;
+        let kinds = kinds.into_iter().flat_map(|kind| std::iter::repeat_n(kind, self.region_tokens)).collect();
         Ok(Some(Talk { scene, conversations, packed, kinds, rng }))
     }
 }
@@ -92,7 +95,7 @@ impl Talk {
     /// The mean cross-entropy of the answers' tokens; where an answer's words begin, one counts `first_token` times.
     ///
     /// # Shapes
-    /// image_tokens `[patches, H]`, region_tokens `[boxes, H]` → a scalar
+    /// image_tokens `[patches, H]`, region_tokens `[boxes·tokens, H]` → a scalar
     pub fn loss(
         &self,
         network: &Network,
@@ -105,9 +108,9 @@ impl Talk {
         let ids = Tensor::from_slice(&packed.ids, packed.ids.len(), device)?;
         let positions = Tensor::from_slice(&packed.positions, packed.positions.len(), device)?;
         let patches: Vec<u32> = packed.patches.clone().map(|place| place as u32).collect();
-        let (places, boxes): (Vec<u32>, Vec<u32>) =
-            packed.regions.iter().map(|&(place, index)| (place, index as u32)).unzip();
-        let regions = region_tokens.index_select(&Tensor::from_slice(&boxes, boxes.len(), device)?, 0)?;
+        let (places, rows): (Vec<u32>, Vec<u32>) =
+            packed.regions.iter().map(|&(place, row)| (place, row as u32)).unzip();
+        let regions = region_tokens.index_select(&Tensor::from_slice(&rows, rows.len(), device)?, 0)?;
         let embeds = network.splice(&ids, &[(image_tokens, &patches), (&regions, &places)])?;
         let hidden = network.llama.forward_packed(&embeds, &positions, &packed.mask)?.squeeze(0)?;
         let predictors: Vec<u32> = packed.predictors.iter().map(|&place| place as u32).collect();
@@ -177,7 +180,8 @@ mod tests {
         let mix = QuestionMix { count: 6, point: 0.0, dialogue: 0.0, ..QuestionMix::default() };
         let questions = Questions::new(mix, scenes.kinds()).unwrap();
         let tokenizer = tiny::tokenizer();
-        let conversations = Conversations { scenes: Arc::new(scenes), questions, tokenizer, seed: 1, patches: 4 };
+        let conversations =
+            Conversations { scenes: Arc::new(scenes), questions, tokenizer, seed: 1, patches: 4, region_tokens: 1 };
         conversations.talk(0).unwrap().unwrap()
     }
 

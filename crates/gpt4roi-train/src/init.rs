@@ -69,7 +69,7 @@ impl Initializer {
             choices,
             tower_layers: config.vision.num_hidden_layers,
             llama_layers: config.llama.num_hidden_layers,
-            input_width: config.vision.hidden_size + 2,
+            input_width: config.input_width(),
         }
     }
 

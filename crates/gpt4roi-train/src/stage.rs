@@ -30,6 +30,10 @@ pub fn open(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Trainer> {
     stage.check()?;
     let tokenizer = stage.model.tokenizer.as_deref().map(read_tokenizer).transpose()?;
     let config = stage.model.preset.config(tokenizer.as_ref().map_or(0, Tokenizer::vocab_size));
+    let config = match stage.model.region.is_empty() {
+        true => config,
+        false => config.with_region(&stage.model.region)?,
+    };
     assemble(stage, config, tokenizer, out.into())
 }
 
@@ -79,8 +83,15 @@ fn objective(
             got: "none".into(),
         })?;
         let questions = Questions::new(mix.clone(), scenes.kinds()).map_err(data)?;
-        let (seed, patches) = (stage.seed, config.vision.patches());
-        Ok::<_, TrainError>(Conversations { scenes: scenes.clone(), questions, tokenizer, seed, patches })
+        let (seed, patches, region_tokens) = (stage.seed, config.vision.patches(), config.region.tokens);
+        Ok::<_, TrainError>(Conversations {
+            scenes: scenes.clone(),
+            questions,
+            tokenizer,
+            seed,
+            patches,
+            region_tokens,
+        })
     };
     Ok(match &stage.objective {
         ObjectiveConfig::Patches(settings) => {
@@ -109,4 +120,78 @@ pub(crate) fn read_tokenizer(directory: &Path) -> Result<Tokenizer> {
 
 fn data(error: gpt4roi_data::DataError) -> TrainError {
     TrainError::Data(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use gpt4roi::{BBox, Chat, Gpt4Roi, chat::AskOptions};
+    use gpt4roi_data::SceneConfig;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{export::export, progress::Silent, tiny};
+
+    /// One step with everything trainable, the tower included, then the exported model answers. The first step
+    /// of a trainer fails if any parameter gets no gradient.
+    #[track_caller]
+    fn trains_exports_and_answers(objective: ObjectiveConfig, changes: &Value) {
+        let directory = tempfile::tempdir().unwrap();
+        let (out, exported) = (directory.path().join("out"), directory.path().join("model"));
+        let tokenizer = tiny::tokenizer();
+        let config = tiny::config(tokenizer.vocab_size()).with_region(changes.as_object().unwrap()).unwrap();
+        let stage = StageConfig {
+            steps: 1,
+            batch: 2,
+            ..tiny::stage(objective, &["model.", "lm_head.", "vision_model.", "aux.kinds"])
+        };
+        let mut trainer = assemble(stage, config.clone(), Some(tokenizer), out.clone()).unwrap();
+        trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap_or_else(|error| panic!("{changes}: {error}"));
+        export(&out, &exported).unwrap();
+        let model = Gpt4Roi::open(&exported, &Device::Cpu).unwrap();
+        assert_eq!(model.config, config, "{changes}");
+
+        let picture = gpt4roi::Image::from_rgb(Scenes::new(SceneConfig::default()).unwrap().scene(0).image);
+        let options = AskOptions { max_new_tokens: 4, ..AskOptions::default() };
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let boxes = [[0.1, 0.1, 0.5, 0.6], [0.3, 0.2, 0.9, 0.9]].map(|xyxy| BBox::from_normalized(xyxy).unwrap());
+        let together = chat.describe_regions(&boxes, "What is <region1>?", &options).unwrap();
+        for (bbox, answer) in boxes.into_iter().zip(together) {
+            chat.clear();
+            chat.add_region(bbox);
+            let alone = chat.ask_with("What is <region1>?", &options).unwrap();
+            assert_eq!((&alone.text, alone.prompt_tokens), (&answer.text, answer.prompt_tokens), "{changes}");
+        }
+    }
+
+    #[test]
+    fn every_switch_trains_exports_and_answers() {
+        for changes in [
+            json!({}),
+            json!({"levels": 1, "scales": [1]}),
+            json!({"scales": [4, 1]}),
+            json!({"coordinates": false}),
+            json!({"shuffle": false}),
+            json!({"fuse_rounds": 0}),
+            json!({"roi_size": 1}),
+            json!({"roi_size": 4, "tokens": 4}),
+            json!({"tokens": 9}),
+            json!({"coordinates": false, "shuffle": false, "box_embedding": false, "tokens": 9}),
+        ] {
+            trains_exports_and_answers(tiny::conversation(), &changes);
+        }
+    }
+
+    /// Vectors that stand for kinds take the place of as many tokens.
+    #[test]
+    fn symbols_stand_for_all_tokens_of_a_region() {
+        let tokenizer = tiny::tokenizer();
+        let changes = json!({"tokens": 9, "box_embedding": false});
+        let config = tiny::config(tokenizer.vocab_size()).with_region(changes.as_object().unwrap()).unwrap();
+        let trainable =
+            ["model.embed_tokens.", "model.layers.", "lm_head.", "aux.kinds", "model.spi_module.roi_align.updims."];
+        let stage = StageConfig { steps: 1, batch: 2, ..tiny::stage(tiny::language(), &trainable) };
+        let directory = tempfile::tempdir().unwrap();
+        let mut trainer = assemble(stage, config, Some(tokenizer), directory.path().into()).unwrap();
+        trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+    }
 }

@@ -34,7 +34,7 @@ pub fn standardize(
     let convolutions = (0..levels.len()).map(|level| format!("model.spi_module.mlvl_fuse.input_conv.{level}"));
     let (dim, hidden, seen) = (config.region.dim, config.llama.hidden_size, config.vision.hidden_size);
     for (name, channels) in convolutions.zip(&levels) {
-        fold(taken, initializer, &name, &[dim, seen + 2, 1, 1], channels)?;
+        fold(taken, initializer, &name, &[dim, config.input_width(), 1, 1], channels)?;
     }
     if let Some(last) = levels.last() {
         fold(taken, initializer, "model.mm_projector", &[hidden, seen], last)?;

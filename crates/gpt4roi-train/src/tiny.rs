@@ -74,7 +74,7 @@ fn questions() -> QuestionMix {
 pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConfig {
     StageConfig {
         name: "tiny".into(),
-        model: ModelConfig { preset: Preset::Nano, tokenizer: Some(models()) },
+        model: ModelConfig { preset: Preset::Nano, tokenizer: Some(models()), region: serde_json::Map::new() },
         trainable: trainable.iter().map(|prefix| prefix.to_string()).collect(),
         init: InitConfig {
             fresh: vec![String::new()],

@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 use candle_core::Tensor;
 
 use crate::{
-    bbox::{BBox, BoxPrecision, ImageSize, RegionId},
+    bbox::{BBox, ImageSize, RegionId},
     chat::{Answer, AskOptions, ChatError, Origin, Region, ResolvedRegion},
     error::Result,
     generate::{Generation, Limits},
@@ -17,6 +17,7 @@ use crate::{
     prompt::{self, Encoded, Piece, Round},
     sampling::Sampler,
     shape::Shape,
+    zoom::{self, Reading},
 };
 
 /// A part of a question.
@@ -61,7 +62,7 @@ pub struct Rendered {
     rounds: Arc<[Round]>,
     declared: Vec<Declared>,
     encoded: Arc<Encoded>,
-    box_precision: BoxPrecision,
+    reading: Reading,
     point_box: PointBox,
     sampler: Sampler,
     limits: Limits,
@@ -105,7 +106,8 @@ impl Rendered {
         let sampler = Sampler::new(&options.sampling)?;
         let point_box = options.point_box.unwrap_or_else(|| PointBox::of(&config.region));
         point_box.check()?;
-        let encoded = prompt::encode(&rounds, tokenizer, config.vision.patches(), options.text_mode)?;
+        let encoded = prompt::encode(&rounds, tokenizer, config.vision.patches(), options.text_mode)?
+            .with_region_tokens(config.region.tokens);
         let context = config.llama.max_position_embeddings;
         encoded.check_length(context, 1)?;
         let max_new_tokens = options.max_new_tokens.min(context - encoded.ids.len());
@@ -114,7 +116,7 @@ impl Rendered {
             rounds: rounds.into(),
             declared,
             encoded: Arc::new(encoded),
-            box_precision: options.box_precision,
+            reading: options.reading(),
             point_box,
             sampler,
             limits: Limits { eos: tokenizer.special().eos, max_new_tokens },
@@ -170,7 +172,7 @@ impl Rendered {
     pub fn locate(&self, image: &EncodedImage) -> Result<Asked> {
         let located = self.declared.iter().map(|declared| declared.locate(image, &self.point_box));
         let regions = located.collect::<Result<Vec<_>>>()?;
-        let prompt = slots(&self.encoded, &regions, self.box_precision)?;
+        let prompt = slots(&self.encoded, &regions, self.reading)?;
         Ok(Asked { rendered: self.clone(), regions, prompt })
     }
 }
@@ -269,7 +271,8 @@ impl Asked {
         self.prompt.get(..length).is_some_and(|beginning| other.prompt.starts_with(beginning))
     }
 
-    /// What the language model reads in the place of some of the prompt's tokens.
+    /// What the language model reads in the place of some of the prompt's tokens. A region that has several is not cut
+    /// in two.
     ///
     /// # Shapes
     /// → `[1, range, H]`
@@ -277,10 +280,10 @@ impl Asked {
     /// # Errors
     /// If the engine fails.
     pub fn embed(&self, model: &Gpt4Roi, image: &EncodedImage, range: Range<usize>) -> Result<Tensor> {
-        let boxes = boxes_in(&self.prompt[range.clone()]);
+        let boxes = boxes_in(&self.prompt[range.clone()], model.config.region.tokens);
         let vectors = match boxes.is_empty() {
             true => None,
-            false => Some(image.encode_boxes(model, &boxes, self.rendered.box_precision)?),
+            false => Some(zoom::encode_boxes(model, image, &boxes, self.rendered.reading)?),
         };
         self.splice(model, image, range, vectors.as_ref())
     }
@@ -315,7 +318,7 @@ impl Asked {
     /// mentioned there, if any are.
     ///
     /// # Shapes
-    /// vectors `[mentions, H]` → `[1, range, H]`
+    /// vectors `[mentions·tokens, H]` → `[1, range, H]`
     fn splice(
         &self,
         model: &Gpt4Roi,
@@ -353,17 +356,18 @@ impl Asked {
 /// # Errors
 /// If the engine fails.
 pub fn embed_all(model: &Gpt4Roi, image: &EncodedImage, asked: &[(&Asked, Range<usize>)]) -> Result<Vec<Tensor>> {
-    let boxes: Vec<_> = asked.iter().map(|(asked, range)| boxes_in(&asked.prompt[range.clone()])).collect();
-    let (all, precision) = (boxes.concat(), asked.first().map(|(asked, _)| asked.rendered.box_precision));
-    let vectors = match precision.filter(|_| !all.is_empty()) {
-        Some(precision) => Some(image.encode_boxes(model, &all, precision)?),
+    let tokens = model.config.region.tokens;
+    let boxes: Vec<_> = asked.iter().map(|(asked, range)| boxes_in(&asked.prompt[range.clone()], tokens)).collect();
+    let (all, reading) = (boxes.concat(), asked.first().map(|(asked, _)| asked.rendered.reading));
+    let vectors = match reading.filter(|_| !all.is_empty()) {
+        Some(reading) => Some(zoom::encode_boxes(model, image, &all, reading)?),
         None => None,
     };
     let mut first = 0;
     let embed = |((asked, range), boxes): (&(&Asked, Range<usize>), &Vec<BBox>)| {
         let own = vectors.as_ref().filter(|_| !boxes.is_empty());
-        let own = own.map(|vectors| vectors.narrow(0, first, boxes.len())).transpose()?;
-        first += boxes.len();
+        let own = own.map(|vectors| vectors.narrow(0, first, boxes.len() * tokens)).transpose()?;
+        first += boxes.len() * tokens;
         asked.splice(model, image, range.clone(), own.as_ref())
     };
     asked.iter().zip(&boxes).map(embed).collect()
@@ -378,29 +382,29 @@ pub(crate) fn question_text(pieces: &[Piece]) -> String {
 }
 
 /// What stands at one place of a prompt. All patches belong to the one picture, so their id says all.
-/// Regions share an id; their vectors depend on the box and its precision, and on nothing else.
+/// Regions share an id; their vectors depend on the box and how it is read, and on nothing else.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Slot {
     Token(u32),
-    Region(BBox, BoxPrecision),
+    Region(BBox, Reading),
 }
 
-/// The boxes of the regions in a stretch of a prompt, in order.
-fn boxes_in(prompt: &[Slot]) -> Vec<BBox> {
+/// The boxes of the regions in a stretch of a prompt, in order; each has so many tokens.
+fn boxes_in(prompt: &[Slot], tokens: usize) -> Vec<BBox> {
     let bbox = |slot: &Slot| match slot {
         Slot::Region(bbox, _) => Some(*bbox),
         Slot::Token(_) => None,
     };
-    prompt.iter().filter_map(bbox).collect()
+    prompt.iter().filter_map(bbox).step_by(tokens).collect()
 }
 
-fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Result<Vec<Slot>> {
+fn slots(encoded: &Encoded, regions: &[Region], reading: Reading) -> Result<Vec<Slot>> {
     let mut slots: Vec<Slot> = encoded.ids.iter().copied().map(Slot::Token).collect();
     for &(place, id) in &encoded.regions {
         let region = regions.iter().find(|region| region.id == id);
         let region = region.ok_or(ChatError::UnknownRegion { id, declared: regions.len() })?;
         if let Some(slot) = slots.get_mut(place as usize) {
-            *slot = Slot::Region(region.bbox, precision);
+            *slot = Slot::Region(region.bbox, reading);
         }
     }
     Ok(slots)
@@ -410,10 +414,10 @@ fn slots(encoded: &Encoded, regions: &[Region], precision: BoxPrecision) -> Resu
 mod tests {
     use super::*;
     use crate::{
-        bbox::Point,
+        bbox::{BoxPrecision, Point},
         chat::Chat,
         error::Error,
-        tiny::{bbox, picture, short, tiny},
+        tiny::{bbox, picture, short, tiny, tiny_with},
     };
 
     const BOXES: [[f64; 4]; 2] = [[0.1, 0.2, 0.5, 0.9], [0.4, 0.1, 0.9, 0.6]];
@@ -519,8 +523,38 @@ mod tests {
         let together = embed_all(&model, &image, &[(&asked, range.clone()), (&other, range.clone())]).unwrap();
         for (asked, together) in [&asked, &other].into_iter().zip(together) {
             let alone = asked.embed(&model, &image, range.clone()).unwrap();
-            let difference = (alone - together).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-            assert!(difference < 1e-4, "{difference}");
+            assert_near(&alone, &together);
+        }
+    }
+
+    fn assert_near(got: &Tensor, expected: &Tensor) {
+        let difference = (got - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(difference < 1e-4, "{difference}");
+    }
+
+    /// Each mention takes the places of all its vectors, alone or beside other questions.
+    #[test]
+    fn regions_of_several_tokens_stand_in_a_row() {
+        let (one, four) = (tiny(), tiny_with(|config| config.region.tokens = 4));
+        let question = text("Is <region1> left of <region2>?");
+        let ask =
+            |model, boxes: [[f64; 4]; 2]| rendered(model, &[(1, boxes[0]), (2, boxes[1])], &[], &question).unwrap();
+        let asked = ask(&four, BOXES);
+        assert_eq!(asked.tokens(), ask(&one, BOXES).tokens() + 2 * 3);
+        assert_eq!(asked.before(RegionId(1)), ask(&one, BOXES).before(RegionId(1)));
+
+        let image = EncodedImage::new(&four, &picture()).unwrap();
+        let range = asked.before(RegionId(1))..asked.tokens();
+        let turned = [BOXES[1], BOXES[0]];
+        let (asked, other) = (asked.locate(&image).unwrap(), ask(&four, turned).locate(&image).unwrap());
+        let together = embed_all(&four, &image, &[(&asked, range.clone()), (&other, range.clone())]).unwrap();
+        for ((asked, boxes), together) in [(&asked, BOXES), (&other, turned)].into_iter().zip(together) {
+            assert_near(&together, &asked.embed(&four, &image, range.clone()).unwrap());
+            for (number, xyxy) in [1, 2].into_iter().zip(boxes) {
+                let vectors = image.encode_boxes(&four, &[bbox(xyxy)], BoxPrecision::F32).unwrap();
+                let place = asked.rendered().before(RegionId(number)) - range.start;
+                assert_near(&together.squeeze(0).unwrap().narrow(0, place, 4).unwrap(), &vectors);
+            }
         }
     }
 }

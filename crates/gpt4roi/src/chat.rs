@@ -18,6 +18,7 @@ use crate::{
     sampling::Sampling,
     shape::Shape,
     tokenizer::{TextStream, Tokenizer},
+    zoom::{Reading, Zoom},
 };
 
 /// A question that a conversation can't take.
@@ -95,6 +96,8 @@ pub struct AskOptions {
     pub box_precision: BoxPrecision,
     /// How a point becomes a box, if not as the model's training did it.
     pub point_box: Option<PointBox>,
+    /// Whether small regions are looked at more closely.
+    pub zoom: Zoom,
     /// When many regions are described together: how many bytes the keys and values of the sequences
     /// may take that decode at the same time, beyond those of the prefix that they share. One sequence
     /// runs in any case.
@@ -110,10 +113,20 @@ impl Default for AskOptions {
             text_mode: TextMode::Literal,
             box_precision: BoxPrecision::F32,
             point_box: None,
+            zoom: Zoom::Off,
             batch_bytes: 1 << 30,
         }
     }
 }
+
+impl AskOptions {
+    pub(crate) fn reading(&self) -> Reading {
+        Reading { precision: self.box_precision, zoom: self.zoom }
+    }
+}
+
+/// What is said instead of an answer that the model is not sure of.
+pub const UNKNOWN: &str = "I do not know.";
 
 /// An answer, and what it is an answer to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -134,6 +147,20 @@ pub struct Answer {
     pub finish: FinishReason,
     /// The mean logarithm of the tokens' probabilities; none without tokens.
     pub mean_log_probability: Option<f64>,
+}
+
+impl Answer {
+    /// How sure the model is of its words, in 0..=1: the geometric mean of the tokens' probabilities. None
+    /// without tokens.
+    pub fn probability(&self) -> Option<f64> {
+        self.mean_log_probability.map(f64::exp)
+    }
+
+    /// What the model said, or [`UNKNOWN`] if it is less sure than `least`. An answer without tokens says nothing in
+    /// any case.
+    pub fn text_if_sure(&self, least: f64) -> &str {
+        if self.probability().is_some_and(|probability| probability < least) { UNKNOWN } else { &self.text }
+    }
 }
 
 /// A conversation, ready to be saved.
@@ -656,6 +683,19 @@ mod tests {
         assert_eq!((cancelled.finish, cancelled.generated_tokens, calls), (FinishReason::Cancelled, 3, 3));
         assert_eq!(chat.transcript(), before);
         assert!(chat.regions().is_empty());
+    }
+
+    /// The mean of the logarithms of 1/2 and 1/8 is that of 1/4.
+    #[test]
+    fn the_probability_of_an_answer_is_the_geometric_mean_of_its_tokens() {
+        let (model, picture) = (tiny(), picture());
+        let answer = Chat::new(&model, &picture).unwrap().ask_with("What do you see?", &short()).unwrap();
+        let of = |mean_log_probability| Answer { mean_log_probability, ..answer.clone() };
+        let quarter = of(Some((0.5f64.ln() + 0.125f64.ln()) / 2.0));
+        assert!((quarter.probability().unwrap() - 0.25).abs() < 1e-12);
+        assert_eq!((of(None).probability(), of(Some(0.0)).probability()), (None, Some(1.0)));
+        assert_eq!((quarter.text_if_sure(0.3), quarter.text_if_sure(0.2)), (UNKNOWN, answer.text.as_str()));
+        assert_eq!((of(None).text_if_sure(1.0), of(Some(0.0)).text_if_sure(1.0)), (&*answer.text, &*answer.text));
     }
 
     #[test]

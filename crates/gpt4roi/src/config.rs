@@ -107,6 +107,19 @@ pub struct RegionConfig {
     pub sampling_ratio: usize,
     /// Width inside the box embedding.
     pub pos_hidden: usize,
+    /// Whether the maps know where they are: two channels of coordinates beside the tower's.
+    #[serde(skip_serializing_if = "is_original")]
+    pub coordinates: bool,
+    /// Whether levels exchange channels with their neighbours before each round's convolution.
+    #[serde(skip_serializing_if = "is_original")]
+    pub shuffle: bool,
+    /// Whether an embedding of the box itself is added to what it shows.
+    #[serde(skip_serializing_if = "is_original")]
+    pub box_embedding: bool,
+    /// Tokens per region, a square number: RoIAlign's grid is cut into so many cells, each of which becomes a token. The
+    /// original has one, into which the whole grid is flattened.
+    #[serde(skip_serializing_if = "is_one")]
+    pub tokens: usize,
     /// If training put a small box around every point: from the point to each side, as a fraction of
     /// width and height. Absent, a box is grown around what lies at the point.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,6 +137,10 @@ impl Default for RegionConfig {
             roi_size: 14,
             sampling_ratio: 2,
             pos_hidden: 256,
+            coordinates: true,
+            shuffle: true,
+            box_embedding: true,
+            tokens: 1,
             point_reach: None,
         }
     }
@@ -137,6 +154,11 @@ impl RegionConfig {
         } else {
             self.scales.clone()
         }
+    }
+
+    /// Cells along one side of RoIAlign's grid, of which each becomes a token.
+    pub fn cells(&self) -> usize {
+        self.tokens.isqrt()
     }
 }
 
@@ -236,6 +258,11 @@ impl Config {
         }
     }
 
+    /// Channels that each input convolution of the pyramid reads: the tower's, and two coordinates.
+    pub fn input_width(&self) -> usize {
+        self.vision.hidden_size + if self.region.coordinates { 2 } else { 0 }
+    }
+
     /// The hidden states that become the levels of the pyramid, ascending; the last one also feeds
     /// the projector. Index 0 is the input of the first layer.
     pub fn level_states(&self) -> Result<Vec<usize>> {
@@ -285,6 +312,20 @@ impl Config {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// The same model with another region module: `changes` has the fields of `"region"` that differ.
+    ///
+    /// # Errors
+    /// If a field is unknown, or no model can have these dimensions.
+    pub fn with_region(mut self, changes: &serde_json::Map<String, serde_json::Value>) -> Result<Self> {
+        let mut region = serde_json::json!(self.region);
+        if let Some(fields) = region.as_object_mut() {
+            fields.extend(changes.clone());
+        }
+        self.region = fields("region", &region)?;
+        self.check()?;
+        Ok(self)
     }
 
     /// `config.json` in the published layout.
@@ -340,6 +381,7 @@ impl Config {
             ("region.roi_size", region.roi_size),
             ("region.sampling_ratio", region.sampling_ratio),
             ("region.pos_hidden", region.pos_hidden),
+            ("region.tokens", region.tokens),
             ("region.scales", region.scales.iter().copied().max().unwrap_or(1)),
             // No convolution without a round is fine.
             ("region.fuse_rounds", region.fuse_rounds.max(1)),
@@ -361,6 +403,10 @@ impl Config {
         divides("patch_size", self.vision.patch_size, self.vision.image_size)?;
         divides("region.gn_groups", self.region.gn_groups, self.region.dim)?;
         divides("2 (a head's width)", 2, self.llama.hidden_size / self.llama.num_attention_heads)?;
+        divides("region.tokens, its root", region.cells(), region.roi_size)?;
+        if region.cells() * region.cells() != region.tokens {
+            return Err(Error::config("region.tokens", "a square number".into(), region.tokens.to_string()));
+        }
         let scales = self.region.scales();
         if scales.len() != self.region.levels || scales.contains(&0) {
             return Err(Error::config(
@@ -405,6 +451,14 @@ fn parse(file: &str, text: &str) -> Result<serde_json::Value> {
 
 fn fields<T: serde::de::DeserializeOwned>(file: &str, value: &serde_json::Value) -> Result<T> {
     T::deserialize(value).map_err(|error| Error::config(file, "the fields of the model".into(), error.to_string()))
+}
+
+fn is_original(part: &bool) -> bool {
+    *part
+}
+
+fn is_one(tokens: &usize) -> bool {
+    *tokens == 1
 }
 
 fn default_rms_norm_eps() -> f64 {
@@ -460,6 +514,34 @@ mod tests {
         model["region"]["colour"] = 1.into();
         let error = Config::from_json(&model.to_string(), &tower.to_string(), None).unwrap_err().to_string();
         assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn a_region_module_is_changed_piece_by_piece() {
+        let change = |changes: serde_json::Value| Config::nano(600).with_region(changes.as_object().unwrap());
+        let changed = change(serde_json::json!({"shuffle": false, "tokens": 4, "levels": 1, "scales": [1]})).unwrap();
+        assert_eq!((changed.region.shuffle, changed.region.cells(), changed.region.coordinates), (false, 2, true));
+        let (model, tower) = (changed.to_json().to_string(), changed.tower_to_json().to_string());
+        assert_eq!(Config::from_json(&model, &tower, None).unwrap(), changed);
+        for (changes, expected) in [
+            (serde_json::json!({"shufle": false}), "shufle"),
+            (serde_json::json!({"tokens": 2}), "a square number"),
+            (serde_json::json!({"tokens": 9}), "a divisor of 14, got 3"),
+            (serde_json::json!({"tokens": 0}), "region.tokens"),
+            (serde_json::json!({"levels": 2}), "region.scales"),
+        ] {
+            let error = change(changes).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    /// A reader that knows nothing of the switches reads what it always read.
+    #[test]
+    fn switches_that_are_not_used_are_not_written() {
+        let json = Config::gpt4roi_7b().to_json()["region"].to_string();
+        for field in ["coordinates", "shuffle", "box_embedding", "tokens"] {
+            assert!(!json.contains(field), "{json}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Cost {
     /// place of every level, 18·C² operations each. Each round reads its maps and writes them.
     pub fn pyramid(config: &Config) -> Self {
         let (dim, levels) = (config.region.dim as u64, config.region.levels as u64);
-        let (rounds, seen) = (config.region.fuse_rounds as u64, config.vision.hidden_size as u64 + 2);
+        let (rounds, seen) = (config.region.fuse_rounds as u64, config.input_width() as u64);
         let patches = config.vision.patches() as u64;
         let places: u64 = config.region.scales().iter().map(|&scale| patches * (scale * scale) as u64).sum();
         Self {
@@ -57,15 +57,18 @@ impl Cost {
     }
 
     /// The head for so many regions: per level a 3×3 convolution on R² places, then one linear layer over all of them,
-    /// the embedding of the box, and the projection to the language model's width.
+    /// the embedding of the box, and the projection of each token to the language model's width. Where a region has
+    /// several tokens, the linear layer is smaller and used for each.
     pub fn region_head(config: &Config, regions: usize) -> Self {
         let (dim, levels) = (config.region.dim as u64, config.region.levels as u64);
         let bins = (config.region.roi_size * config.region.roi_size) as u64;
         let (hidden, text) = (config.region.pos_hidden as u64, config.llama.hidden_size as u64);
-        let linear = bins * dim * dim + 4 * hidden + hidden * dim + dim * text;
+        let place = if config.region.box_embedding { 4 * hidden + hidden * dim } else { 0 };
+        let tokens = config.region.tokens as u64;
+        let linear = bins * dim * dim + place + tokens * dim * text;
         Self {
             operations: regions as u64 * (levels * bins * 18 * dim * dim + 2 * linear),
-            bytes: F32 * (levels * 9 * dim * dim + linear),
+            bytes: F32 * (levels * 9 * dim * dim + bins / tokens * dim * dim + place + dim * text),
         }
     }
 
@@ -92,6 +95,10 @@ impl Cost {
 mod tests {
     use super::*;
 
+    fn with(config: &Config, changes: serde_json::Value) -> Config {
+        config.clone().with_region(changes.as_object().unwrap()).unwrap()
+    }
+
     /// Against figures worked out by hand for the published model: 23 layers of 12·1024² weights over 257 tokens; five
     /// convolutions of 9·1024² weights over 21760 places; 0.82 GB of the linear layer over all bins.
     #[test]
@@ -107,6 +114,12 @@ mod tests {
 
         let head = Cost::region_head(&config, 4);
         assert_eq!(head.operations, 4 * Cost::region_head(&config, 1).operations);
+        let tokens = Cost::region_head(&with(&config, serde_json::json!({"tokens": 4})), 1);
+        assert_eq!(tokens.operations - Cost::region_head(&config, 1).operations, 2 * 3 * 1024 * 4096);
+        let plain = with(&config, serde_json::json!({"coordinates": false, "box_embedding": false}));
+        assert_eq!(pyramid.operations - Cost::pyramid(&plain).operations, 2 * 4 * 256 * 2 * 1024);
+        let place = 2 * (4 * 256 + 256 * 1024);
+        assert_eq!(Cost::region_head(&config, 1).operations - Cost::region_head(&plain, 1).operations, place);
         let linear = 200_704 * 1024 + 4 * 256 + 256 * 1024 + 1024 * 4096;
         assert_eq!(head.bytes, 4 * (4 * 9 * 1024 * 1024 + linear));
 

@@ -6,6 +6,7 @@
 use std::{
     io::{BufRead, Cursor, Seek},
     path::PathBuf,
+    sync::Arc,
 };
 
 use candle_core::{Device, Tensor};
@@ -63,10 +64,10 @@ pub enum ImageError {
     },
 }
 
-/// A picture, upright, in RGB.
+/// A picture, upright, in RGB. Copies share the pixels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Image {
-    rgb: RgbImage,
+    rgb: Arc<RgbImage>,
 }
 
 impl Image {
@@ -90,7 +91,7 @@ impl Image {
 
     /// Takes decoded pixels.
     pub fn from_rgb(rgb: RgbImage) -> Self {
-        Self { rgb }
+        Self { rgb: Arc::new(rgb) }
     }
 
     /// The pixels.
@@ -136,7 +137,7 @@ impl Image {
 }
 
 fn read<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<Image, ImageError> {
-    Ok(Image { rgb: to_rgb(upright(reader, max_pixels)?) })
+    Ok(Image::from_rgb(to_rgb(upright(reader, max_pixels)?)))
 }
 
 /// The picture in the colours of its file, turned as its EXIF orientation says.

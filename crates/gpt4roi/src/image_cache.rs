@@ -14,15 +14,29 @@ use crate::{
     error::Result,
     image::Image,
     model::{Gpt4Roi, ImageFeatures, Network},
+    zoom::Reading,
 };
+
+/// How many closer looks are kept with a picture: vectors of a few kilobytes, the latest.
+const CLOSE_UPS: usize = 1024;
 
 /// What the model makes of one picture, however many conversations are about it.
 #[derive(Debug)]
 pub struct EncodedImage {
-    size: ImageSize,
+    /// For closer looks.
+    image: Image,
     features: ImageFeatures,
     /// The pyramid, once a region needs it: at the original's size it costs twelve times the tower.
     maps: Mutex<Option<Arc<[Tensor]>>>,
+    /// What regions show that were looked at closely, the latest last.
+    close_ups: Mutex<Vec<CloseUp>>,
+}
+
+#[derive(Debug)]
+struct CloseUp {
+    bbox: BBox,
+    reading: Reading,
+    features: Tensor,
 }
 
 impl EncodedImage {
@@ -32,12 +46,18 @@ impl EncodedImage {
     /// If the engine fails.
     pub fn new(model: &Gpt4Roi, image: &Image) -> Result<Self> {
         let pixels = image.pixel_values(&model.config.vision, &model.device)?;
-        Ok(Self { size: image.size(), features: model.network.encode_image(&pixels)?, maps: Mutex::new(None) })
+        let features = model.network.encode_image(&pixels)?;
+        Ok(Self { image: image.clone(), features, maps: Mutex::new(None), close_ups: Mutex::new(Vec::new()) })
     }
 
     /// Width and height of the picture.
     pub fn size(&self) -> ImageSize {
-        self.size
+        self.image.size()
+    }
+
+    /// The picture itself.
+    pub fn image(&self) -> &Image {
+        &self.image
     }
 
     /// What the tower made of it.
@@ -57,10 +77,31 @@ impl EncodedImage {
         Ok(maps.insert(network.pyramid(&self.features)?.into()).clone())
     }
 
-    /// What the language model sees of some boxes.
+    /// What a region shows, as `look` finds it unless it was found before.
+    pub(crate) fn close_up(
+        &self,
+        bbox: &BBox,
+        reading: Reading,
+        look: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let of_this = |known: &&CloseUp| known.bbox == *bbox && known.reading == reading;
+        if let Some(known) = lock(&self.close_ups).iter().find(of_this) {
+            return Ok(known.features.clone());
+        }
+        // Not under the lock: other regions need not wait for this one.
+        let features = look()?;
+        let mut close_ups = lock(&self.close_ups);
+        if close_ups.len() == CLOSE_UPS {
+            close_ups.remove(0);
+        }
+        close_ups.push(CloseUp { bbox: *bbox, reading, features: features.clone() });
+        Ok(features)
+    }
+
+    /// What the language model sees of some boxes, none of them looked at more closely.
     ///
     /// # Shapes
-    /// N boxes → `[N, H]`
+    /// N boxes → `[N·tokens, H]`
     ///
     /// # Errors
     /// If the engine fails.
@@ -69,14 +110,14 @@ impl EncodedImage {
         Ok(model.network.encode_regions(&maps, &BBox::tensor(boxes, precision, &model.device)?)?)
     }
 
-    /// Bytes of memory, counting the pyramid whether or not it was computed yet.
+    /// Bytes of memory, counting the pyramid whether or not it was computed yet, and not counting closer looks.
     fn bytes(&self, config: &Config) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let of_tower: usize =
             self.features.states.iter().map(bytes).sum::<usize>() + bytes(&self.features.image_tokens);
         let cells: usize = config.region.scales().iter().map(|scale| (config.vision.grid() * scale).pow(2)).sum();
         let width = self.features.image_tokens.dtype().size_in_bytes();
-        of_tower + cells * config.region.dim * width
+        self.image.rgb().as_raw().len() + of_tower + cells * config.region.dim * width
     }
 }
 
@@ -251,13 +292,14 @@ mod tests {
         assert!(none.is_empty() && none.bytes() == 0);
     }
 
-    /// Counted by hand from the tensors themselves.
+    /// Counted by hand from the tensors themselves, and three for each of 80×60 pixels.
     #[test]
-    fn bytes_are_those_of_the_tensors() {
+    fn bytes_are_those_of_the_tensors_and_the_pixels() {
         let model = tiny();
         let encoded = EncodedImage::new(&model, &picture()).unwrap();
         let maps = encoded.maps(&model.network).unwrap();
         let tensors = encoded.features.states.iter().chain([&encoded.features.image_tokens]).chain(maps.iter());
-        assert_eq!(encoded.bytes(&model.config), tensors.map(|tensor| 4 * tensor.elem_count()).sum::<usize>());
+        let bytes = 3 * 80 * 60 + tensors.map(|tensor| 4 * tensor.elem_count()).sum::<usize>();
+        assert_eq!(encoded.bytes(&model.config), bytes);
     }
 }

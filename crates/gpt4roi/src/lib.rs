@@ -54,6 +54,7 @@ pub mod describe;
 pub mod point;
 pub mod prefix_cache;
 pub mod trace;
+pub mod zoom;
 
 pub mod cost;
 pub mod ggml_type;

@@ -74,11 +74,11 @@ impl Network {
         self.region.pyramid.forward(&states?)
     }
 
-    /// One embedding per box. What is cut out of the maps is far larger than what becomes of it, so that
-    /// many boxes are taken [a few at a time](crate::region::RegionHead::boxes_at_once).
+    /// One embedding per box, or as many as a region has tokens. What is cut out of the maps is far larger than what
+    /// becomes of it, so that many boxes are taken [a few at a time](crate::region::RegionHead::boxes_at_once).
     ///
     /// # Shapes
-    /// maps from [`Self::pyramid`]; boxes `[N, 4]` normalised xyxy, f32 or f16 → `[N, H]`
+    /// maps from [`Self::pyramid`]; boxes `[N, 4]` normalised xyxy, f32 or f16 → `[N·tokens, H]`
     pub fn encode_regions(&self, maps: &[Tensor], boxes: &Tensor) -> TensorResult<Tensor> {
         let head = &self.region.head;
         some_rows_at_a_time(boxes, head.boxes_at_once(), |boxes| head.forward(&head.pool(maps, boxes)?, boxes))

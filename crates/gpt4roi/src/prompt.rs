@@ -98,13 +98,36 @@ pub struct Encoded {
     pub targets: Vec<bool>,
     /// Where the picture's patches stand.
     pub patches: Range<usize>,
-    /// Where each region's vector goes, in the order of first mention.
+    /// Where each region's vector goes, in the order of first mention; one that has several has as many entries in a row.
     pub regions: Vec<(u32, RegionId)>,
     /// Where the words of each answer begin, behind `Assistant:`.
     pub answers: Vec<usize>,
 }
 
 impl Encoded {
+    /// The same for a model that has so many vectors for a region: as many `<bbox>` in a row, none of which is a target.
+    #[must_use]
+    pub fn with_region_tokens(self, count: usize) -> Self {
+        if count == 1 {
+            return self;
+        }
+        let places: Vec<usize> = self.regions.iter().map(|&(place, _)| place as usize).collect();
+        let moved = |place: usize| place + (count - 1) * places.iter().filter(|&&region| region < place).count();
+        let times = |place: usize| if places.contains(&place) { count } else { 1 };
+        let repeat = |place: usize| std::iter::repeat_n(place, times(place));
+        let from: Vec<usize> = (0..self.ids.len()).flat_map(repeat).collect();
+        Self {
+            ids: from.iter().map(|&place| self.ids[place]).collect(),
+            targets: from.iter().map(|&place| self.targets[place]).collect(),
+            patches: moved(self.patches.start)..moved(self.patches.end),
+            regions: (self.regions.iter())
+                .flat_map(|&(place, id)| (0..count).map(move |cell| (place, cell, id)))
+                .map(|(place, cell, id)| ((moved(place as usize) + cell) as u32, id))
+                .collect(),
+            answers: self.answers.iter().map(|&place| moved(place)).collect(),
+        }
+    }
+
     /// Refuses a conversation that leaves fewer than `reserve` of the model's `max_positions` for the
     /// answer. Nothing is ever cut off: the newest question stands at the end.
     pub fn check_length(&self, max_positions: usize, reserve: usize) -> Result<(), PromptError> {
@@ -459,6 +482,24 @@ mod tests {
 
     /// Patches in the goldens.
     const PATCHES: usize = 4;
+
+    #[test]
+    fn a_region_of_several_tokens_moves_what_follows() {
+        let one = Encoded {
+            ids: vec![1, 90, 90, 20, 80, 21, 80, 30],
+            targets: vec![false, false, false, false, false, false, false, true],
+            patches: 1..3,
+            regions: vec![(4, RegionId(7)), (6, RegionId(2))],
+            answers: vec![7],
+        };
+        assert_eq!(one.clone().with_region_tokens(1), one);
+        let four = one.with_region_tokens(4);
+        assert_eq!(four.ids, [1, 90, 90, 20, 80, 80, 80, 80, 21, 80, 80, 80, 80, 30]);
+        assert_eq!(four.targets.iter().filter(|target| **target).count(), 1);
+        let places: Vec<(u32, u32)> = four.regions.iter().map(|(place, id)| (*place, id.0)).collect();
+        assert_eq!(places, [(4, 7), (5, 7), (6, 7), (7, 7), (9, 2), (10, 2), (11, 2), (12, 2)]);
+        assert_eq!((four.patches, four.answers, four.targets[13]), (1..3, vec![13], true));
+    }
 
     #[test]
     fn ids_are_those_of_the_rendered_string() {

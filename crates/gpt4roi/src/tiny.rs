@@ -30,6 +30,11 @@ impl TensorSource for Noise {
 
 /// The architecture in miniature: what it says means nothing, and depends on everything.
 pub(crate) fn tiny() -> Gpt4Roi {
+    tiny_with(|_| ())
+}
+
+/// The same with other dimensions.
+pub(crate) fn tiny_with(change: impl FnOnce(&mut Config)) -> Gpt4Roi {
     let (model, added) =
         (include_bytes!("../tests/data/tokenizer.model"), include_str!("../tests/data/added_tokens.json"));
     let tokenizer = Tokenizer::from_bytes(model, added).unwrap();
@@ -38,6 +43,7 @@ pub(crate) fn tiny() -> Gpt4Roi {
     (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (16, 32, 56);
     (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (8, 2, 1);
     (config.region.roi_size, config.region.pos_hidden) = (4, 8);
+    change(&mut config);
     let weights = Weights::new(Arc::new(Noise));
     let network = Network::load(&config, &weights, &weights).unwrap();
     Gpt4Roi { network, tokenizer, config, device: Device::Cpu }

@@ -163,7 +163,8 @@ impl Trace {
         rounds: &[Round],
         prefix: &str,
     ) -> Result<String> {
-        let encoded = prompt::encode(rounds, &model.tokenizer, model.config.vision.patches(), TextMode::Compat)?;
+        let encoded = prompt::encode(rounds, &model.tokenizer, model.config.vision.patches(), TextMode::Compat)?
+            .with_region_tokens(model.config.region.tokens);
         encoded.check_length(model.config.llama.max_position_embeddings, case.max_new_tokens)?;
         let patch_places: Vec<u32> = encoded.patches.clone().map(|place| place as u32).collect();
         let region_places: Vec<u32> = encoded.regions.iter().map(|(place, _)| *place).collect();

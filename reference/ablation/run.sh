@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Trains every variant of the region module with the same data and budget, measures it on scenes that nothing was
+# trained on, and writes docs/ablation.md and docs/ablation.svg. What is there already is not done again.
+#
+#   reference/ablation/run.sh [OUT]          OUT is runs/ablation if not given
+#
+# In the environment: SEEDS ("1 2 3"), VARIANTS (names; all), COUNT (scenes per variant and seed; 300), STEPS (replaces the
+# steps of every stage, to try the path), GPT4ROI (the program), TABLE (the table's file; docs/ablation.md).
+set -euo pipefail
+
+out=${1:-runs/ablation}
+program=${GPT4ROI:-target/release/gpt4roi}
+configs=configs/ablation
+kinds=24
+
+# train STAGE DIRECTORY INIT CHANGE...: one stage, or the rest of it.
+train() {
+    local stage=$1 directory=$2 init=$3 changes=()
+    shift 3
+    for change in "seed=$seed" ${init:+"init.from=[$init]"} ${STEPS:+"steps=$STEPS"} "$@"; do
+        changes+=(--set "$change")
+    done
+    "$program" train "$configs/$stage.toml" --out "$directory" --resume "${changes[@]}"
+}
+
+# The fields of a region module as so many arguments, one per line.
+fields() {
+    tr ';' '\n' <<<"$1" | sed 's/^ *//; s/ *$//; /^$/d'
+}
+
+measure() {
+    local directory=$1 region=("${@:2}")
+    "$program" export "$directory/3-joint" --out "$directory/model"
+    "$program" bench --preset nano --threads 1 --runs 9 --json "${region[@]/#/--set=}" >"$directory/bench.json"
+    "$program" eval scenes --seed $((9000 + seed)) --count "${COUNT:-300}" --kinds $kinds --json \
+        --model "$directory/model" >"$directory/eval.part"
+    mv "$directory/eval.part" "$directory/eval.json"
+}
+
+for seed in ${SEEDS:-1 2 3}; do
+    train 0-tower "$out/$seed/0-tower" ""
+    while IFS='|' read -r name region joint; do
+        name=$(tr -d ' ' <<<"$name") directory=$out/$seed/$(tr -d ' ' <<<"$name")
+        if [[ -z $name || $name == \#* || " ${VARIANTS:-$name} " != *" $name "* || -e $directory/eval.json ]]; then
+            continue
+        fi
+        mapfile -t region < <(fields "$region")
+        mapfile -t joint < <(fields "$joint")
+        changes=("${region[@]/#/model.region.}")
+        train 1-language "$directory/1-language" "{path='$out/$seed/0-tower', take=['vision_model.']}" "${changes[@]}"
+        train 2-region "$directory/2-region" "{path='$directory/1-language'}" "${changes[@]}"
+        train 3-joint "$directory/3-joint" "{path='$directory/2-region'}" "${changes[@]}" "${joint[@]}"
+        measure "$directory" "${region[@]}"
+    done <$configs/variants.txt
+done
+
+python3 reference/ablation/table.py "$out" "${TABLE:-docs/ablation.md}"
