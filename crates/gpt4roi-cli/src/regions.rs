@@ -47,7 +47,7 @@ struct Flags {
     )]
     boxes: Vec<String>,
 
-    /// A place x,y, around which a box is grown over what looks alike
+    /// A place x,y, around which a box is put as the model was trained, or else grown over what looks alike
     #[arg(
         long = "point",
         value_name = "X,Y",

@@ -13,7 +13,7 @@ use crate::metrics::{Accuracy, Tally};
 const BINS: usize = 10;
 
 /// Where the coverage curve is measured: most answers of a trained model are nearly certain.
-const THRESHOLDS: [f64; 13] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99];
+const THRESHOLDS: [f64; 13] = [0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999];
 
 /// Samples drawn to learn how sure the calibration error is.
 const RESAMPLES: usize = 400;

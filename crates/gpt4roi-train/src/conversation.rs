@@ -101,7 +101,7 @@ impl Objective for Converse {
         observe(&fused, &features, &mut metrics)?;
         let mut loss = self.feature_loss(&talk, &features, &mut metrics)?;
         if self.config.language > 0.0 {
-            let tokens = head.project(&(features + head.box_embedding(&boxes)?)?)?;
+            let tokens = head.placed(&features, &boxes)?;
             let language =
                 talk.loss(&self.network, &image.image_tokens, &tokens, self.config.first_token, &mut metrics)?;
             metrics.add("language_loss", f64::from(language.to_scalar::<f32>()?) * talk.targets(), talk.targets());

@@ -94,15 +94,9 @@ impl Objective for Language {
         let features = self.kinds.index_select(&kinds, 0)?;
         let noise = self.noise(talk.kinds.len(), features.dim(1)?, &mut talk.rng)?;
         let head = &self.network.region.head;
-        let features = ((features + noise)? + head.box_embedding(&talk.boxes(&self.device)?)?)?;
+        let regions = head.placed(&(features + noise)?, &talk.boxes(&self.device)?)?;
         let mut metrics = Metrics::default();
-        let loss = talk.loss(
-            &self.network,
-            &image.image_tokens,
-            &head.project(&features)?,
-            self.config.first_token,
-            &mut metrics,
-        )?;
+        let loss = talk.loss(&self.network, &image.image_tokens, &regions, self.config.first_token, &mut metrics)?;
         Ok(Some(Outcome { loss, weight: talk.targets(), metrics }))
     }
 }
