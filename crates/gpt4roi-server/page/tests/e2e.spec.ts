@@ -120,7 +120,11 @@ function slowed(): void {
     if (!/^(text\/event-stream|application\/x-ndjson)/.test(response.headers.get('content-type') ?? '')) return response;
     const event = new TransformStream<string, string>({
       async transform(piece, out) {
-        for (const part of piece.split(/(?<=\n)(?!\n)/)) await wait().then(() => out.enqueue(part));
+        for (const part of piece.split(/(?<=\n)(?!\n)/)) {
+          await wait();
+          request[1]?.signal?.throwIfAborted(); // a stop doesn't wait for what was received before
+          out.enqueue(part);
+        }
       },
     });
     const slow = response.body?.pipeThrough(new TextDecoderStream()).pipeThrough(event).pipeThrough(new TextEncoderStream());
