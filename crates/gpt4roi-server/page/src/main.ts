@@ -19,7 +19,7 @@ const SAMPLE = 'sample.png';
 const STAGED = ['picture', 'history', 'selection', 'lit', 'tool'] as const;
 const TOOL_KEYS: Readonly<Record<string, Tool>> = { v: 'select', b: 'box', l: 'lasso', p: 'point' };
 
-const { storage, lasting } = await openStorage();
+const { storage, lasting } = openStorage();
 const api = connect(askKey);
 const session = new Session({ api, storage, announce, notify });
 const { store } = session;
@@ -407,4 +407,4 @@ document.addEventListener('visibilitychange', () => void session.save());
 await attempt(() => session.resume());
 store.subscribe(follow);
 await attempt(greet);
-if (!lasting) notify('This browser keeps no data for this page: conversations are gone after a reload. Export what you need.');
+if (!(await lasting)) notify('This browser keeps no data for this page: conversations are gone after a reload. Export what you need.');

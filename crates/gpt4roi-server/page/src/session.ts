@@ -62,10 +62,11 @@ export class Session {
 
   // Conversations and pictures.
 
+  /** Goes on where the last visit ended, unless a picture was opened meanwhile. */
   async resume(): Promise<void> {
     const all = await this.around.storage.conversations();
     const last = all.find(({ id }) => id === localStorage.getItem(CURRENT)) ?? all[0];
-    if (last) await this.switchTo(last);
+    if (last && !this.store.state.conversation) await this.switchTo(last);
   }
 
   async switchTo(conversation: Conversation): Promise<void> {

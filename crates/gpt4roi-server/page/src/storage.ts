@@ -16,16 +16,24 @@ export interface Storage {
   remove(conversation: Conversation): Promise<void>;
 }
 
-/** Opens the database; where the browser has none for us, as in some private windows, memory has to do. */
-export async function openStorage(): Promise<{ storage: Storage; lasting: boolean }> {
-  try {
-    return { storage: inDatabase(await openDatabase()), lasting: true };
-  } catch {
-    return { storage: inMemory(), lasting: false };
-  }
+/**
+ * The database, which opens while the page already listens: what is asked of it waits. Where the browser
+ * has none for us, as in some private windows, memory has to do.
+ */
+export function openStorage(): { storage: Storage; lasting: Promise<boolean> } {
+  const database = openDatabase().then(inDatabase, () => null);
+  const opened = database.then((storage) => storage ?? inMemory());
+  const storage: Storage = {
+    conversations: async () => (await opened).conversations(),
+    picture: async (id) => (await opened).picture(id),
+    save: async (conversation) => (await opened).save(conversation),
+    savePicture: async (picture) => (await opened).savePicture(picture),
+    remove: async (conversation) => (await opened).remove(conversation),
+  };
+  return { storage, lasting: database.then((storage) => storage !== null) };
 }
 
-function openDatabase(): Promise<IDBDatabase> {
+async function openDatabase(): Promise<IDBDatabase> {
   const request = indexedDB.open('gpt4roi', 1);
   request.onupgradeneeded = () => {
     request.result.createObjectStore(CONVERSATIONS, { keyPath: 'id' });

@@ -530,6 +530,26 @@ test('pictures are pasted and dropped', async ({ page }) => {
   }
 });
 
+test('what is done before the browser has opened its database is not lost', async ({ page }) => {
+  await page.addInitScript(() => {
+    const open = IDBFactory.prototype.open;
+    IDBFactory.prototype.open = function (...asked) {
+      const late = {} as { -readonly [part in keyof IDBOpenDBRequest]: IDBOpenDBRequest[part] };
+      setTimeout(() => {
+        const request = open.apply(this, asked);
+        const answer = (kind: 'onupgradeneeded' | 'onsuccess') => (event: Event) => {
+          late.result = request.result;
+          late[kind]?.call(request, event as IDBVersionChangeEvent);
+        };
+        request.onupgradeneeded = answer('onupgradeneeded');
+        request.onsuccess = answer('onsuccess');
+      }, 500);
+      return late;
+    };
+  });
+  await openSample(page);
+});
+
 test('the page is honest about the embedded model', async ({ page }) => {
   await openSample(page);
   await expect(page.locator('#honest')).toContainText('knows drawn objects only');
