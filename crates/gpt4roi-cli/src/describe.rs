@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 
 use clap::ValueEnum;
 use gpt4roi::{
-    BBox, Chat,
+    Chat,
     chat::{Answer, AskOptions, ResolvedRegion},
+    shape::Shape,
 };
 use serde::Serialize;
 
@@ -99,8 +100,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let shapes = args.regions.shapes(size)?;
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
-    let located = shapes.into_iter().map(|shape| chat.box_of(shape)).collect::<gpt4roi::Result<Vec<_>>>()?;
-    let boxes: Vec<_> = located.iter().map(|(bbox, _)| *bbox).collect();
 
     let mut descriptions = Vec::new();
     session.time(&mut timings, || {
@@ -121,12 +120,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             descriptions.push(description);
             anyhow::Ok(())
         };
-        if boxes.is_empty() {
+        if shapes.is_empty() {
             return tell(None, chat.ask_with(args.detail.about_picture(), &options)?);
         }
-        in_order(&mut chat, &boxes, args.detail.about_region(), &options, |index, answer| {
-            let (bbox, origin) = located[index];
-            tell(Some(ResolvedRegion { id: index as u32 + 1, pixels: bbox.pixels(size), origin }), answer)
+        in_order(&mut chat, &shapes, args.detail.about_region(), &options, |index, answer| {
+            let region = answer.regions.first().map(|region| ResolvedRegion { id: index as u32 + 1, ..*region });
+            tell(region, answer)
         })
     })?;
 
@@ -141,18 +140,18 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Describes all boxes together. Each answer is told as soon as it and those of all boxes before it are
+/// Describes all regions together. Each answer is told as soon as it and those of all regions before it are
 /// there; the first failure ends the telling.
 fn in_order(
     chat: &mut Chat<'_>,
-    boxes: &[BBox],
+    shapes: &[Shape],
     question: &str,
     options: &AskOptions,
     mut tell: impl FnMut(usize, Answer) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut early = BTreeMap::new();
     let (mut next, mut told) = (0, Ok(()));
-    chat.describe_regions_streaming(boxes, question, options, |index, answer| {
+    chat.describe_regions_streaming(shapes, question, options, |index, answer| {
         early.insert(index, answer);
         while let Some(answer) = early.remove(&next) {
             told = answer.map_err(anyhow::Error::from).and_then(|answer| tell(next, answer));

@@ -17,7 +17,7 @@ use crate::{
     prompt::{self, Encoded, Piece, Round},
     sampling::Sampler,
     shape::Shape,
-    zoom::{self, Reading},
+    zoom::{self, Reading, Zoom},
 };
 
 /// A part of a question.
@@ -172,8 +172,28 @@ impl Rendered {
     pub fn locate(&self, image: &EncodedImage) -> Result<Asked> {
         let located = self.declared.iter().map(|declared| declared.locate(image, &self.point_box));
         let regions = located.collect::<Result<Vec<_>>>()?;
-        let prompt = slots(&self.encoded, &regions, self.reading)?;
+        let prompt = self.slots(&regions)?;
         Ok(Asked { rendered: self.clone(), regions, prompt })
+    }
+
+    /// The prompt, with the regions in their places.
+    fn slots(&self, regions: &[Region]) -> Result<Vec<Slot>> {
+        let mut slots: Vec<Slot> = self.encoded.ids.iter().copied().map(Slot::Token).collect();
+        for &(place, id) in &self.encoded.regions {
+            let region = regions.iter().find(|region| region.id == id);
+            let region = region.ok_or(ChatError::UnknownRegion { id, declared: regions.len() })?;
+            if let Some(slot) = slots.get_mut(place as usize) {
+                *slot = Slot::Region(region.bbox, self.reading_of(region));
+            }
+        }
+        Ok(slots)
+    }
+
+    /// How a region's box is read. One around a point says where a thing is, and nothing of how large it is: a
+    /// closer look would show a part of it.
+    fn reading_of(&self, region: &Region) -> Reading {
+        let place_only = region.origin == Origin::Point && matches!(self.point_box, PointBox::Around { .. });
+        Reading { zoom: if place_only { Zoom::Off } else { self.reading.zoom }, ..self.reading }
     }
 }
 
@@ -283,7 +303,7 @@ impl Asked {
         let boxes = boxes_in(&self.prompt[range.clone()], model.config.region.tokens);
         let vectors = match boxes.is_empty() {
             true => None,
-            false => Some(zoom::encode_boxes(model, image, &boxes, self.rendered.reading)?),
+            false => Some(zoom::encode_boxes(model, image, &boxes)?),
         };
         self.splice(model, image, range, vectors.as_ref())
     }
@@ -358,13 +378,13 @@ impl Asked {
 pub fn embed_all(model: &Gpt4Roi, image: &EncodedImage, asked: &[(&Asked, Range<usize>)]) -> Result<Vec<Tensor>> {
     let tokens = model.config.region.tokens;
     let boxes: Vec<_> = asked.iter().map(|(asked, range)| boxes_in(&asked.prompt[range.clone()], tokens)).collect();
-    let (all, reading) = (boxes.concat(), asked.first().map(|(asked, _)| asked.rendered.reading));
-    let vectors = match reading.filter(|_| !all.is_empty()) {
-        Some(reading) => Some(zoom::encode_boxes(model, image, &all, reading)?),
-        None => None,
+    let all = boxes.concat();
+    let vectors = match all.is_empty() {
+        true => None,
+        false => Some(zoom::encode_boxes(model, image, &all)?),
     };
     let mut first = 0;
-    let embed = |((asked, range), boxes): (&(&Asked, Range<usize>), &Vec<BBox>)| {
+    let embed = |((asked, range), boxes): (&(&Asked, Range<usize>), &Vec<_>)| {
         let own = vectors.as_ref().filter(|_| !boxes.is_empty());
         let own = own.map(|vectors| vectors.narrow(0, first, boxes.len() * tokens)).transpose()?;
         first += boxes.len() * tokens;
@@ -389,25 +409,13 @@ pub(crate) enum Slot {
     Region(BBox, Reading),
 }
 
-/// The boxes of the regions in a stretch of a prompt, in order; each has so many tokens.
-fn boxes_in(prompt: &[Slot], tokens: usize) -> Vec<BBox> {
-    let bbox = |slot: &Slot| match slot {
-        Slot::Region(bbox, _) => Some(*bbox),
+/// The boxes of the regions in a stretch of a prompt, in order, and how they are read; each has so many tokens.
+fn boxes_in(prompt: &[Slot], tokens: usize) -> Vec<(BBox, Reading)> {
+    let read = |slot: &Slot| match *slot {
+        Slot::Region(bbox, reading) => Some((bbox, reading)),
         Slot::Token(_) => None,
     };
-    prompt.iter().filter_map(bbox).step_by(tokens).collect()
-}
-
-fn slots(encoded: &Encoded, regions: &[Region], reading: Reading) -> Result<Vec<Slot>> {
-    let mut slots: Vec<Slot> = encoded.ids.iter().copied().map(Slot::Token).collect();
-    for &(place, id) in &encoded.regions {
-        let region = regions.iter().find(|region| region.id == id);
-        let region = region.ok_or(ChatError::UnknownRegion { id, declared: regions.len() })?;
-        if let Some(slot) = slots.get_mut(place as usize) {
-            *slot = Slot::Region(region.bbox, reading);
-        }
-    }
-    Ok(slots)
+    prompt.iter().filter_map(read).step_by(tokens).collect()
 }
 
 #[cfg(test)]

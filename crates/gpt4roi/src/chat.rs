@@ -251,17 +251,9 @@ impl<'m> Chat<'m> {
     /// # Errors
     /// If the engine fails. Nothing is declared then.
     pub fn add_shape(&mut self, shape: Shape) -> Result<RegionId> {
-        let (bbox, origin) = self.box_of(shape)?;
-        Ok(push_region(&mut self.regions, bbox, origin))
-    }
-
-    /// The box that the model reads of a shape, and where it comes from.
-    ///
-    /// # Errors
-    /// If the engine fails.
-    pub fn box_of(&self, shape: Shape) -> Result<(BBox, Origin)> {
         let point_box = PointBox::of(&self.model.config.region);
-        Ok((asked::box_of(shape, &self.image, &point_box)?, asked::origin_of(&shape)))
+        let bbox = asked::box_of(shape, &self.image, &point_box)?;
+        Ok(push_region(&mut self.regions, bbox, asked::origin_of(&shape)))
     }
 
     /// All regions, by id.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
 use crate::{
     asked::{Asked, Rendered, Said, embed_all},
     batch::{DecodeBatch, Event, NewSequence, Reading, SequenceId},
-    bbox::{BBox, RegionId},
+    bbox::RegionId,
     chat::{Answer, AnswerStream, AskOptions, Chat},
     error::Result,
     generate::{Generation, Halt},
@@ -14,15 +14,20 @@ use crate::{
 };
 
 impl Chat<'_> {
-    /// Asks the same question about each box and waits for all answers; see
+    /// Asks the same question about each region and waits for all answers; see
     /// [`Self::describe_regions_streaming`].
     ///
     /// # Errors
-    /// As there, and if the model's numbers are none for some box.
-    pub fn describe_regions(&mut self, boxes: &[BBox], question: &str, options: &AskOptions) -> Result<Vec<Answer>> {
-        let mut answers = vec![None; boxes.len()];
+    /// As there, and if the model's numbers are none for some region.
+    pub fn describe_regions(
+        &mut self,
+        regions: &[impl Into<Shape> + Copy],
+        question: &str,
+        options: &AskOptions,
+    ) -> Result<Vec<Answer>> {
+        let mut answers = vec![None; regions.len()];
         let mut failure = Ok(());
-        self.describe_regions_streaming(boxes, question, options, |index, answer| match answer {
+        self.describe_regions_streaming(regions, question, options, |index, answer| match answer {
             Ok(answer) => {
                 answers[index] = Some(answer);
                 ControlFlow::Continue(())
@@ -36,40 +41,41 @@ impl Chat<'_> {
         Ok(answers.into_iter().flatten().collect())
     }
 
-    /// Asks the same question about each box, as if each were the first of a conversation. In the
-    /// question the box is `<region1>`. The conversation itself is not touched.
+    /// Asks the same question about each region, as if each were the first of a conversation. In the
+    /// question the region is `<region1>`. The conversation itself is not touched.
     ///
-    /// The picture and the words before the first mention of the box are read once for all. What
-    /// follows is decoded together, for as many boxes at a time as [`AskOptions::batch_bytes`] allows;
-    /// where one answer ends, the next box takes its place. So any number of boxes may be given.
+    /// The picture and the words before the first mention of the region are read once for all. What
+    /// follows is decoded together, for as many regions at a time as [`AskOptions::batch_bytes`] allows;
+    /// where one answer ends, the next region takes its place. So any number of regions may be given.
     ///
-    /// `on_answer` gets the index of a box with its answer as soon as that is complete, in no particular
-    /// order; if it breaks, the rest is dropped. A box for which the model's numbers are none gets an
+    /// `on_answer` gets the index of a region with its answer as soon as that is complete, in no particular
+    /// order; if it breaks, the rest is dropped. A region for which the model's numbers are none gets an
     /// error, and the others go on.
     ///
-    /// An answer depends neither on the other boxes nor on their order: the draws for every box begin at
-    /// the seed of the options, just as if it were asked about alone.
+    /// An answer depends neither on the other regions nor on their order: the draws for every region begin
+    /// at the seed of the options, just as if it were asked about alone.
     ///
     /// # Errors
     /// If the question is empty, mentions a region that does not exist, holds an impossible box, or
     /// leaves no room for an answer; if sampling settings are out of range; if the engine fails.
     pub fn describe_regions_streaming(
         &mut self,
-        boxes: &[BBox],
+        regions: &[impl Into<Shape> + Copy],
         question: &str,
         options: &AskOptions,
         on_answer: impl FnMut(usize, Result<Answer>) -> ControlFlow<()>,
     ) -> Result<()> {
-        let Some(first) = boxes.first() else { return Ok(()) };
-        let shared = Shared::new(self, *first, question, options)?;
-        Describing::new(self, &shared, boxes).run(on_answer)
+        let shapes: Vec<Shape> = regions.iter().map(|&region| region.into()).collect();
+        let Some(&first) = shapes.first() else { return Ok(()) };
+        let shared = Shared::new(self, first, question, options)?;
+        Describing::new(self, &shared, &shapes).run(on_answer)
     }
 }
 
-/// The box, in the question.
+/// The region, in the question.
 const THIS: RegionId = RegionId(1);
 
-/// What all boxes have in common: the question, rendered and read up to the box.
+/// What all regions have in common: the question, rendered and read up to the region.
 struct Shared {
     rendered: Rendered,
     prefix: Arc<KvCache>,
@@ -79,18 +85,18 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(chat: &mut Chat<'_>, first: BBox, question: &str, options: &AskOptions) -> Result<Self> {
-        let (regions, question) = ([(THIS, Shape::Box(first))], [Said::Text(question.to_owned())]);
+    fn new(chat: &mut Chat<'_>, first: Shape, question: &str, options: &AskOptions) -> Result<Self> {
+        let (regions, question) = ([(THIS, first)], [Said::Text(question.to_owned())]);
         let rendered = Rendered::new(chat.model, chat.image.size(), &regions, &[], &question, options)?;
         let asked = rendered.locate(&chat.image)?;
         let (prefix, reused) = chat.read_prefix(&asked, rendered.before(THIS))?;
         Ok(Self { rendered, prefix, reused, batch_bytes: options.batch_bytes })
     }
 
-    /// The questions about some boxes, each with the part of its prompt that differs.
-    fn readings(&self, chat: &Chat<'_>, boxes: &[BBox]) -> Result<Vec<(Asked, Reading)>> {
-        let locate = |bbox: &BBox| self.rendered.about(THIS, Shape::Box(*bbox)).locate(&chat.image);
-        let asked = boxes.iter().map(locate).collect::<Result<Vec<_>>>()?;
+    /// The questions about some regions, each with the part of its prompt that differs.
+    fn readings(&self, chat: &Chat<'_>, shapes: &[Shape]) -> Result<Vec<(Asked, Reading)>> {
+        let locate = |shape: &Shape| self.rendered.about(THIS, *shape).locate(&chat.image);
+        let asked = shapes.iter().map(locate).collect::<Result<Vec<_>>>()?;
         let range = self.prefix.len()..self.rendered.tokens();
         let ranges: Vec<_> = asked.iter().map(|asked| (asked, range.clone())).collect();
         let embeds = embed_all(chat.model, &chat.image, &ranges)?;
@@ -106,18 +112,18 @@ impl Shared {
     }
 }
 
-/// Boxes on their way from the queue through the batch to their answers.
+/// Regions on their way from the queue through the batch to their answers.
 struct Describing<'a, 'm> {
     chat: &'a Chat<'m>,
     shared: &'a Shared,
-    boxes: &'a [BBox],
-    /// How many boxes have been encoded.
+    shapes: &'a [Shape],
+    /// How many of them have been encoded.
     encoded: usize,
     waiting: VecDeque<Waiting>,
     batch: DecodeBatch<'m>,
     /// In the order in which they joined.
     running: Vec<Running<'m>>,
-    /// Whether boxes may join; not from when the batch has outgrown its memory to when an answer ends.
+    /// Whether regions may join; not from when the batch has outgrown its memory to when an answer ends.
     open: bool,
 }
 
@@ -134,9 +140,9 @@ struct Running<'m> {
 }
 
 impl<'a, 'm> Describing<'a, 'm> {
-    fn new(chat: &'a Chat<'m>, shared: &'a Shared, boxes: &'a [BBox]) -> Self {
+    fn new(chat: &'a Chat<'m>, shared: &'a Shared, shapes: &'a [Shape]) -> Self {
         let batch = DecodeBatch::new(&chat.model.network.llama);
-        Self { chat, shared, boxes, encoded: 0, waiting: VecDeque::new(), batch, running: Vec::new(), open: true }
+        Self { chat, shared, shapes, encoded: 0, waiting: VecDeque::new(), batch, running: Vec::new(), open: true }
     }
 
     fn run(mut self, mut on_answer: impl FnMut(usize, Result<Answer>) -> ControlFlow<()>) -> Result<()> {
@@ -156,7 +162,7 @@ impl<'a, 'm> Describing<'a, 'm> {
         }
     }
 
-    /// Lets boxes join while there is room for their answers.
+    /// Lets regions join while there is room for their answers.
     fn admit(&mut self) -> Result<()> {
         let each = self.shared.bytes_each();
         let mut expected = self.batch.bytes();
@@ -173,11 +179,11 @@ impl<'a, 'm> Describing<'a, 'm> {
         Ok(())
     }
 
-    /// The next box in the queue. Boxes are encoded some at a time, since that is cheaper, and not all
-    /// at once, since the first answers should not wait for the last boxes.
+    /// The next region in the queue. Regions are encoded some at a time, since that is cheaper, and not all
+    /// at once, since the first answers should not wait for the last regions.
     fn next(&mut self) -> Result<Option<Waiting>> {
         if self.waiting.is_empty() {
-            let left = &self.boxes[self.encoded..];
+            let left = &self.shapes[self.encoded..];
             let next = &left[..left.len().min(self.chat.model.network.region.head.boxes_at_once())];
             let readings = self.shared.readings(self.chat, next)?;
             let waiting = |(index, (asked, reading))| Waiting { index, asked, reading };
@@ -228,6 +234,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        bbox::BBox,
         error::Error,
         image::{DEFAULT_MAX_PIXELS, Image},
         model::Gpt4Roi,
@@ -346,7 +353,7 @@ mod tests {
         }
         let error = chat.describe_regions(&boxes, &"what ".repeat(4000), &short()).unwrap_err();
         assert!(matches!(error, Error::Prompt(PromptError::TooLong { .. })), "{error}");
-        assert!(chat.describe_regions(&[], QUESTION, &short()).unwrap().is_empty());
+        assert!(chat.describe_regions(&[] as &[Shape], QUESTION, &short()).unwrap().is_empty());
         // And the chat is none the worse for it.
         chat.add_region(boxes[0]);
         let mut fresh = Chat::new(&model, &picture).unwrap();

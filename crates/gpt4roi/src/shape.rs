@@ -64,6 +64,12 @@ pub enum ShapeError {
     Box(#[from] BoxError),
 }
 
+impl From<BBox> for Shape {
+    fn from(bbox: BBox) -> Self {
+        Self::Box(bbox)
+    }
+}
+
 impl Shape {
     /// The box around the corners of a polygon, or the points of a lasso, in any direction and crossing
     /// itself or not. The last corner may repeat the first.

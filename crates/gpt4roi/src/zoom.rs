@@ -8,6 +8,9 @@
 //! shows is that of the box as it was given, and the patches that the language model reads are the whole picture's. So
 //! questions about places and relations are answered as before.
 //!
+//! A small box that only says where a point is ([`PointBox::Around`](crate::point::PointBox::Around)) is not a small
+//! region: what lies there may be larger than the crop would be. Such boxes are read as they are.
+//!
 //! Each crop costs a run of the tower and a pyramid. What it comes to is kept with the
 //! [picture](crate::image_cache::EncodedImage), a vector per region.
 
@@ -108,23 +111,23 @@ pub(crate) struct Reading {
     pub(crate) zoom: Zoom,
 }
 
-/// The embeddings of boxes of a picture: one each, or as many as a region has tokens.
+/// The embeddings of boxes of a picture: one each, or as many as a region has tokens. Boxes that are not looked at
+/// closely are read in the precision of the first.
 ///
 /// # Shapes
 /// N boxes → `[N·tokens, H]`
-pub(crate) fn encode_boxes(model: &Gpt4Roi, image: &EncodedImage, boxes: &[BBox], reading: Reading) -> Result<Tensor> {
-    let crops: Vec<Option<Crop>> = boxes.iter().map(|bbox| reading.crop(bbox, image.size(), model)).collect();
+pub(crate) fn encode_boxes(model: &Gpt4Roi, image: &EncodedImage, boxes: &[(BBox, Reading)]) -> Result<Tensor> {
+    let crop = |(bbox, reading): &(BBox, Reading)| reading.crop(bbox, image.size(), model);
+    let crops: Vec<Option<Crop>> = boxes.iter().map(crop).collect();
     let (near, far): (Vec<usize>, Vec<usize>) = (0..boxes.len()).partition(|&index| crops[index].is_some());
-    if near.is_empty() {
-        return image.encode_boxes(model, boxes, reading.precision);
-    }
     let mut rows = Vec::new();
-    if !far.is_empty() {
-        let boxes: Vec<BBox> = far.iter().map(|&index| boxes[index]).collect();
-        rows.push(image.encode_boxes(model, &boxes, reading.precision)?);
+    if let Some(&first) = far.first() {
+        let plain: Vec<BBox> = far.iter().map(|&index| boxes[index].0).collect();
+        rows.push(image.encode_boxes(model, &plain, boxes[first].1.precision)?);
     }
     for &index in &near {
-        rows.extend(crops[index].map(|crop| from_near(model, image, &boxes[index], crop, reading)).transpose()?);
+        let (bbox, reading) = boxes[index];
+        rows.extend(crops[index].map(|crop| from_near(model, image, &bbox, crop, reading)).transpose()?);
     }
     let mut order = vec![0; boxes.len()];
     far.iter().chain(&near).enumerate().for_each(|(place, &index)| order[index] = place as u32);
@@ -168,6 +171,7 @@ mod tests {
     use super::*;
     use crate::{
         chat::{AskOptions, Chat},
+        point::{Growth, PointBox},
         tiny::{assert_same, bbox, picture, short, tiny},
     };
 
@@ -233,7 +237,7 @@ mod tests {
         // 16×12 of 80×60 pixels, so 11.2 of the tower's 56. The crop: 32 pixels around (40, 30).
         let (small, large) = (bbox([0.4, 0.4, 0.6, 0.6]), bbox([0.1, 0.1, 0.9, 0.9]));
         let image = Arc::new(EncodedImage::new(&model, &picture).unwrap());
-        let got = encode_boxes(&model, &image, &[large, small, large], reading).unwrap();
+        let got = encode_boxes(&model, &image, &[large, small, large].map(|bbox| (bbox, reading))).unwrap();
 
         let device = &Device::Cpu;
         let rows = |boxes: &[BBox]| BBox::tensor(boxes, BoxPrecision::F32, device).unwrap();
@@ -270,6 +274,22 @@ mod tests {
         assert_same(&near[2], &plain[0]);
         let large = [0.1, 0.1, 0.9, 0.9];
         assert_same(&ask(large, &[&short()])[0], &ask(large, &[&closer])[0]);
+    }
+
+    /// A box of 0.06 around a point in the midst of something large is no reason to look at its middle alone.
+    #[test]
+    fn boxes_around_points_are_read_as_they_are_and_grown_ones_are_looked_at() {
+        let (model, picture) = (tiny(), picture());
+        let ask = |zoom, point_box| {
+            let options = AskOptions { zoom, point_box: Some(point_box), ..short() };
+            Chat::new(&model, &picture).unwrap().ask_with("What is at (0.5, 0.5)?", &options).unwrap()
+        };
+        let glass = Zoom::Auto(Glass { below: 50.0, context: 1.5 });
+        let around = PointBox::Around { reach: 0.03 };
+        assert_same(&ask(glass, around), &ask(Zoom::Off, around));
+        // No other patch is so much alike.
+        let grown = PointBox::Grown(Growth { threshold: 2.0, ..Growth::STANDARD });
+        assert_ne!(ask(glass, grown).mean_log_probability, ask(Zoom::Off, grown).mean_log_probability);
     }
 
     #[test]
