@@ -88,6 +88,8 @@ struct State {
     waiting: VecDeque<Request>,
     looked: VecDeque<Looked>,
     taken: u64,
+    /// Turns that were drawn.
+    turns: u64,
     is_ready: bool,
     is_stopping: bool,
     /// Something happened since the last wait.
@@ -129,7 +131,7 @@ impl Queue {
             return Err(Refused::Full { retry_after: self.retry_after(&state) });
         }
         state.taken += 1;
-        (request.number, request.arrived) = (state.taken, Some(now));
+        (request.number, request.turn, request.arrived) = (state.taken, state.draw_turn(), Some(now));
         state.waiting.push_back(request);
         drop(state);
         self.wake();
@@ -164,11 +166,26 @@ impl Queue {
         state.service.mul_f64(turns).clamp(LEAST, MOST)
     }
 
+    /// A place at the end of the line for seats, in which whoever comes stands too.
+    pub(crate) fn draw_turn(&self) -> u64 {
+        self.lock().draw_turn()
+    }
+
     /// The next in the queue.
     pub(crate) fn pop(&self) -> Option<Request> {
+        self.pop_first(|_| true)
+    }
+
+    /// The next in the queue that has one part, if its turn is before another's.
+    pub(crate) fn pop_question(&self, before: u64) -> Option<Request> {
+        self.pop_first(|request| request.streams() && request.turn < before)
+    }
+
+    fn pop_first(&self, wanted: impl Fn(&Request) -> bool) -> Option<Request> {
         let now = self.now();
         let mut state = self.lock();
-        let mut request = state.waiting.pop_front()?;
+        let place = state.waiting.iter().position(wanted)?;
+        let mut request = state.waiting.remove(place)?;
         request.started = Some(now);
         let waited = request.arrived.map_or(Duration::ZERO, |arrived| now.saturating_duration_since(arrived));
         state.stats.queue_seconds += waited.as_secs_f64();
@@ -281,6 +298,11 @@ impl Queue {
 }
 
 impl State {
+    fn draw_turn(&mut self) -> u64 {
+        self.turns += 1;
+        self.turns
+    }
+
     fn sweep(&mut self, now: Instant) {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.retain_mut(|request| {

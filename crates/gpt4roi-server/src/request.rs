@@ -24,6 +24,8 @@ pub(crate) enum Subject {
 pub(crate) struct Request {
     /// In the order of arrival.
     pub(crate) number: u64,
+    /// Its place in the line for seats: drawn when it came, and anew with each of its answers.
+    pub(crate) turn: u64,
     pub(crate) arrived: Option<Instant>,
     /// When it left the queue.
     pub(crate) started: Option<Instant>,
@@ -67,6 +69,7 @@ impl Request {
         };
         Self {
             number: 0,
+            turn: 0,
             arrived: None,
             started: None,
             deadline,

@@ -2,9 +2,9 @@
 //! [`Scheduler::step`], and hands the looks that it asks for to an [`Eye`](crate::look::Eye).
 //!
 //! A *seat* is one part of a request on its way: looked at, read, decoded. A free seat goes to the request
-//! that holds the fewest, the oldest first. So a question with one part does not wait for all of a request
-//! with three hundred, only for the first seat that becomes free, unless there are as many such requests as
-//! seats: then it waits until one of them is done.
+//! that holds the fewest; of several, to the one that has waited longest since it came or last got an answer.
+//! A question with one part is counted among them wherever in the queue it stands. So it waits for the first
+//! seat that becomes free, or for a few if others wait too, never for all of a request with three hundred parts.
 //!
 //! A step reads one piece of what is long (beginnings of pictures, long prompts), lets short prompts join,
 //! and advances every sequence by a token. Whoever went away is gone at the beginning of the next step.
@@ -210,17 +210,17 @@ impl<'m> Scheduler<'m> {
         self.looks.extend(looks);
     }
 
-    /// The request with parts left that holds the fewest seats; the oldest of several. Those in the queue
-    /// hold none, and are younger than all that have left it.
+    /// The request with parts left that holds the fewest seats; of several, the one whose turn it is. Those in
+    /// the queue hold none; requests with many parts leave it only when nobody who left it goes without.
     fn next_to_seat(&mut self) -> Option<&mut Request> {
         let seats = |number: u64| self.seats.iter().filter(|seat| seat.request == number).count();
         let waiting = self.requests.values().filter(|request| request.waits_for_seats());
-        let fewest = waiting.map(|request| (seats(request.number), request.number)).min();
+        let fewest = waiting.map(|request| (seats(request.number), request.turn, request.number)).min();
         let number = match fewest {
-            Some((0, number)) => number,
+            Some((0, turn, number)) => self.admit_question(turn).unwrap_or(number),
             fewest => match self.admit() {
                 Some(number) => number,
-                None => fewest?.1,
+                None => fewest?.2,
             },
         };
         self.requests.get_mut(&number)
@@ -236,6 +236,14 @@ impl<'m> Scheduler<'m> {
                 return Some(number);
             }
         }
+    }
+
+    /// Lets the first question with one part in whose turn is before another's.
+    fn admit_question(&mut self, before: u64) -> Option<u64> {
+        let request = self.queue.pop_question(before)?;
+        let number = request.number;
+        self.requests.insert(number, request);
+        Some(number)
     }
 
     fn take_looked(&mut self) {
@@ -401,6 +409,7 @@ impl<'m> Scheduler<'m> {
         let Seat { request, part: index, stage, .. } = self.seats.remove(place);
         let (Stage::Decoding(decoding), Some(request)) = (stage, self.requests.get_mut(&request)) else { return };
         let Decoding { image, asked, reused, stream, .. } = *decoding;
+        request.turn = self.queue.draw_turn();
         let (text, rest) = stream.finish();
         if request.streams() && !rest.is_empty() {
             request.tell(Update::Text { index, text: rest });
@@ -1082,8 +1091,6 @@ mod tests {
         });
     }
 
-    /// Two bulk questions of forty parts have all seats. A single one gets the first that is free, and
-    /// the seats are shared evenly.
     /// Equal answers end in the same step, behind which nobody is left who would cause another.
     #[test]
     fn seats_that_are_left_all_at_once_are_given_away_again() {
@@ -1104,6 +1111,8 @@ mod tests {
         });
     }
 
+    /// Two bulk questions of forty parts have all seats. A single one gets the first that is free, and
+    /// the seats are shared evenly.
     #[test]
     fn one_question_does_not_wait_for_hundreds() {
         driven(tiny(), EngineOptions { max_sequences: 4, piece: 128, ..options() }, |driven| {
@@ -1127,6 +1136,35 @@ mod tests {
                 .each_mut()
                 .map(|reply| updates(reply).iter().filter(|update| matches!(update, Update::Answer { .. })).count());
             assert_eq!([answered[0] + rest[0], answered[1] + rest[1]], [40, 40]);
+        });
+    }
+
+    /// As many of them as there are seats, one more in the queue, and questions behind it all the time. Nobody
+    /// has to wait for a request to end, neither the questions nor the many parts.
+    #[test]
+    fn one_question_does_not_wait_for_as_many_bulk_questions_as_there_are_seats() {
+        driven(tiny(), EngineOptions { max_queue: 8, piece: 128, ..options() }, |driven| {
+            let image = picture(0);
+            let mut many = [30, 30, 30].map(|shapes| driven.describe(&image, shapes));
+            driven.until(|scheduler| scheduler.batch.len() == 2);
+            let answers = |reply: &mut Reply| {
+                updates(reply).iter().filter(|update| matches!(update, Update::Answer { .. })).count()
+            };
+            let mut before = 0;
+            for number in 4..14 {
+                before += many.iter_mut().map(answers).sum::<usize>();
+                let mut one = driven.ask(&image, "What is <region2>?");
+                driven.until(|scheduler| scheduler.requests.contains_key(&number));
+                driven.until(|scheduler| !scheduler.requests.contains_key(&number));
+                answer(&mut one);
+                let answered: usize = many.iter_mut().map(answers).sum();
+                // One answer freed its seat; the other seat may have gone on to a second part meanwhile.
+                assert!(answered <= 3, "{answered} of many while {number} waited");
+                before += answered;
+            }
+            assert!(before > 0, "questions that come all the time keep nobody from going on");
+            driven.settle();
+            assert_eq!(before + many.iter_mut().map(answers).sum::<usize>(), 90);
         });
     }
 
