@@ -6,11 +6,16 @@
 //! all functions, only those of `Global`; at anything else it stops and says what was asked for. It
 //! finds out where the tensors lie. Their bytes are read later, by [`crate::weights`].
 //!
-//! Sources: the comments of CPython's `pickletools.py` for the instructions, `torch/serialization.py`
-//! and `torch/_utils.py` for what stands behind the names.
+//! `torch.jit.save` (TorchScript, in which OpenAI published CLIP) writes the same archive with code beside it. The
+//! code is left alone; the pickle holds a tree of modules in the place of the dictionary, and a tensor's name is the
+//! path to it.
+//!
+//! Sources: the comments of CPython's `pickletools.py` for the instructions, `torch/serialization.py`,
+//! `torch/_utils.py` and `torch/csrc/jit/serialization/pickler.cpp` for what stands behind the names.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, HashSet},
     io::{Read, Seek, SeekFrom},
 };
 
@@ -37,7 +42,7 @@ pub(crate) fn torch_tensors(file: &mut (impl Read + Seek)) -> Result<Vec<(String
         let member = archive.storages.get(storage.key);
         let entry = member.ok_or_else(|| format!("the archive has no storage {:?}", storage.key));
         let entry = entry.and_then(|member| view.entry(storage, member));
-        tensors.push((name.to_owned(), entry.map_err(|what| format!("tensor `{name}`: {what}"))?));
+        tensors.push((name.clone().into_owned(), entry.map_err(|what| format!("tensor `{name}`: {what}"))?));
     }
     Ok(tensors)
 }
@@ -79,7 +84,7 @@ impl Archive {
     }
 }
 
-/// The members of a zip archive by name. All have to be stored as they are, as torch does.
+/// The members of a zip archive by name, without the code. All have to be stored as they are, as torch does.
 fn members(file: &mut (impl Read + Seek), length: u64) -> Result<BTreeMap<String, Member>, String> {
     let mut archive = ZipArchive::new(file).map_err(|error| {
         format!("not a zip archive ({error}); files of torch before 1.6 have to be saved again by a newer one")
@@ -91,6 +96,9 @@ fn members(file: &mut (impl Read + Seek), length: u64) -> Result<BTreeMap<String
     for index in 0..archive.len() {
         let member = archive.by_index_raw(index).map_err(|error| format!("member {index} of the archive: {error}"))?;
         let name = member.name().map_err(|error| format!("member {index} of the archive: {error}"))?.into_owned();
+        if name.split('/').nth(1) == Some("code") {
+            continue;
+        }
         let (start, size) = (member.data_start().unwrap_or(u64::MAX), member.size());
         if member.compression() != CompressionMethod::Stored || member.compressed_size() != size || member.encrypted() {
             return Err(format!("member {name} is compressed or encrypted, expected stored"));
@@ -120,6 +128,10 @@ enum Global {
     RebuildTensor,
     RebuildParameter,
     Storage(Dtype),
+    /// Any class of TorchScript's; only its attributes matter.
+    Module,
+    /// A list of numbers, made by a function of its own.
+    BuildList,
 }
 
 impl Global {
@@ -128,6 +140,10 @@ impl Global {
             ("collections", "OrderedDict") => Self::OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
             ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
+            (module, _) if module.split('.').next() == Some("__torch__") => Self::Module,
+            ("torch.jit._pickle", "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist") => {
+                Self::BuildList
+            }
             ("torch", storage) => Self::Storage(match storage {
                 "HalfStorage" => Dtype::F16,
                 "BFloat16Storage" => Dtype::BF16,
@@ -159,6 +175,8 @@ enum Value<'a> {
     /// Lists carry nothing that matters.
     List,
     Dict(usize),
+    /// A module, whose attributes are a dictionary.
+    Module(usize),
     Global(Global),
     Storage(usize),
     Tensor(usize),
@@ -237,6 +255,8 @@ struct Machine<'a> {
     memo: HashMap<u32, Value<'a>>,
     tuples: Vec<Vec<Value<'a>>>,
     dicts: Vec<Vec<(Value<'a>, Value<'a>)>>,
+    /// The attributes of each module.
+    modules: Vec<Option<usize>>,
     storages: Vec<Storage<'a>>,
     tensors: Vec<View>,
 }
@@ -295,14 +315,16 @@ impl<'a> Machine<'a> {
                 self.pop_to_mark()?;
                 return self.expect_list();
             }
-            // BUILD: attributes of a state dict (`_metadata`), which nobody needs.
+            // BUILD
             b'b' => {
-                self.pop()?;
-                return match self.top()? {
-                    Value::Dict(_) => Ok(None),
-                    other => Err(format!("attributes for {other:?}, expected a dictionary")),
-                };
+                let attributes = self.pop()?;
+                return self.build(attributes);
             }
+            // NEWOBJ: a module; what its class is does not matter, nor how it would be made.
+            0x81 => match (self.pop()?, self.pop()?) {
+                (Value::Tuple(_), Value::Global(Global::Module)) => self.new_module(),
+                (_, class) => return Err(format!("a new object of {class:?}, expected a module")),
+            },
             b'N' => Value::None,                                          // NONE
             0x88 | 0x89 => Value::Bool,                                   // NEWTRUE, NEWFALSE
             b'K' => Value::Int(code.byte()?.into()),                      // BININT1
@@ -333,7 +355,7 @@ impl<'a> Machine<'a> {
             }
             b'Q' => self.persistent()?, // BINPERSID
             b'R' => self.call()?,       // REDUCE
-            opcode => return Err(format!("instruction {opcode:#04x} is not one that torch.save emits")),
+            opcode => return Err(format!("instruction {opcode:#04x} is not one that torch emits")),
         };
         self.stack.push(value);
         Ok(None)
@@ -347,6 +369,7 @@ impl<'a> Machine<'a> {
         };
         match (function, self.tuples[arguments].as_slice()) {
             (Global::OrderedDict, []) => Ok(self.new_dict()),
+            (Global::BuildList, [Value::List]) => Ok(Value::List),
             // The rest says whether a gradient is wanted, and hooks.
             (Global::RebuildParameter, &[tensor @ Value::Tensor(_), ..]) => Ok(tensor),
             (
@@ -380,16 +403,50 @@ impl<'a> Machine<'a> {
         Ok(Value::Storage(self.storages.len() - 1))
     }
 
-    /// The tensors of a dictionary, by name.
-    fn named_tensors(&self, root: Value<'a>) -> Result<Vec<(&'a str, &View)>, String> {
-        let Value::Dict(root) = root else {
-            return Err(format!("the file holds {root:?}, expected a dictionary of tensors"));
-        };
+    /// BUILD: the attributes of a module, or those of a state dict (`_metadata`), which nobody needs.
+    fn build(&mut self, attributes: Value<'a>) -> Result<Option<Value<'a>>, String> {
+        match (self.top()?, attributes) {
+            (Value::Dict(_), _) => {}
+            (Value::Module(module), Value::Dict(attributes)) => self.modules[module] = Some(attributes),
+            (other, _) => return Err(format!("attributes for {other:?}, expected a dictionary")),
+        }
+        Ok(None)
+    }
+
+    /// The tensors of a dictionary or of a module, by name.
+    fn named_tensors(&self, root: Value<'a>) -> Result<Vec<(Cow<'a, str>, &View)>, String> {
+        match root {
+            Value::Dict(root) => self.tensors_in(root),
+            Value::Module(root) => Ok(self.tensors_below(root)),
+            other => Err(format!("the file holds {other:?}, expected a dictionary of tensors")),
+        }
+    }
+
+    /// The tensors of a dictionary that holds nothing else.
+    fn tensors_in(&self, root: usize) -> Result<Vec<(Cow<'a, str>, &View)>, String> {
         let named = self.dicts[root].iter().map(|item| match item {
-            (Value::Text(name), Value::Tensor(tensor)) => Ok((*name, &self.tensors[*tensor])),
+            (Value::Text(name), Value::Tensor(tensor)) => Ok((Cow::Borrowed(*name), &self.tensors[*tensor])),
             (key, value) => Err(format!("the dictionary holds {key:?}: {value:?}, expected a name and its tensor")),
         });
         named.collect()
+    }
+
+    /// The tensors of a module and of all modules below it, named by the path to them. A module that is met again
+    /// has its first name only.
+    fn tensors_below(&self, root: usize) -> Vec<(Cow<'a, str>, &View)> {
+        let (mut tensors, mut met) = (Vec::new(), HashSet::from([root]));
+        let mut open = vec![(root, String::new())];
+        while let Some((module, path)) = open.pop() {
+            for (key, value) in self.modules[module].map_or(&[][..], |attributes| &self.dicts[attributes]) {
+                let Value::Text(name) = key else { continue };
+                match *value {
+                    Value::Tensor(tensor) => tensors.push((format!("{path}{name}").into(), &self.tensors[tensor])),
+                    Value::Module(module) if met.insert(module) => open.push((module, format!("{path}{name}."))),
+                    _ => {}
+                }
+            }
+        }
+        tensors
     }
 
     fn set_items(&mut self, items: &[Value<'a>]) -> Result<Option<Value<'a>>, String> {
@@ -418,6 +475,11 @@ impl<'a> Machine<'a> {
     fn new_dict(&mut self) -> Value<'a> {
         self.dicts.push(Vec::new());
         Value::Dict(self.dicts.len() - 1)
+    }
+
+    fn new_module(&mut self) -> Value<'a> {
+        self.modules.push(None);
+        Value::Module(self.modules.len() - 1)
     }
 
     fn sizes(&self, tuple: usize) -> Result<Vec<usize>, String> {
@@ -516,6 +578,7 @@ mod tests {
 
     /// Made by `reference/torch_files.py`, which also wrote the same values as plain safetensors.
     const SAVED_BY_TORCH: &[u8] = include_bytes!("../tests/data/torch.bin");
+    const SCRIPTED_BY_TORCH: &[u8] = include_bytes!("../tests/data/scripted.pt");
     const VALUES: &[u8] = include_bytes!("../tests/data/torch.safetensors");
 
     fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
@@ -564,6 +627,47 @@ mod tests {
         assert_eq!(compared, 9);
     }
 
+    /// As [`TowerOfModules` of the script](../../../reference/torch_files.py), which holds the values as well.
+    #[test]
+    fn tensors_of_a_scripted_module_are_named_by_their_paths() {
+        let mut tensors = torch_tensors(&mut Cursor::new(SCRIPTED_BY_TORCH)).unwrap();
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let listed: Vec<_> = tensors.iter().map(|(name, entry)| (name.as_str(), entry.dtype, &*entry.shape)).collect();
+        let expected: [(&str, Dtype, &[usize]); 6] = [
+            ("input_resolution", Dtype::I64, &[]),
+            ("visual.class_embedding", Dtype::F32, &[4]),
+            ("visual.conv1.weight", Dtype::F16, &[4, 3, 2, 2]),
+            ("visual.ln_pre.bias", Dtype::F32, &[4]),
+            ("visual.ln_pre.weight", Dtype::F32, &[4]),
+            ("visual.transformer.0.weight", Dtype::F32, &[2, 4]),
+        ];
+        assert_eq!(listed, expected);
+        let checkpoint = Checkpoint::from_bytes("scripted.pt", SCRIPTED_BY_TORCH.to_vec(), &Device::Cpu).unwrap();
+        let read = |name: &str, shape: &[usize]| {
+            checkpoint.tensor(name, shape).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(read("visual.class_embedding", &[4]), [0.5, -1.0, 2.0, 8.0]);
+        let counted: Vec<f32> = (0..48).map(|i| i as f32).collect();
+        assert_eq!(read("visual.conv1.weight", &[4, 3, 2, 2]), counted);
+        assert_eq!(read("visual.transformer.0.weight", &[2, 4]), &counted[..8]);
+    }
+
+    /// A module that holds itself, and one that is held by many.
+    #[test]
+    fn modules_are_met_once() {
+        let module = b"c__torch__\nM\n)\x81".as_slice();
+        // The outer (remembered as 1) holds itself as `a` and the inner (0) as `b` and `c`.
+        let pickle = [
+            b"\x80\x02",
+            module,
+            b"q\x01}(X\x01\x00\x00\x00ah\x01X\x01\x00\x00\x00b",
+            module,
+            b"q\x00}bX\x01\x00\x00\x00ch\x00ub.",
+        ];
+        let tensors = torch_tensors(&mut Cursor::new(archive(&[("a/data.pkl", &pickle.concat())]))).unwrap();
+        assert!(tensors.is_empty());
+    }
+
     #[test]
     fn whatever_else_a_pickle_asks_for_is_refused_by_name() {
         for (pickle, expected) in [
@@ -575,7 +679,8 @@ mod tests {
             (b"\x80\x04\x95\x00", "pickle protocol 4, expected 2"),
             (b"\x80\x02X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93", "instruction 0x93"),
             (b"\x80\x02(S'id'\nios\nsystem\n.", "instruction 0x53"),
-            (b"\x80\x02ccollections\nOrderedDict\n)\x81", "instruction 0x81"),
+            (b"\x80\x02ccollections\nOrderedDict\n)\x81", "a new object of Global(OrderedDict)"),
+            (b"\x80\x02c__torch__.clip\nVisual\n)R", "a call of Module with 0 odd arguments"),
             (b"\x80\x02ctorch\nHalfStorage\n)R", "a call of Storage(F16)"),
             (b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R", "a call of OrderedDict with 1 odd arguments"),
         ] {
@@ -670,21 +775,23 @@ mod tests {
         /// Random instructions of those that are known get deeper than random bytes.
         #[test]
         fn any_known_instructions_end_in_a_result(
-            picked in proptest::collection::vec((0usize..25, any::<u8>()), 0..100),
+            picked in proptest::collection::vec((0usize..26, any::<u8>()), 0..100),
         ) {
             let mut pickle = b"\x80\x02".to_vec();
             for (index, byte) in picked {
-                let opcode = b"(qsuaebNKMJGXc]})th\x85\x86\x87QR\x88"[index];
+                let opcode = b"(qsuaebNKMJGXc]})th\x85\x86\x87QR\x88\x81"[index];
                 pickle.push(opcode);
                 match opcode {
-                    b'c' => pickle.extend(b"collections\nOrderedDict\n"),
+                    b'c' if byte % 2 == 0 => pickle.extend(b"collections\nOrderedDict\n"),
+                    b'c' => pickle.extend(b"__torch__.a\nB\n"),
                     b'X' => pickle.extend([1, 0, 0, 0, byte & 0x7f]),
                     b'q' | b'h' => pickle.push(byte % 8),
                     b'K' => pickle.push(byte),
                     _ => {}
                 }
             }
-            let _ = Machine::default().run(&pickle);
+            let mut machine = Machine::default();
+            let _ = machine.run(&pickle).and_then(|root| machine.named_tensors(root).map(drop));
         }
 
         /// A damaged file is an error, or yields tensors that can be read.
