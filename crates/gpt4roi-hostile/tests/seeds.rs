@@ -160,7 +160,7 @@ fn the_good_seeds_are_read() {
         let url = String::from_utf8(seed(&format!("data_url/{name}"))).unwrap();
         assert_eq!(reading::data_url(&url, 100).map(|file| file.len()).ok(), Some(bytes), "{name}");
     }
-    for name in ["safetensors/torch.safetensors", "pickle/torch.bin"] {
+    for name in ["safetensors/torch.safetensors", "pickle/torch.bin", "pickle/scripted.pt"] {
         let checkpoint = Checkpoint::from_bytes(&name.replace('/', "."), seed(name), &Device::Cpu).unwrap();
         assert!(checkpoint.tensors().count() > 0, "{name}");
     }

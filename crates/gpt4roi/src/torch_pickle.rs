@@ -11,10 +11,9 @@
 //! path to it.
 //!
 //! Sources: the comments of CPython's `pickletools.py` for the instructions, `torch/serialization.py`,
-//! `torch/_utils.py` and `torch/csrc/jit/serialization/pickler.cpp` for what stands behind the names.
+//! `torch/_utils.py` and `torch/jit/_pickle.py` for what stands behind the names.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     io::{Read, Seek, SeekFrom},
 };
@@ -27,6 +26,9 @@ use crate::weights::TensorEntry;
 /// Longest `data.pkl`. That of the 7B takes some 100 kB; the limit bounds what a hostile one can make
 /// the machine allocate.
 const MAX_PICKLE: u64 = 4 << 20;
+
+/// Bytes of all names together; those of the 7B take some 30 kB. A pickle may say a name once and use it often.
+const MAX_NAMES: usize = 4 << 20;
 
 /// The tensors of a torch checkpoint, by name.
 ///
@@ -42,7 +44,8 @@ pub(crate) fn torch_tensors(file: &mut (impl Read + Seek)) -> Result<Vec<(String
         let member = archive.storages.get(storage.key);
         let entry = member.ok_or_else(|| format!("the archive has no storage {:?}", storage.key));
         let entry = entry.and_then(|member| view.entry(storage, member));
-        tensors.push((name.clone().into_owned(), entry.map_err(|what| format!("tensor `{name}`: {what}"))?));
+        let entry = entry.map_err(|what| format!("tensor `{name}`: {what}"))?;
+        tensors.push((name, entry));
     }
     Ok(tensors)
 }
@@ -246,6 +249,22 @@ fn row_by_row(shape: &[usize], strides: &[usize]) -> bool {
     })
 }
 
+/// Names, of which there may be no more than [`MAX_NAMES`] bytes.
+#[derive(Default)]
+struct Names {
+    bytes: usize,
+}
+
+impl Names {
+    fn join(&mut self, path: &str, name: &str) -> Result<String, String> {
+        self.bytes += path.len() + name.len() + 1;
+        if self.bytes > MAX_NAMES {
+            return Err(format!("the names of its tensors take more than {MAX_NAMES} bytes"));
+        }
+        Ok(format!("{path}{name}"))
+    }
+}
+
 /// The stack machine.
 #[derive(Debug, Default)]
 struct Machine<'a> {
@@ -320,11 +339,6 @@ impl<'a> Machine<'a> {
                 let attributes = self.pop()?;
                 return self.build(attributes);
             }
-            // NEWOBJ: a module; what its class is does not matter, nor how it would be made.
-            0x81 => match (self.pop()?, self.pop()?) {
-                (Value::Tuple(_), Value::Global(Global::Module)) => self.new_module(),
-                (_, class) => return Err(format!("a new object of {class:?}, expected a module")),
-            },
             b'N' => Value::None,                                          // NONE
             0x88 | 0x89 => Value::Bool,                                   // NEWTRUE, NEWFALSE
             b'K' => Value::Int(code.byte()?.into()),                      // BININT1
@@ -355,6 +369,7 @@ impl<'a> Machine<'a> {
             }
             b'Q' => self.persistent()?, // BINPERSID
             b'R' => self.call()?,       // REDUCE
+            0x81 => self.new_module()?, // NEWOBJ
             opcode => return Err(format!("instruction {opcode:#04x} is not one that torch emits")),
         };
         self.stack.push(value);
@@ -414,39 +429,42 @@ impl<'a> Machine<'a> {
     }
 
     /// The tensors of a dictionary or of a module, by name.
-    fn named_tensors(&self, root: Value<'a>) -> Result<Vec<(Cow<'a, str>, &View)>, String> {
+    fn named_tensors(&self, root: Value<'a>) -> Result<Vec<(String, &View)>, String> {
         match root {
             Value::Dict(root) => self.tensors_in(root),
-            Value::Module(root) => Ok(self.tensors_below(root)),
+            Value::Module(root) => self.tensors_below(root),
             other => Err(format!("the file holds {other:?}, expected a dictionary of tensors")),
         }
     }
 
     /// The tensors of a dictionary that holds nothing else.
-    fn tensors_in(&self, root: usize) -> Result<Vec<(Cow<'a, str>, &View)>, String> {
+    fn tensors_in(&self, root: usize) -> Result<Vec<(String, &View)>, String> {
+        let mut names = Names::default();
         let named = self.dicts[root].iter().map(|item| match item {
-            (Value::Text(name), Value::Tensor(tensor)) => Ok((Cow::Borrowed(*name), &self.tensors[*tensor])),
+            (Value::Text(name), Value::Tensor(tensor)) => Ok((names.join("", name)?, &self.tensors[*tensor])),
             (key, value) => Err(format!("the dictionary holds {key:?}: {value:?}, expected a name and its tensor")),
         });
         named.collect()
     }
 
-    /// The tensors of a module and of all modules below it, named by the path to them. A module that is met again
-    /// has its first name only.
-    fn tensors_below(&self, root: usize) -> Vec<(Cow<'a, str>, &View)> {
-        let (mut tensors, mut met) = (Vec::new(), HashSet::from([root]));
+    /// The tensors of a module and of all modules below it, named by the path to them. Attributes that are met
+    /// again, because a module is held twice or holds itself, have their first name only.
+    fn tensors_below(&self, root: usize) -> Result<Vec<(String, &View)>, String> {
+        let (mut tensors, mut names, mut met) = (Vec::new(), Names::default(), HashSet::new());
         let mut open = vec![(root, String::new())];
         while let Some((module, path)) = open.pop() {
-            for (key, value) in self.modules[module].map_or(&[][..], |attributes| &self.dicts[attributes]) {
-                let Value::Text(name) = key else { continue };
-                match *value {
-                    Value::Tensor(tensor) => tensors.push((format!("{path}{name}").into(), &self.tensors[tensor])),
-                    Value::Module(module) if met.insert(module) => open.push((module, format!("{path}{name}."))),
+            let Some(attributes) = self.modules[module].filter(|attributes| met.insert(*attributes)) else { continue };
+            for (key, value) in &self.dicts[attributes] {
+                match (key, *value) {
+                    (Value::Text(name), Value::Tensor(tensor)) => {
+                        tensors.push((names.join(&path, name)?, &self.tensors[tensor]));
+                    }
+                    (Value::Text(name), Value::Module(module)) => open.push((module, names.join(&path, name)? + ".")),
                     _ => {}
                 }
             }
         }
-        tensors
+        Ok(tensors)
     }
 
     fn set_items(&mut self, items: &[Value<'a>]) -> Result<Option<Value<'a>>, String> {
@@ -477,9 +495,13 @@ impl<'a> Machine<'a> {
         Value::Dict(self.dicts.len() - 1)
     }
 
-    fn new_module(&mut self) -> Value<'a> {
+    /// NEWOBJ: a module. What its class is does not matter, nor how it would be made.
+    fn new_module(&mut self) -> Result<Value<'a>, String> {
+        let (Value::Tuple(_), Value::Global(Global::Module)) = (self.pop()?, self.pop()?) else {
+            return Err("a new object that is no module".to_owned());
+        };
         self.modules.push(None);
-        Value::Module(self.modules.len() - 1)
+        Ok(Value::Module(self.modules.len() - 1))
     }
 
     fn sizes(&self, tuple: usize) -> Result<Vec<usize>, String> {
@@ -652,20 +674,52 @@ mod tests {
         assert_eq!(read("visual.transformer.0.weight", &[2, 4]), &counted[..8]);
     }
 
-    /// A module that holds itself, and one that is held by many.
+    /// GLOBAL, EMPTY_TUPLE, NEWOBJ.
+    const MODULE: &[u8] = b"c__torch__\nM\n)\x81";
+
+    /// BINUNICODE of a name shorter than 256 bytes.
+    fn text(name: &str) -> Vec<u8> {
+        [b"X", &[name.len() as u8, 0, 0, 0][..], name.as_bytes()].concat()
+    }
+
+    /// A pickle of one tensor of six numbers, from where its dictionary begins to behind the tensor.
+    fn dict_of_one() -> Vec<u8> {
+        let whole = one_tensor(6, 0, [2, 3], [3, 1]);
+        whole[2..whole.len() - 1].to_vec()
+    }
+
+    fn names_of(pickle: &[&[u8]]) -> Result<Vec<String>, String> {
+        let bytes = archive(&[("a/data.pkl", &pickle.concat()), ("a/data/0", &[0; 24])]);
+        Ok(torch_tensors(&mut Cursor::new(bytes))?.into_iter().map(|(name, _)| name).collect())
+    }
+
     #[test]
-    fn modules_are_met_once() {
-        let module = b"c__torch__\nM\n)\x81".as_slice();
-        // The outer (remembered as 1) holds itself as `a` and the inner (0) as `b` and `c`.
-        let pickle = [
-            b"\x80\x02",
-            module,
-            b"q\x01}(X\x01\x00\x00\x00ah\x01X\x01\x00\x00\x00b",
-            module,
-            b"q\x00}bX\x01\x00\x00\x00ch\x00ub.",
-        ];
-        let tensors = torch_tensors(&mut Cursor::new(archive(&[("a/data.pkl", &pickle.concat())]))).unwrap();
-        assert!(tensors.is_empty());
+    fn a_module_that_is_held_twice_or_holds_itself_has_its_first_name() {
+        // The outer, remembered as 1, holds itself as `a` and the inner, remembered as 0, as `b` and `c`.
+        let (dict, [a, b, c]) = (dict_of_one(), ["a", "b", "c"].map(text));
+        let inner = [MODULE, b"q\x00", &dict, b"b"].concat();
+        let names = names_of(&[b"\x80\x02", MODULE, b"q\x01}(", &a, b"h\x01", &b, &inner, &c, b"h\x00", b"ub."]);
+        assert_eq!(names.unwrap(), ["c.w"], "the module opened last is looked into first");
+    }
+
+    /// Small files whose names would fill any memory, or whose modules take for ever to look into.
+    #[test]
+    fn names_that_are_said_once_and_used_often_are_refused() {
+        let long = [b"X\x00\x00\x10\x00", &vec![b'n'; 1 << 20][..], b"q\x02"].concat();
+        let (item, dict) = (b"h\x02h\x03".repeat(100), dict_of_one());
+        let tensor = [&dict[b"}X\x01\x00\x00\x00w".len()..dict.len() - 1], b"q\x03"].concat();
+        let flat = names_of(&[b"\x80\x02}(", &long, &tensor, &item, b"u."]);
+        assert!(flat.unwrap_err().contains("take more than 4194304 bytes"));
+
+        let step = [MODULE, b"}", &text("module")].concat();
+        let deep = names_of(&[b"\x80\x02", &step.repeat(5000), MODULE, &b"sb".repeat(5000), b"."]);
+        assert!(deep.unwrap_err().contains("take more than 4194304 bytes"));
+
+        // A thousand modules with the same attributes, one of which is a tensor.
+        let shared = [MODULE, b"h\x05b"].concat();
+        let held: Vec<u8> = (0..1000).flat_map(|i| [text(&i.to_string()), shared.clone()].concat()).collect();
+        let names = names_of(&[b"\x80\x02", MODULE, b"}(", &text("w"), MODULE, &dict, b"q\x05b", &held, b"ub."]);
+        assert_eq!(names.unwrap(), ["999.w"]);
     }
 
     #[test]
@@ -679,7 +733,7 @@ mod tests {
             (b"\x80\x04\x95\x00", "pickle protocol 4, expected 2"),
             (b"\x80\x02X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93", "instruction 0x93"),
             (b"\x80\x02(S'id'\nios\nsystem\n.", "instruction 0x53"),
-            (b"\x80\x02ccollections\nOrderedDict\n)\x81", "a new object of Global(OrderedDict)"),
+            (b"\x80\x02ccollections\nOrderedDict\n)\x81", "a new object that is no module"),
             (b"\x80\x02c__torch__.clip\nVisual\n)R", "a call of Module with 0 odd arguments"),
             (b"\x80\x02ctorch\nHalfStorage\n)R", "a call of Storage(F16)"),
             (b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R", "a call of OrderedDict with 1 odd arguments"),

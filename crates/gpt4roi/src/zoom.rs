@@ -123,7 +123,11 @@ pub(crate) fn encode_boxes(model: &Gpt4Roi, image: &EncodedImage, boxes: &[(BBox
     let mut rows = Vec::new();
     if let Some(&first) = far.first() {
         let plain: Vec<BBox> = far.iter().map(|&index| boxes[index].0).collect();
-        rows.push(image.encode_boxes(model, &plain, boxes[first].1.precision)?);
+        let plain = image.encode_boxes(model, &plain, boxes[first].1.precision)?;
+        if near.is_empty() {
+            return Ok(plain);
+        }
+        rows.push(plain);
     }
     for &index in &near {
         let (bbox, reading) = boxes[index];
