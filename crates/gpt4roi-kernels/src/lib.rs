@@ -25,6 +25,7 @@ mod exp;
 mod gemm;
 mod half_matrix;
 mod half_product;
+mod interleave;
 mod large_memory;
 mod level;
 mod linear;
@@ -35,6 +36,8 @@ mod q4_k;
 mod q6_k;
 mod q8_0;
 mod quant_block;
+#[cfg(target_arch = "x86_64")]
+mod quant_lanes;
 mod quant_matrix;
 mod quant_product;
 mod quant_rows;

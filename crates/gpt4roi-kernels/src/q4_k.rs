@@ -1,6 +1,11 @@
 //! `q4_k`: four bits a weight in groups of 32, whose scales and mins have six bits.
 
-use crate::quant_block::{BlockFormat, LANES, Panel, halves, interleave};
+use crate::{
+    interleave::WORD,
+    quant_block::{BlockFormat, LANES, Panel, half, lanes},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::{quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q4_K` (`ggml/src/ggml-common.h`), 4.5 bits a weight:
 ///
@@ -8,100 +13,131 @@ use crate::quant_block::{BlockFormat, LANES, Panel, halves, interleave};
 /// |---|---|
 /// | 0..2 | d, half precision |
 /// | 2..4 | dmin, half precision |
-/// | 4..16 | scale and min of eight groups, six bits each (see [`group_factors`]) |
+/// | 4..16 | scale and min of eight groups, six bits each (see [`Factors`]) |
 /// | 16..144 | per 64 columns 32 bytes: the first 32 columns in their low halves, the others in the high ones |
 ///
 /// A weight is `d·scale·q − dmin·min`.
-///
-/// A tile has d and dmin of sixteen rows, then the factors (see [`pack_factors`]), then the values, word
-/// by word interleaved.
 #[derive(Debug)]
 pub(crate) struct Q4K;
 
 const GROUPS: usize = 8;
-const FACTORS: usize = 2 * GROUPS;
-const FACTOR_BYTES: usize = FACTORS * LANES * 6 / 8;
+/// Words before the values.
+const HEAD: usize = 4;
+/// Words of 64 columns.
+const WORDS: usize = 8;
 
 impl BlockFormat for Q4K {
     const COLUMNS: usize = 256;
     const BYTES: usize = 144;
+    const WORDS_AT: usize = 0;
     const HALVES: &'static [usize] = &[0, 2];
     const GROUP: usize = 32;
     const OFFSET: u8 = 0;
     const HAS_MIN: bool = true;
 
-    fn pack(blocks: [&[u8]; LANES], tile: &mut [u8]) {
-        let (d, rest) = tile.split_at_mut(2 * LANES);
-        let (dmin, rest) = rest.split_at_mut(2 * LANES);
-        let (factors, values) = rest.split_at_mut(FACTOR_BYTES);
-        for (lane, block) in blocks.iter().enumerate() {
-            d[2 * lane..][..2].copy_from_slice(&block[..2]);
-            dmin[2 * lane..][..2].copy_from_slice(&block[2..4]);
-        }
-        let by_row = blocks.map(|block| group_factors(&block[4..16]));
-        pack_factors(&by_row, factors);
-        interleave(blocks.map(|block| &block[16..]), values);
-    }
-
     #[inline(always)]
     fn unpack(tile: &[u8], panel: &mut Panel) {
-        let (d, rest) = tile.split_at(2 * LANES);
-        let (dmin, rest) = rest.split_at(2 * LANES);
-        let (factors, values) = rest.split_at(FACTOR_BYTES);
-        let (d, dmin, factors) = (halves(d), halves(dmin), unpack_factors(factors));
+        let (head, values) = tile.split_at(HEAD * WORD);
+        let (factors, d) = (Factors::read(head), lanes(head, 0));
         for group in 0..GROUPS {
+            let (scales, mins) = (factors.scales(group), factors.mins(group));
             for lane in 0..LANES {
-                panel.scales[group][lane] = d[lane] * f32::from(factors[group][lane]);
-                panel.mins[group][lane] = dmin[lane] * f32::from(factors[GROUPS + group][lane]);
+                panel.scales[group][lane] = half(d[lane] as u16) * scales[lane];
+                panel.mins[group][lane] = half((d[lane] >> 16) as u16) * mins[lane];
             }
         }
-        // Eight words have the low and high halves of 32 columns each.
-        const HALF: usize = 8 * 4 * LANES;
-        for (packed, out) in values.chunks_exact(HALF).zip(panel.values.chunks_exact_mut(2 * HALF)) {
-            let (low, high) = out.split_at_mut(HALF);
+        const PART: usize = WORDS * WORD;
+        for (packed, out) in values.chunks_exact(PART).zip(panel.values.chunks_exact_mut(2 * PART)) {
+            let (low, high) = out.split_at_mut(PART);
             for ((packed, low), high) in packed.iter().zip(low).zip(high) {
                 *low = packed & 15;
                 *high = packed >> 4;
             }
         }
     }
-}
 
-/// The scales of eight groups, then their mins. The first four of both lie in the low six bits of bytes
-/// 0..4 and 4..8; of the others four bits lie in bytes 8..12 and two on top of the former.
-fn group_factors(packed: &[u8]) -> [u8; FACTORS] {
-    std::array::from_fn(|index| {
-        let (kind, group) = (index / GROUPS, index % GROUPS);
-        match group {
-            0..4 => packed[4 * kind + group] & 63,
-            _ => (packed[4 + group] >> (4 * kind) & 15) | packed[4 * kind + group - 4] >> 6 << 4,
-        }
-    })
-}
-
-/// Sixteen factors of sixteen rows, six bits each: twelve in the low bits of twelve vectors, the other four
-/// in pieces of two bits on top of three vectors each.
-fn pack_factors(rows: &[[u8; FACTORS]; LANES], out: &mut [u8]) {
-    for (index, vector) in out.chunks_exact_mut(LANES).enumerate() {
-        for (out, row) in vector.iter_mut().zip(rows) {
-            *out = row[index] | (row[12 + index / 3] >> (2 * (index % 3)) & 3) << 6;
-        }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn add_row_avx512(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
+        avx512::add_row(tile, x, totals);
     }
 }
 
-/// The inverse of [`pack_factors`]; by factor, then by row.
-#[inline(always)]
-fn unpack_factors(packed: &[u8]) -> [[u8; LANES]; FACTORS] {
-    let (vectors, _) = packed.as_chunks::<LANES>();
-    let mut out = [[0; LANES]; FACTORS];
-    for lane in 0..LANES {
-        for index in 0..12 {
-            out[index][lane] = vectors[index][lane] & 63;
+/// The scales and mins of eight groups of every row, four to a word.
+///
+/// The first four scales and mins lie in the low six bits of bytes 0..4 and 4..8; of the others four bits lie in
+/// bytes 8..12, scales in the low ones, and two on top of the former.
+struct Factors {
+    scales: [[u32; LANES]; 2],
+    mins: [[u32; LANES]; 2],
+}
+
+impl Factors {
+    #[inline(always)]
+    fn read(head: &[u8]) -> Self {
+        let (scales, mins, rest) = (lanes(head, 1), lanes(head, 2), lanes(head, 3));
+        let mut factors = Self { scales: [[0; LANES]; 2], mins: [[0; LANES]; 2] };
+        for lane in 0..LANES {
+            factors.scales[0][lane] = scales[lane] & 0x3f3f_3f3f;
+            factors.mins[0][lane] = mins[lane] & 0x3f3f_3f3f;
+            factors.scales[1][lane] = rest[lane] & 0x0f0f_0f0f | scales[lane] >> 2 & 0x3030_3030;
+            factors.mins[1][lane] = rest[lane] >> 4 & 0x0f0f_0f0f | mins[lane] >> 2 & 0x3030_3030;
         }
-        for index in 0..4 {
-            let top = |part: usize| vectors[3 * index + part][lane] >> 6;
-            out[12 + index][lane] = top(0) | top(1) << 2 | top(2) << 4;
-        }
+        factors
     }
-    out
+
+    #[inline(always)]
+    fn scales(&self, group: usize) -> [f32; LANES] {
+        self.scales[group / 4].map(|word| (word >> (8 * (group % 4)) & 255) as f32)
+    }
+
+    #[inline(always)]
+    fn mins(&self, group: usize) -> [f32; LANES] {
+        self.mins[group / 4].map(|word| (word >> (8 * (group % 4)) & 255) as f32)
+    }
+}
+
+/// One row of activations straight from a tile (see [`crate::quant_lanes`]).
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{HEAD, WORDS};
+    use crate::{interleave::WORD, quant_lanes::*, quant_product::Totals, quant_rows::RowStretch};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(super) fn add_row(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
+        let (head, values) = tile.as_chunks::<WORD>().0.split_at(HEAD);
+        let halves = load_words(&head[0]);
+        let (d, dmin) = (low_halves(halves), low_halves(_mm512_srli_epi32::<16>(halves)));
+        let (scales, mins, rest) = (load_words(&head[1]), load_words(&head[2]), load_words(&head[3]));
+        let (six_bits, four_bits, top_bits) = (_mm512_set1_epi8(0x3f), _mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x30));
+        // Shifts of whole words: what comes over from the neighbouring byte is masked away.
+        let with_top = |low, top| {
+            let top = _mm512_and_si512(_mm512_srli_epi32::<2>(top), top_bits);
+            _mm512_or_si512(_mm512_and_si512(low, four_bits), top)
+        };
+        let scales = [_mm512_and_si512(scales, six_bits), with_top(rest, scales)];
+        let mins = [_mm512_and_si512(mins, six_bits), with_top(_mm512_srli_epi32::<4>(rest), mins)];
+        let mut sum = load(totals);
+        let parts = values.as_chunks::<WORDS>().0.iter().zip(x.values.as_chunks::<64>().0);
+        for (part, (values, x_values)) in parts.enumerate() {
+            let (first, second) = (2 * part, 2 * part + 1);
+            let (mut low, mut high) = (_mm512_set1_epi32(x.starts[first]), _mm512_set1_epi32(x.starts[second]));
+            for (word, packed) in values.iter().enumerate() {
+                let packed = load_words(packed);
+                let low_values = _mm512_and_si512(packed, four_bits);
+                let high_values = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), four_bits);
+                low = _mm512_dpbusd_epi32(low, low_values, four_columns(x_values, word));
+                high = _mm512_dpbusd_epi32(high, high_values, four_columns(x_values, WORDS + word));
+            }
+            for (group, dots) in [(first, low), (second, high)] {
+                let scale = _mm512_mul_ps(d, byte_as_float(scales[group / 4], group % 4));
+                sum = add_scaled(sum, dots, scale, x.scales[group]);
+                let min = _mm512_mul_ps(dmin, byte_as_float(mins[group / 4], group % 4));
+                sum = _mm512_fnmadd_ps(min, _mm512_set1_ps(x.sums[group]), sum);
+            }
+        }
+        store(sum, totals);
+    }
 }

@@ -1,6 +1,11 @@
 //! `q6_k`: six bits a weight in groups of 16, whose scales have eight bits.
 
-use crate::quant_block::{BlockFormat, LANES, Panel, halves};
+use crate::{
+    interleave::WORD,
+    quant_block::{BlockFormat, LANES, Panel, halves, lanes},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::{quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q6_K` (`ggml/src/ggml-common.h`), 6.5625 bits a weight:
 ///
@@ -12,69 +17,103 @@ use crate::quant_block::{BlockFormat, LANES, Panel, halves};
 /// | 208..210 | d, half precision |
 ///
 /// A weight is `d·scale·(q − 32)`.
-///
-/// A tile has three words of every row after each other, as [`Self::unpack`] needs them: two of low bits and
-/// one of high bits; then the scales group by group, then d.
 #[derive(Debug)]
 pub(crate) struct Q6K;
 
-/// Bytes of a block before the scales.
-const VALUES: usize = 192;
 const GROUPS: usize = 16;
-/// Bytes of one word of every row.
-const WORD: usize = 4 * LANES;
 /// Words of 32 columns.
 const WORDS: usize = 8;
+/// The first word of the high bits, and that of the scales.
+const HIGH: usize = 32;
+const SCALES: usize = 48;
 
 impl BlockFormat for Q6K {
     const COLUMNS: usize = 256;
-    const BYTES: usize = VALUES + GROUPS + 2;
-    const HALVES: &'static [usize] = &[VALUES + GROUPS];
+    const BYTES: usize = 210;
+    const WORDS_AT: usize = 0;
+    const HALVES: &'static [usize] = &[208];
     const GROUP: usize = 16;
     const OFFSET: u8 = 32;
     const HAS_MIN: bool = false;
 
-    fn pack(blocks: [&[u8]; LANES], tile: &mut [u8]) {
-        let (values, rest) = tile.split_at_mut(VALUES * LANES);
-        let (scales, d) = rest.split_at_mut(GROUPS * LANES);
-        for (lane, block) in blocks.iter().enumerate() {
-            for (index, out) in values.chunks_exact_mut(3 * WORD).enumerate() {
-                let (half, word) = (index / WORDS, index % WORDS);
-                let low = 64 * half + 4 * word;
-                let high = 128 + 32 * half + 4 * word;
-                for (place, from) in [low, low + 32, high].into_iter().enumerate() {
-                    out[place * WORD + 4 * lane..][..4].copy_from_slice(&block[from..from + 4]);
-                }
-            }
-            for group in 0..GROUPS {
-                scales[group * LANES + lane] = block[VALUES + group];
-            }
-            d[2 * lane..][..2].copy_from_slice(&block[VALUES + GROUPS..]);
-        }
-    }
-
     #[inline(always)]
     fn unpack(tile: &[u8], panel: &mut Panel) {
-        let (values, rest) = tile.split_at(VALUES * LANES);
-        let (scales, d) = rest.split_at(GROUPS * LANES);
-        let d = halves(&d[..2 * LANES]);
-        for (out, scales) in panel.scales.iter_mut().zip(scales.as_chunks::<LANES>().0) {
+        let (words, d) = tile.split_at(Self::WORDS * WORD);
+        let d = halves(d);
+        for (group, out) in panel.scales.iter_mut().enumerate().take(GROUPS) {
+            let scales = lanes(words, SCALES + group / 4);
             for lane in 0..LANES {
-                out[lane] = d[lane] * f32::from(scales[lane] as i8);
+                // The group's byte comes to the top, and back with its sign.
+                let scale = (scales[lane] << (24 - 8 * (group % 4))) as i32 >> 24;
+                out[lane] = d[lane] * scale as f32;
             }
         }
         /// Bytes of 32 columns of every row.
         const PART: usize = WORDS * WORD;
-        for (index, words) in values.chunks_exact(3 * WORD).enumerate() {
-            let (half, word) = (index / WORDS, index % WORDS);
-            let out = &mut panel.values[4 * PART * half + WORD * word..][..3 * PART + WORD];
-            for i in 0..WORD {
-                let (first, second, high) = (words[i], words[WORD + i], words[2 * WORD + i]);
+        for half in 0..2 {
+            let (low, high) = (&words[2 * half * PART..][..2 * PART], &words[HIGH * WORD + half * PART..][..PART]);
+            let out = &mut panel.values[4 * half * PART..][..4 * PART];
+            for i in 0..PART {
+                let (first, second, high) = (low[i], low[PART + i], high[i]);
                 out[i] = first & 15 | (high & 3) << 4;
                 out[PART + i] = second & 15 | (high & 12) << 2;
                 out[2 * PART + i] = first >> 4 | high & 48;
                 out[3 * PART + i] = second >> 4 | high >> 2 & 48;
             }
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn add_row_avx512(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
+        avx512::add_row(tile, x, totals);
+    }
+}
+
+/// One row of activations straight from a tile (see [`crate::quant_lanes`]).
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{HIGH, Q6K, SCALES, WORDS};
+    use crate::{
+        interleave::WORD, quant_block::BlockFormat, quant_lanes::*, quant_product::Totals, quant_rows::RowStretch,
+    };
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(super) fn add_row(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
+        let words = tile.as_chunks::<WORD>().0;
+        let d = load_halves(&tile[Q6K::WORDS * WORD..]);
+        let (four_bits, top_bits) = (_mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x30));
+        // Two bits of `top` go on top of four of `low`.
+        let with_top = |low, top| _mm512_or_si512(_mm512_and_si512(low, four_bits), _mm512_and_si512(top, top_bits));
+        let mut sum = load(totals);
+        for (half, x_values) in x.values.as_chunks::<128>().0.iter().enumerate() {
+            let mut dots = [_mm512_setzero_si512(); 8];
+            for (group, dots) in dots.iter_mut().enumerate() {
+                *dots = _mm512_set1_epi32(x.starts[8 * half + group]);
+            }
+            for word in 0..WORDS {
+                let first = load_words(&words[2 * WORDS * half + word]);
+                let second = load_words(&words[2 * WORDS * half + WORDS + word]);
+                let high = load_words(&words[HIGH + WORDS * half + word]);
+                let quarters = [
+                    with_top(first, _mm512_slli_epi16::<4>(high)),
+                    with_top(second, _mm512_slli_epi16::<2>(high)),
+                    with_top(_mm512_srli_epi16::<4>(first), high),
+                    with_top(_mm512_srli_epi16::<4>(second), _mm512_srli_epi16::<2>(high)),
+                ];
+                for (quarter, values) in quarters.into_iter().enumerate() {
+                    let dots = &mut dots[2 * quarter + word / 4];
+                    *dots = _mm512_dpbusd_epi32(*dots, values, four_columns(x_values, WORDS * quarter + word));
+                }
+            }
+            for (group, dots) in dots.into_iter().enumerate() {
+                let place = 8 * half + group;
+                let scale = signed_byte_as_float(load_words(&words[SCALES + place / 4]), place % 4);
+                sum = add_scaled(sum, dots, _mm512_mul_ps(d, scale), x.scales[place / 2]);
+            }
+        }
+        store(sum, totals);
     }
 }

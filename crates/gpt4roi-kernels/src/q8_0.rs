@@ -1,6 +1,11 @@
 //! `q8_0`: eight bits a weight in groups of 32.
 
-use crate::quant_block::{BlockFormat, LANES, Panel, halves, interleave};
+use crate::{
+    interleave::WORD,
+    quant_block::{BlockFormat, LANES, Panel, halves},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::{quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q8_0` (`ggml/src/ggml-common.h`), 8.5 bits a weight:
 ///
@@ -9,10 +14,7 @@ use crate::quant_block::{BlockFormat, LANES, Panel, halves, interleave};
 /// | 0..2 | d, half precision |
 /// | 2..34 | 32 columns, signed |
 ///
-/// A weight is `d·q`.
-///
-/// A tile has d of sixteen rows, then the values word by word interleaved, 128 added to each so that they
-/// are unsigned.
+/// A weight is `d·q`. Products want unsigned bytes: 128 is added to each.
 #[derive(Debug)]
 pub(crate) struct Q8_0;
 
@@ -21,27 +23,57 @@ const COLUMNS: usize = 32;
 impl BlockFormat for Q8_0 {
     const COLUMNS: usize = COLUMNS;
     const BYTES: usize = 2 + COLUMNS;
+    const WORDS_AT: usize = 2;
     const HALVES: &'static [usize] = &[0];
     const GROUP: usize = COLUMNS;
     const OFFSET: u8 = 128;
     const HAS_MIN: bool = false;
 
-    fn pack(blocks: [&[u8]; LANES], tile: &mut [u8]) {
-        let (d, values) = tile.split_at_mut(2 * LANES);
-        for (lane, block) in blocks.iter().enumerate() {
-            d[2 * lane..][..2].copy_from_slice(&block[..2]);
-        }
-        interleave(blocks.map(|block| &block[2..]), values);
-        values.iter_mut().for_each(|value| *value ^= 128);
-    }
-
     #[inline(always)]
     fn unpack(tiles: &[u8], panel: &mut Panel) {
         let parts = panel.values.chunks_exact_mut(COLUMNS * LANES).zip(&mut panel.scales);
         for (tile, (out, scales)) in tiles.chunks_exact(LANES * Self::BYTES).zip(parts) {
-            let (d, values) = tile.split_at(2 * LANES);
+            let (values, d) = tile.split_at(Self::WORDS * WORD);
             *scales = halves(d);
-            out.copy_from_slice(values);
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = value ^ 128);
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn add_row_avx512(tiles: &[u8], x: &RowStretch, totals: &mut Totals) {
+        avx512::add_row(tiles, x, totals);
+    }
+}
+
+/// One row of activations straight from tiles (see [`crate::quant_lanes`]).
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{COLUMNS, Q8_0};
+    use crate::{
+        interleave::WORD,
+        quant_block::{BlockFormat, LANES},
+        quant_lanes::*,
+        quant_product::Totals,
+        quant_rows::RowStretch,
+    };
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(super) fn add_row(tiles: &[u8], x: &RowStretch, totals: &mut Totals) {
+        let sign = _mm512_set1_epi8(i8::MIN);
+        let mut sum = load(totals);
+        let tiles = tiles.as_chunks::<{ LANES * Q8_0::BYTES }>().0;
+        for (group, (tile, x_values)) in tiles.iter().zip(x.values.as_chunks::<COLUMNS>().0).enumerate() {
+            let (values, d) = tile.split_at(Q8_0::WORDS * WORD);
+            let mut dots = _mm512_set1_epi32(x.starts[group]);
+            for (word, values) in values.as_chunks::<WORD>().0.iter().enumerate() {
+                let values = _mm512_xor_si512(load_words(values), sign);
+                dots = _mm512_dpbusd_epi32(dots, values, four_columns(x_values, word));
+            }
+            sum = add_scaled(sum, dots, load_halves(d), x.scales[group]);
+        }
+        store(sum, totals);
     }
 }

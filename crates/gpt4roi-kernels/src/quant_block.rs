@@ -4,6 +4,13 @@
 //! register holds the same four columns of sixteen rows and sums need no shuffling. A tile has the very
 //! bits of its sixteen blocks in another order; it takes the place of them.
 
+use crate::{
+    interleave::{SixteenRows, WORD},
+    quant_product::Level,
+};
+#[cfg(target_arch = "x86_64")]
+use crate::{quant_product::Totals, quant_rows::RowStretch};
+
 /// Rows of a tile: the 32-bit lanes of the widest registers.
 pub(crate) const LANES: usize = 16;
 
@@ -20,6 +27,11 @@ pub(crate) trait BlockFormat: Sync {
     const COLUMNS: usize;
     /// Bytes of a block.
     const BYTES: usize;
+    /// Where in a block its 32-bit words begin. At the other end or in front of them may stand one half-precision
+    /// number.
+    const WORDS_AT: usize;
+    /// How many words a block has.
+    const WORDS: usize = Self::BYTES / 4;
     /// Where in a block its half-precision scales lie.
     const HALVES: &'static [usize];
     /// Columns of a group; divides [`ACTIVATION_GROUP`].
@@ -29,11 +41,27 @@ pub(crate) trait BlockFormat: Sync {
     /// Whether groups have a min.
     const HAS_MIN: bool;
 
-    /// Interleaves the blocks of sixteen rows.
-    fn pack(blocks: [&[u8]; LANES], tile: &mut [u8]);
+    /// Makes a tile of the blocks that begin at the byte `start` of sixteen rows: word by word, then the
+    /// half-precision number that is no part of a word, if there is one.
+    #[inline]
+    fn interleave(level: Level, rows: &SixteenRows<'_>, start: usize, tile: &mut [u8]) {
+        let (words, halves) = tile.split_at_mut(Self::WORDS * WORD);
+        rows.interleave(level, start + Self::WORDS_AT, Self::WORDS, words);
+        if Self::BYTES % 4 == 2 {
+            let at = if Self::WORDS_AT == 0 { Self::WORDS * 4 } else { 0 };
+            rows.two_bytes(start + at, halves);
+        }
+    }
 
     /// Takes the tiles of a stretch apart.
     fn unpack(tiles: &[u8], panel: &mut Panel);
+
+    /// Adds the products of the tiles of a stretch with one row of activations, as a panel would give them.
+    ///
+    /// # Safety
+    /// The processor has to have AVX-512 F, BW, VL and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn add_row_avx512(tiles: &[u8], x: &RowStretch, totals: &mut Totals);
 }
 
 /// A stretch of sixteen rows, ready to be multiplied.
@@ -61,13 +89,14 @@ impl Panel {
     }
 }
 
-/// Writes the 32-bit words of sixteen rows: the first of every row, then the second, and so on.
-pub(crate) fn interleave(rows: [&[u8]; LANES], out: &mut [u8]) {
-    for (lane, row) in rows.iter().enumerate() {
-        for (word, group) in row.as_chunks::<4>().0.iter().zip(out.chunks_exact_mut(4 * LANES)) {
-            group[4 * lane..][..4].copy_from_slice(word);
-        }
+/// One word of every row of a tile.
+#[inline(always)]
+pub(crate) fn lanes(words: &[u8], word: usize) -> [u32; LANES] {
+    let mut out = [0; LANES];
+    for (out, bytes) in out.iter_mut().zip(words[word * WORD..].as_chunks::<4>().0) {
+        *out = u32::from_le_bytes(*bytes);
     }
+    out
 }
 
 /// Half-precision numbers, little-endian. They have to be finite.
@@ -83,7 +112,7 @@ pub(crate) fn halves(bytes: &[u8]) -> [f32; LANES] {
 /// A finite half-precision number. A shift puts its exponent and fraction in place, and a product corrects
 /// the exponent, which holds for subnormal numbers as well; the compiler makes vector code of it.
 #[inline(always)]
-fn half(bits: u16) -> f32 {
+pub(crate) fn half(bits: u16) -> f32 {
     const TWO_TO_112: f32 = f32::from_bits(239 << 23);
     let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * TWO_TO_112;
     f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
@@ -107,14 +136,5 @@ mod tests {
                 assert_eq!(half(bits).to_bits(), expected.to_f32().to_bits(), "{bits:#x}");
             }
         }
-    }
-
-    #[test]
-    fn words_are_interleaved() {
-        let rows: Vec<[u8; 8]> = (0..LANES as u8).map(|row| [row, 1, 2, 3, row, 5, 6, 7]).collect();
-        let mut out = [0; 128];
-        interleave(std::array::from_fn(|lane| rows[lane].as_slice()), &mut out);
-        assert_eq!(out[..8], [0, 1, 2, 3, 1, 1, 2, 3]);
-        assert_eq!(out[64 + 15 * 4..], [15, 5, 6, 7]);
     }
 }

@@ -4,6 +4,7 @@ use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use crate::{
+    interleave::SixteenRows,
     large_memory::large_memory,
     parallel::for_each_index,
     q4_k::Q4K,
@@ -268,18 +269,21 @@ fn pack<F: BlockFormat>(
     if row_bytes == 0 {
         return Ok(());
     }
-    let padding = vec![0; row_bytes];
+    let (padding, level) = (vec![0; row_bytes], Level::best());
     out.par_chunks_exact_mut(LANES * row_bytes).enumerate().try_for_each(|(index, out)| {
         let of_lane: [&[u8]; LANES] = std::array::from_fn(|lane| match index * LANES + lane {
             row if row < rows => &blocks[order(row) * row_bytes..][..row_bytes],
             _ => &padding,
         });
-        for (block, tile) in out.chunks_exact_mut(LANES * F::BYTES).enumerate() {
-            let blocks = of_lane.map(|row| &row[block * F::BYTES..][..F::BYTES]);
-            if let Some(lane) = blocks.iter().position(|block| !has_finite_scales::<F>(block)) {
+        for (lane, blocks) in of_lane.iter().enumerate() {
+            let damaged = blocks.chunks_exact(F::BYTES).position(|block| !has_finite_scales::<F>(block));
+            if let Some(block) = damaged {
                 return Err(QuantError::Scale { row: index * LANES + lane, block });
             }
-            F::pack(blocks, tile);
+        }
+        let of_lane = SixteenRows::new(of_lane);
+        for (block, tile) in out.chunks_exact_mut(LANES * F::BYTES).enumerate() {
+            F::interleave(level, &of_lane, block * F::BYTES, tile);
         }
         Ok(())
     })

@@ -94,6 +94,7 @@ mod avx512 {
     use std::arch::x86_64::*;
 
     use super::*;
+    use crate::quant_lanes::prefetch;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     pub(super) fn add_stretch<F: BlockFormat>(
@@ -103,6 +104,11 @@ mod avx512 {
         panel: &mut Panel,
         totals: &mut [Totals],
     ) {
+        prefetch(tiles);
+        if let ([x], [totals]) = (x, &mut *totals) {
+            // SAFETY: This function's features are those that it needs.
+            return unsafe { F::add_row_avx512(tiles, x, totals) };
+        }
         F::unpack(tiles, panel);
         let (many, few) = x.as_chunks::<ROWS_TOGETHER>();
         let (many_totals, few_totals) = totals.as_chunks_mut::<ROWS_TOGETHER>();
