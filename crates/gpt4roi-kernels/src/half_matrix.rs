@@ -3,7 +3,7 @@
 //! Half of the memory of f32, and half of the reading, which is what a single row of activations waits for. The weights
 //! are widened in registers; nothing else is rounded.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use half::{
     bf16, f16,
@@ -18,6 +18,7 @@ use crate::{
     level::Level as PanelLevel,
     linear::{add_by_panels, turn},
     parallel::{SharedRows, for_each_index},
+    shared_bytes::SharedBytes,
 };
 
 /// How 16-bit weights are stored.
@@ -86,7 +87,25 @@ pub struct HalfMatrix {
     format: HalfFormat,
     rows: usize,
     columns: usize,
-    bits: MmapMut, // u16, row by row
+    bits: Bits, // u16, row by row
+}
+
+/// Where the bits of a matrix lie: at an even address.
+#[derive(Debug)]
+enum Bits {
+    Own(MmapMut),
+    Stored(SharedBytes),
+}
+
+impl Deref for Bits {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Stored(bytes) => bytes,
+        }
+    }
 }
 
 impl HalfMatrix {
@@ -102,11 +121,11 @@ impl HalfMatrix {
             return Err(HalfError::Length { rows, columns, got: weights.len() });
         }
         let bytes = 2 * weights.len();
-        let bits = large_memory(bytes).map_err(|_| HalfError::Memory { bytes })?;
-        let mut matrix = Self { format, rows, columns, bits };
+        let mut memory = large_memory(bytes).map_err(|_| HalfError::Memory { bytes })?;
+        // SAFETY: Any two bytes are a u16. The memory begins at a page, so that no byte stands before the first.
+        let (_, bits, _) = unsafe { memory.align_to_mut::<u16>() };
         let row = columns.max(1);
-        let rows = matrix.bits_mut().par_chunks_mut(row).zip(weights.par_chunks(row)).enumerate();
-        rows.try_for_each(|(row, (bits, weights))| {
+        bits.par_chunks_mut(row).zip(weights.par_chunks(row)).enumerate().try_for_each(|(row, (bits, weights))| {
             format.narrow(weights, bits);
             let lost =
                 weights.iter().zip(&*bits).position(|(weight, bits)| weight.is_finite() && format.is_infinite(*bits));
@@ -115,7 +134,30 @@ impl HalfMatrix {
                 None => Ok(()),
             }
         })?;
-        Ok(matrix)
+        Ok(Self { format, rows, columns, bits: Bits::Own(memory) })
+    }
+
+    /// Weights that are stored in this format, little-endian, row by row: they stay where they are, in a file that is
+    /// mapped into memory for instance. Those at an odd address are copied, and so are all on a machine with the other
+    /// order of bytes.
+    ///
+    /// # Errors
+    /// If their number does not fit.
+    pub fn stored(format: HalfFormat, rows: usize, columns: usize, bytes: SharedBytes) -> Result<Self, HalfError> {
+        let expected = rows.checked_mul(columns).and_then(|weights| weights.checked_mul(2));
+        if expected != Some(bytes.len()) {
+            return Err(HalfError::Length { rows, columns, got: bytes.len() / 2 });
+        }
+        let bits = if cfg!(target_endian = "little") && (bytes.as_ptr() as usize).is_multiple_of(2) {
+            Bits::Stored(bytes)
+        } else {
+            let mut own = large_memory(bytes.len()).map_err(|_| HalfError::Memory { bytes: bytes.len() })?;
+            for (own, stored) in own.as_chunks_mut().0.iter_mut().zip(bytes.as_chunks().0) {
+                *own = u16::from_le_bytes(*stored).to_ne_bytes();
+            }
+            Bits::Own(own)
+        };
+        Ok(Self { format, rows, columns, bits })
     }
 
     /// How the weights are stored.
@@ -214,15 +256,9 @@ impl HalfMatrix {
     }
 
     fn rows_of(&self, rows: Range<usize>) -> &[u16] {
-        // SAFETY: Any two bytes are a u16. The memory begins at a page, so that no byte stands before the first.
+        // SAFETY: Any two bytes are a u16. The address is even, so that no byte stands before the first.
         let (_, bits, _) = unsafe { self.bits.align_to() };
         &bits[rows.start * self.columns..rows.end * self.columns]
-    }
-
-    fn bits_mut(&mut self) -> &mut [u16] {
-        // SAFETY: As above, and a u16 is any two bytes.
-        let (_, bits, _) = unsafe { self.bits.align_to_mut() };
-        bits
     }
 }
 
@@ -237,6 +273,8 @@ impl HalfFormat {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -314,6 +352,32 @@ mod tests {
                     assert!(y.iter().zip(expected).all(|(got, expected)| got == expected), "{level:?} {format:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn stored_weights_are_those_of_their_bits_at_any_address() {
+        for format in FORMATS {
+            let (rows, columns) = (37, 150);
+            let weights = rounded(format, &values(rows * columns, 4));
+            let mut bits = vec![0; rows * columns];
+            format.narrow(&weights, &mut bits);
+            let bytes: Vec<u8> = bits.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+            let expected = HalfMatrix::from_f32(format, rows, columns, &weights).unwrap();
+            for skipped in [0, 1, 2, 3] {
+                let shifted = Arc::new([vec![7; skipped], bytes.clone()].concat());
+                let stored = SharedBytes::new(shifted, skipped..skipped + bytes.len());
+                let matrix = HalfMatrix::stored(format, rows, columns, stored).unwrap();
+                for n in [1, 40] {
+                    let x = values(n * columns, 5);
+                    let (mut got, mut y) = (vec![f32::NAN; n * rows], vec![0.0; n * rows]);
+                    matrix.product(&x, &mut got);
+                    expected.product(&x, &mut y);
+                    assert_eq!(got, y, "{format:?}, {n} rows, {skipped} bytes before them");
+                }
+            }
+            let error = HalfMatrix::stored(format, rows, columns, bytes[2..].to_vec().into()).unwrap_err();
+            assert_eq!(error, HalfError::Length { rows, columns, got: rows * columns - 1 });
         }
     }
 

@@ -44,6 +44,7 @@ mod quant_rows;
 mod resize;
 mod roi_align;
 mod rotary;
+mod shared_bytes;
 mod winograd;
 
 #[cfg(test)]
@@ -69,5 +70,6 @@ pub use crate::{
     resize::{MapSize, resize_bilinear, resize_bilinear_backward},
     roi_align::{RoiAlignShape, roi_align, roi_align_backward, roi_align_channels},
     rotary::{rotary, rotary_backward},
+    shared_bytes::SharedBytes,
     winograd::{ConvMaps, Winograd},
 };

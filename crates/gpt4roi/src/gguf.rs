@@ -12,9 +12,10 @@ use std::{
     io::{self, Write},
     ops::Deref,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use gpt4roi_kernels::MappedFile;
+use gpt4roi_kernels::{MappedFile, SharedBytes};
 
 use crate::{
     ggml_type::GgmlType,
@@ -34,7 +35,7 @@ const MAX_HEADER: usize = 256 << 20;
 /// An open GGUF file.
 pub struct Gguf {
     path: PathBuf,
-    bytes: Bytes,
+    bytes: Arc<Bytes>,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, Entry>,
 }
@@ -114,9 +115,15 @@ impl Gguf {
 
     /// Gives the memory of a tensor's bytes back to the system; when they are touched they come from the file again.
     pub fn release(&self, name: &str) {
-        if let (Bytes::Mapped(file), Some(entry)) = (&self.bytes, self.tensors.get(name)) {
+        if let (Bytes::Mapped(file), Some(entry)) = (&*self.bytes, self.tensors.get(name)) {
             file.release(entry.start..entry.start + entry.size);
         }
+    }
+
+    /// The bytes of a tensor, which keep the file open.
+    pub(crate) fn shared_bytes(&self, name: &str) -> Option<SharedBytes> {
+        let entry = self.tensors.get(name)?;
+        Some(SharedBytes::new(self.bytes.clone(), entry.start..entry.start + entry.size))
     }
 
     fn tensor_at<'a>(&'a self, name: &'a str, entry: &'a Entry) -> GgufTensor<'a> {
@@ -126,7 +133,7 @@ impl Gguf {
 
     fn read(path: PathBuf, bytes: Bytes) -> WeightsResult<Self> {
         match read_header(&bytes) {
-            Ok((metadata, tensors)) => Ok(Self { path, bytes, metadata, tensors }),
+            Ok((metadata, tensors)) => Ok(Self { path, bytes: Arc::new(bytes), metadata, tensors }),
             Err(what) => Err(WeightsError::Corrupt { file: path, what }),
         }
     }
@@ -147,6 +154,12 @@ impl Deref for Bytes {
             Self::Mapped(file) => file,
             Self::InMemory(bytes) => bytes,
         }
+    }
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
     }
 }
 

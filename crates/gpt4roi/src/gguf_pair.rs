@@ -21,11 +21,13 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+use gpt4roi_kernels::{HalfFormat, HalfMatrix};
 
 pub use crate::gguf_names::stored_row;
 use crate::{
     config::Config,
     error::{Error, Result},
+    ggml_type::GgmlType,
     gguf::{Array, Gguf, GgufTensor, Value},
     gguf_names::{is_interleaved, to_published},
     layers::Matrix,
@@ -214,7 +216,31 @@ impl GgufWeights {
         }
     }
 
-    /// The layers have the tensor's blocks in an order of their own; those of the file are not needed any longer.
+    /// A matrix of 16-bit numbers where it lies in the file, or a copy of it if its rows stand in another order there;
+    /// `None` for other numbers and on other devices.
+    fn half_matrix(&self, name: &str, [rows, columns]: [usize; 2]) -> WeightsResult<Option<Matrix>> {
+        let Some(place) = self.places.get(name).filter(|_| self.device.is_cpu()) else { return Ok(None) };
+        let (Some(stored), Some(bytes)) = (place.gguf.tensor(&place.name), place.gguf.shared_bytes(&place.name)) else {
+            return Ok(None);
+        };
+        let format = match stored.kind {
+            GgmlType::F16 => HalfFormat::F16,
+            GgmlType::BF16 => HalfFormat::Bf16,
+            _ => return Ok(None),
+        };
+        let bytes = match place.head {
+            None => bytes,
+            Some(head) => {
+                let row = |row| &stored.bytes[2 * columns * stored_row(row, head)..][..2 * columns];
+                (0..rows).flat_map(row).copied().collect::<Vec<u8>>().into()
+            }
+        };
+        HalfMatrix::stored(format, rows, columns, bytes)
+            .map(|matrix| Some(Matrix::Half(Arc::new(matrix))))
+            .map_err(|source| WeightsError::Half { name: name.to_owned(), source })
+    }
+
+    /// The layers have the tensor's numbers in an order of their own; those of the file are not needed any longer.
     fn release(&self, name: &str) {
         if let Some(place) = self.places.get(name) {
             place.gguf.release(&place.name);
@@ -226,6 +252,7 @@ impl TensorSource for GgufWeights {
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
         self.stored_as(name, shape)?;
         let values = self.piece(name, 0..shape.iter().product())?;
+        self.release(name);
         Tensor::from_vec(values, shape, &self.device)
             .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
     }
@@ -233,7 +260,7 @@ impl TensorSource for GgufWeights {
     fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
         let (stored, head) = self.stored_as(name, &shape)?;
         let order = |row| head.map_or(row, |head| stored_row(row, head));
-        let matrix = if self.device.is_cpu() {
+        let blocks = if self.device.is_cpu() {
             let matrix = stored.quant_matrix(order);
             let matrix = matrix.map_err(|source| WeightsError::Quantized { name: name.to_owned(), source })?;
             matrix.map(|matrix| Matrix::Quantized(Arc::new(matrix)))
@@ -241,11 +268,12 @@ impl TensorSource for GgufWeights {
             let matrix = stored.engine_matrix(order, &self.device);
             matrix.map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })?.map(Matrix::Blocks)
         };
-        match matrix {
-            Some(matrix) => {
-                self.release(name);
-                Ok(matrix)
-            }
+        if let Some(blocks) = blocks {
+            self.release(name);
+            return Ok(blocks);
+        }
+        match self.half_matrix(name, shape)? {
+            Some(half) => Ok(half),
             None => self.tensor(name, &shape).map(Matrix::Dense),
         }
     }
@@ -393,6 +421,27 @@ mod tests {
             let file = out.join(format!("tiny-{}.gguf", quantization.name()));
             Gpt4Roi::open(&file, &Device::Cpu).unwrap();
             Gpt4Roi::open(&out, &Device::Cpu).unwrap();
+        }
+    }
+
+    /// In the published order, also where the file has another, and with the very numbers.
+    #[test]
+    fn sixteen_bits_stay_sixteen_bits() {
+        let place = tempfile::tempdir().unwrap();
+        let ModelFiles::Gguf { language, projector } = ModelFiles::at(&pair(place.path(), Quantization::F16)).unwrap()
+        else {
+            panic!("no pair")
+        };
+        let (model, _) = GgufPair::open(&language, &projector).unwrap().weights(&Device::Cpu).unwrap();
+        for name in ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj"] {
+            let name = format!("model.layers.1.{name}.weight");
+            let shape: [usize; 2] = model.blocks(&name).unwrap().0.shape.try_into().unwrap();
+            let Matrix::Half(half) = model.matrix(&name, shape).unwrap() else { panic!("{name} was widened") };
+            let (whole, mut row) = (model.piece(&name, 0..shape[0] * shape[1]).unwrap(), vec![0.0; shape[1]]);
+            for (index, expected) in whole.chunks(shape[1]).enumerate() {
+                half.row(index, &mut row);
+                assert_eq!(row, expected, "{name}, row {index}");
+            }
         }
     }
 

@@ -49,12 +49,14 @@ impl GgufTensor<'_> {
 }
 
 impl StoredTensor {
-    /// Bytes that the tensor takes once it is loaded: those of its blocks where layers compute with them, of f32
-    /// elsewhere.
+    /// Bytes that the tensor takes once it is loaded: those of the file where layers compute with its blocks or, in
+    /// GGUF, its 16-bit numbers, of f32 elsewhere.
     pub fn loaded_bytes(&self) -> u64 {
         let kind = [GgmlType::Q4K, GgmlType::Q6K, GgmlType::Q8_0].into_iter().find(|kind| kind.name() == self.numbers);
+        let is_half = [GgmlType::F16, GgmlType::BF16].iter().any(|kind| kind.name() == self.numbers);
         let blocks = match (kind.and_then(quant_format), &self.shape[..]) {
             (Some(format), &[rows, columns]) => format.bytes(rows, columns),
+            (None, &[rows, columns]) if is_half => rows.checked_mul(columns).and_then(|count| count.checked_mul(2)),
             _ => None,
         };
         blocks.unwrap_or_else(|| 4 * self.shape.iter().product::<usize>()) as u64
@@ -188,7 +190,9 @@ mod tests {
             ("q4_k", &[2, 256][..], 2 * 144),
             ("q8_0", &[3, 64], 3 * 2 * 34),
             ("q8_0", &[2, 4, 3, 32], 2 * 4 * 3 * 32 * 4), // a convolution is computed in f32
-            ("f16", &[2, 256], 2 * 256 * 4),
+            ("f16", &[2, 256], 2 * 256 * 2),
+            ("bf16", &[256], 256 * 4),
+            ("F16", &[2, 256], 2 * 256 * 4), // safetensors
             ("F16", &[7], 7 * 4),
         ];
         for (numbers, shape, expected) in cases {
