@@ -240,7 +240,7 @@ impl GgufWeights {
             .map_err(|source| WeightsError::Half { name: name.to_owned(), source })
     }
 
-    /// The layers have the tensor's numbers in an order of their own; those of the file are not needed any longer.
+    /// Whoever asked has the numbers in a form of their own; those of the file are not needed any longer.
     fn release(&self, name: &str) {
         if let Some(place) = self.places.get(name) {
             place.gguf.release(&place.name);
@@ -252,7 +252,6 @@ impl TensorSource for GgufWeights {
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
         self.stored_as(name, shape)?;
         let values = self.piece(name, 0..shape.iter().product())?;
-        self.release(name);
         Tensor::from_vec(values, shape, &self.device)
             .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
     }
@@ -314,6 +313,7 @@ impl TensorStore for GgufWeights {
             }
         };
         let mut values = values.map_err(error)?;
+        self.release(name);
         let start = elements.start - rows.start * columns;
         values.truncate(start + elements.len());
         Ok(values.split_off(start))
