@@ -27,16 +27,26 @@ impl<'a> SixteenRows<'a> {
     /// If the rows have fewer, or `out` has no room for them.
     #[inline]
     pub(crate) fn interleave(&self, level: Level, start: usize, words: usize, out: &mut [u8]) {
-        assert!(start + 4 * words <= self.length && WORD * words <= out.len(), "{words} words");
+        self.interleave_apart(level, start, words, WORD, out);
+    }
+
+    /// The same, with the next word of every row `apart` bytes behind the one before; what lies between is left alone.
+    ///
+    /// # Panics
+    /// As [`Self::interleave`], and if words would overlap.
+    #[inline]
+    pub(crate) fn interleave_apart(&self, level: Level, start: usize, words: usize, apart: usize, out: &mut [u8]) {
+        let needed = words.checked_sub(1).map_or(0, |last| last * apart + WORD);
+        assert!(start + 4 * words <= self.length && needed <= out.len() && apart >= WORD, "{words} words");
         match level {
             // SAFETY: A level that is not portable comes from `available`, which has asked the processor, and rows and
             // `out` have just been measured.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni if words.is_multiple_of(4) => unsafe { avx512(&self.rows, start, words, out) },
+            Level::Avx512Vnni if words.is_multiple_of(4) => unsafe { avx512(&self.rows, start, words, apart, out) },
             // SAFETY: As above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 if words.is_multiple_of(4) => unsafe { avx2(&self.rows, start, words, out) },
-            _ => portable(&self.rows, start, words, out),
+            Level::Avx2 if words.is_multiple_of(4) => unsafe { avx2(&self.rows, start, words, apart, out) },
+            _ => portable(&self.rows, start, words, apart, out),
         }
     }
 
@@ -49,9 +59,9 @@ impl<'a> SixteenRows<'a> {
     }
 }
 
-fn portable(rows: &[&[u8]; LANES], start: usize, words: usize, out: &mut [u8]) {
+fn portable(rows: &[&[u8]; LANES], start: usize, words: usize, apart: usize, out: &mut [u8]) {
     for (lane, row) in rows.iter().enumerate() {
-        for (word, group) in row[start..].as_chunks::<4>().0[..words].iter().zip(out.chunks_exact_mut(WORD)) {
+        for (word, group) in row[start..].as_chunks::<4>().0[..words].iter().zip(out.chunks_mut(apart)) {
             group[4 * lane..][..4].copy_from_slice(word);
         }
     }
@@ -61,11 +71,11 @@ fn portable(rows: &[&[u8]; LANES], start: usize, words: usize, out: &mut [u8]) {
 /// on, a 4×4 transposition within each quarter brings all rows in order.
 ///
 /// # Safety
-/// Every row has to have `words` words from `start` on, a multiple of four, and `out` room for sixteen times as many. The processor has
-/// to have AVX-512 F.
+/// Every row has to have `words` words from `start` on, a multiple of four, and `out` room for all
+/// of them, `apart` bytes from one to the next. The processor has to have AVX-512 F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(rows: &[&[u8]; LANES], start: usize, words: usize, out: &mut [u8]) {
+unsafe fn avx512(rows: &[&[u8]; LANES], start: usize, words: usize, apart: usize, out: &mut [u8]) {
     use std::arch::x86_64::*;
 
     for place in (0..words).step_by(4) {
@@ -90,7 +100,7 @@ unsafe fn avx512(rows: &[&[u8]; LANES], start: usize, words: usize, out: &mut [u
         ];
         for (word, values) in turned.into_iter().enumerate() {
             // SAFETY: `out` has room for this word of every row.
-            unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(WORD * (place + word)).cast(), values) };
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(apart * (place + word)).cast(), values) };
         }
     }
 }
@@ -98,11 +108,11 @@ unsafe fn avx512(rows: &[&[u8]; LANES], start: usize, words: usize, out: &mut [u
 /// As [`avx512`], for eight rows and then the other eight.
 ///
 /// # Safety
-/// Every row has to have `words` words from `start` on, a multiple of four, and `out` room for sixteen times as many. The processor has
-/// to have AVX2.
+/// Every row has to have `words` words from `start` on, a multiple of four, and `out` room for all
+/// of them, `apart` bytes from one to the next. The processor has to have AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn avx2(rows: &[&[u8]; LANES], start: usize, words: usize, out: &mut [u8]) {
+unsafe fn avx2(rows: &[&[u8]; LANES], start: usize, words: usize, apart: usize, out: &mut [u8]) {
     use std::arch::x86_64::*;
 
     for (place, first) in (0..words).step_by(4).flat_map(|place| [(place, 0), (place, 8)]) {
@@ -122,7 +132,7 @@ unsafe fn avx2(rows: &[&[u8]; LANES], start: usize, words: usize, out: &mut [u8]
         ];
         for (word, values) in turned.into_iter().enumerate() {
             // SAFETY: `out` has room for this word of every row, of which this is one half.
-            unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(WORD * (place + word) + 4 * first).cast(), values) };
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(apart * (place + word) + 4 * first).cast(), values) };
         }
     }
 }
@@ -136,15 +146,18 @@ mod tests {
     fn every_word_of_every_row_comes_to_its_place() {
         for (start, words) in [(0, 0), (2, 1), (0, 4), (1, 7), (2, 8), (0, 36), (34, 52)] {
             let rows: Vec<Vec<u8>> = (0..LANES).map(|row| bytes(start + 4 * words + 3, row as u64)).collect();
-            for level in Level::available() {
-                let mut out = vec![0; WORD * words + 5];
-                let sixteen = SixteenRows::new(std::array::from_fn(|row| &*rows[row]));
-                sixteen.interleave(level, start, words, &mut out);
-                for (place, byte) in out[..WORD * words].iter().enumerate() {
-                    let (word, row, part) = (place / WORD, place % WORD / 4, place % 4);
-                    assert_eq!(*byte, rows[row][start + 4 * word + part], "{level:?}, {words} words, row {row}");
+            let sixteen = SixteenRows::new(std::array::from_fn(|row| &*rows[row]));
+            for (level, apart) in Level::available().flat_map(|level| [(level, WORD), (level, WORD + 24)]) {
+                let mut out = vec![0; apart * words + 5];
+                sixteen.interleave_apart(level, start, words, apart, &mut out);
+                for (place, byte) in out.iter().enumerate() {
+                    let (word, row, part) = (place / apart, place % apart / 4, place % 4);
+                    let expected = match word < words && row < LANES {
+                        true => rows[row][start + 4 * word + part],
+                        false => 0, // between the words and behind the last nothing is touched
+                    };
+                    assert_eq!(*byte, expected, "{level:?}, {words} words {apart} apart, word {word}, row {row}");
                 }
-                assert_eq!(out[WORD * words..], [0; 5], "nothing behind the last word is touched");
             }
         }
     }

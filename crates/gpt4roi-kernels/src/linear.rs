@@ -9,9 +9,12 @@ use pulp::{Simd, WithSimd};
 
 use crate::{
     gemm::{MatMut, MatRef, gemm},
+    interleave::SixteenRows,
     level::Level,
     panel::{PANEL, Rows, multiply_panel},
     parallel::{SharedRows, map_chunks, map_indices},
+    quant_block::LANES,
+    quant_product::Level as QuantLevel,
 };
 
 /// From so many rows on, a panel is used often enough to be worth turning.
@@ -83,17 +86,31 @@ pub(crate) fn add_by_panels(
 
 /// Up to 32 rows `[count, input]` as a panel `[input, 32]`; absent columns are zeros.
 pub(crate) fn turn(weight: &[f32], input: usize) -> Vec<f32> {
-    /// Inputs at a time: the lines that are written to stay in the nearest cache.
-    const SIDE: usize = 16;
+    const ROW: usize = 4 * PANEL; // bytes
     let mut panel = vec![0.0; input * PANEL];
-    for (index, lines) in panel.chunks_mut(SIDE * PANEL).enumerate() {
-        for (column, row) in weight.chunks_exact(input).enumerate() {
-            for (line, &value) in lines.chunks_exact_mut(PANEL).zip(&row[index * SIDE..]) {
-                line[column] = value;
-            }
-        }
+    let (weight, zeros) = (bytes(weight), vec![0; 4 * input]);
+    for first in (0..PANEL).step_by(LANES).filter(|first| first * 4 * input < weight.len()) {
+        let row =
+            |lane: usize| weight.get((first + lane) * 4 * input..(first + lane + 1) * 4 * input).unwrap_or(&zeros);
+        SixteenRows::new(std::array::from_fn(row)).interleave_apart(
+            QuantLevel::best(),
+            0,
+            input,
+            ROW,
+            &mut bytes_mut(&mut panel)[4 * first..],
+        );
     }
     panel
+}
+
+fn bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: Any byte of an f32 is a u8, which may lie anywhere.
+    unsafe { values.align_to().1 }
+}
+
+fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
+    // SAFETY: As above; and any four bytes are an f32.
+    unsafe { values.align_to_mut().1 }
 }
 
 /// Rows of weights that one task takes.
