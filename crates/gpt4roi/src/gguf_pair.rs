@@ -232,7 +232,7 @@ impl GgufWeights {
             None => bytes,
             Some(head) => {
                 let row = |row| &stored.bytes[2 * columns * stored_row(row, head)..][..2 * columns];
-                (0..rows).flat_map(row).copied().collect::<Vec<u8>>().into()
+                (0..rows).map(row).collect::<Vec<_>>().concat().into()
             }
         };
         HalfMatrix::stored(format, rows, columns, bytes)
