@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use half::{f16, slice::HalfFloatSliceExt};
+
 use crate::{
     exp::exp1,
     gemm::{MatMut, MatRef, gemm_serial},
@@ -106,24 +108,54 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, visible: Visib
     out
 }
 
+/// A number in which keys and values are remembered.
+pub trait Remembered: Copy + Sync + sealed::Sealed {
+    /// Some rows of one head as f32: where they lie, or in `room`.
+    #[doc(hidden)]
+    fn rows<'a>(x: &'a [Self], shape: AttentionShape, head: usize, rows: usize, room: &'a mut Vec<f32>) -> MatRef<'a>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+}
+
+impl Remembered for f32 {
+    fn rows<'a>(x: &'a [Self], shape: AttentionShape, head: usize, rows: usize, _: &'a mut Vec<f32>) -> MatRef<'a> {
+        shape.rows(x, head, rows, 0..rows)
+    }
+}
+
+impl Remembered for f16 {
+    /// A head of some hundred tokens fits into a core's second cache, so that memory is read once and at half the width.
+    fn rows<'a>(x: &'a [Self], shape: AttentionShape, head: usize, rows: usize, room: &'a mut Vec<f32>) -> MatRef<'a> {
+        let dim = shape.head_dim;
+        room.resize(rows * dim, 0.0);
+        let places = x.chunks_exact(shape.width()).map(|token| &token[head * dim..][..dim]);
+        places.zip(room.chunks_exact_mut(dim)).for_each(|(from, to)| from.convert_to_f32_slice(to));
+        MatRef::strided(room, (rows, dim), (dim, 1))
+    }
+}
+
 /// A sequence that goes on behind a prefix which it shares with others.
 #[derive(Clone, Copy, Debug)]
-pub struct Branch<'a> {
+pub struct Branch<'a, T> {
     /// Keys of its own tokens, `[tokens, heads·D]`.
-    pub keys: &'a [f32],
+    pub keys: &'a [T],
     /// Values of its own tokens, `[tokens, heads·D]`.
-    pub values: &'a [f32],
+    pub values: &'a [T],
     /// So many of its tokens ask, the last ones.
     pub queries: usize,
 }
 
 /// The keys and values that all branches see.
 #[derive(Clone, Copy, Debug)]
-pub struct Prefix<'a> {
+pub struct Prefix<'a, T> {
     /// `[tokens, heads·D]`
-    pub keys: &'a [f32],
+    pub keys: &'a [T],
     /// `[tokens, heads·D]`
-    pub values: &'a [f32],
+    pub values: &'a [T],
 }
 
 /// [`attention`] of many sequences that begin alike: each query sees the whole prefix, and of its own
@@ -135,10 +167,10 @@ pub struct Prefix<'a> {
 ///
 /// # Panics
 /// If the lengths do not fit, or a branch has more queries than tokens.
-pub fn branched_attention(
+pub fn branched_attention<T: Remembered>(
     q: &[f32],
-    prefix: Prefix<'_>,
-    branches: &[Branch<'_>],
+    prefix: Prefix<'_, T>,
+    branches: &[Branch<'_, T>],
     heads: usize,
     head_dim: usize,
     out: &mut [f32],
@@ -150,7 +182,7 @@ pub fn branched_attention(
         return;
     }
     let shape = AttentionShape { batch: 1, queries, keys: prefix.keys.len() / width, heads, head_dim };
-    let tokens = |branch: &Branch<'_>| branch.keys.len() / width;
+    let tokens = |branch: &Branch<'_, T>| branch.keys.len() / width;
     assert_eq!((prefix.keys.len(), prefix.values.len()), (shape.keys * width, shape.keys * width), "a prefix in part");
     for branch in branches {
         let own = tokens(branch) * width;
@@ -164,13 +196,14 @@ pub fn branched_attention(
 /// One head: `[Σ queries, D]`.
 ///
 /// A row of scores holds the prefix, then what is left for the longest branch.
-fn attend_branches(
+fn attend_branches<T: Remembered>(
     q: &[f32],
-    prefix: Prefix<'_>,
-    branches: &[Branch<'_>],
+    prefix: Prefix<'_, T>,
+    branches: &[Branch<'_, T>],
     shape: AttentionShape,
     head: usize,
 ) -> Vec<f32> {
+    let mut room = Vec::new();
     let (dim, width, shared) = (shape.head_dim, shape.width(), shape.keys);
     let longest = branches.iter().map(|branch| branch.keys.len() / width).max().unwrap_or(0);
     let columns = shared + longest;
@@ -178,14 +211,14 @@ fn attend_branches(
     let mut out = vec![0.0; shape.queries * dim];
 
     if shared > 0 {
-        let keys = shape.rows(prefix.keys, head, shared, 0..shared).transposed();
+        let keys = T::rows(prefix.keys, shape, head, shared, &mut room).transposed();
         let target = MatMut::strided(&mut scores, (shape.queries, shared), columns);
         gemm_serial(1.0, shape.rows(q, head, shape.queries, 0..shape.queries), keys, 0.0, target);
     }
     let mut first = 0;
     for branch in branches.iter().filter(|branch| branch.queries > 0) {
         let (own, rows) = (branch.keys.len() / width, first..first + branch.queries);
-        let keys = shape.rows(branch.keys, head, own, 0..own).transposed();
+        let keys = T::rows(branch.keys, shape, head, own, &mut room).transposed();
         let scores = &mut scores[first * columns..rows.end * columns];
         let target = MatMut::strided(&mut scores[shared..], (rows.len(), own), columns);
         gemm_serial(1.0, shape.rows(q, head, shape.queries, rows.clone()), keys, 0.0, target);
@@ -194,12 +227,12 @@ fn attend_branches(
         }
         let weights = MatRef::strided(&scores[shared..], (rows.len(), own), (columns, 1));
         let target = MatMut::new(&mut out[first * dim..rows.end * dim], rows.len(), dim);
-        gemm_serial(1.0, weights, shape.rows(branch.values, head, own, 0..own), 0.0, target);
+        gemm_serial(1.0, weights, T::rows(branch.values, shape, head, own, &mut room), 0.0, target);
         first = rows.end;
     }
     if shared > 0 {
         let weights = MatRef::strided(&scores, (shape.queries, shared), (columns, 1));
-        let values = shape.rows(prefix.values, head, shared, 0..shared);
+        let values = T::rows(prefix.values, shape, head, shared, &mut room);
         gemm_serial(1.0, weights, values, 1.0, MatMut::new(&mut out, shape.queries, dim));
     }
     out
@@ -473,7 +506,7 @@ mod tests {
     }
 
     /// What one branch sees, as a sequence of its own.
-    fn alone(q: &[f32], prefix: Prefix<'_>, branch: &Branch<'_>, heads: usize, head_dim: usize) -> Vec<f32> {
+    fn alone(q: &[f32], prefix: Prefix<'_, f32>, branch: &Branch<'_, f32>, heads: usize, head_dim: usize) -> Vec<f32> {
         let (keys, values) = ([prefix.keys, branch.keys].concat(), [prefix.values, branch.values].concat());
         let (tokens, queries) = (keys.len() / (heads * head_dim), branch.queries);
         let shape = AttentionShape { batch: 1, queries, keys: tokens, heads, head_dim };
@@ -500,12 +533,34 @@ mod tests {
 
         let mut out = vec![f32::NAN; q.len()];
         branched_attention(&q, prefix, &branches, heads, head_dim, &mut out);
+        check_half(&q, prefix, &branches, heads, head_dim);
         let mut first = 0;
         for branch in &branches {
             let rows = first..first + branch.queries * width;
             assert_close(&out[rows.clone()], &alone(&q[rows.clone()], prefix, branch, heads, head_dim), 1e-5);
             first = rows.end;
         }
+    }
+
+    /// Keys and values in 16 bits give exactly what their numbers give in 32.
+    #[track_caller]
+    fn check_half(q: &[f32], prefix: Prefix<'_, f32>, branches: &[Branch<'_, f32>], heads: usize, head_dim: usize) {
+        let half = |x: &[f32]| x.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>();
+        let wide = |x: &[f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+        let narrow = [prefix.keys, prefix.values].map(half);
+        let rounded = narrow.each_ref().map(|x| wide(x));
+        let own: Vec<_> = branches.iter().map(|branch| [branch.keys, branch.values].map(half)).collect();
+        let own_rounded: Vec<_> = own.iter().map(|own| own.each_ref().map(|x| wide(x))).collect();
+        let (mut out, mut expected) = (vec![f32::NAN; q.len()], vec![f32::NAN; q.len()]);
+        let queries = branches.iter().map(|branch| branch.queries);
+        let tails = own.iter().zip(queries.clone());
+        let tails: Vec<_> = tails.map(|([keys, values], queries)| Branch { keys, values, queries }).collect();
+        branched_attention(q, Prefix { keys: &narrow[0], values: &narrow[1] }, &tails, heads, head_dim, &mut out);
+        let tails = own_rounded.iter().zip(queries);
+        let tails: Vec<_> = tails.map(|([keys, values], queries)| Branch { keys, values, queries }).collect();
+        let prefix = Prefix { keys: &rounded[0], values: &rounded[1] };
+        branched_attention(q, prefix, &tails, heads, head_dim, &mut expected);
+        assert_close(&out, &expected, 1e-6);
     }
 
     proptest! {
@@ -572,7 +627,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "2 queries, 1 tokens")]
     fn more_queries_than_tokens_are_refused() {
-        let prefix = Prefix { keys: &[], values: &[] };
+        let prefix = Prefix::<f32> { keys: &[], values: &[] };
         let branch = Branch { keys: &[1.0], values: &[1.0], queries: 2 };
         branched_attention(&[1.0; 2], prefix, &[branch], 1, 1, &mut [0.0; 2]);
     }

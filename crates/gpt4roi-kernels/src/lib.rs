@@ -52,7 +52,9 @@ mod test_values;
 
 pub use crate::{
     activation::{gelu, gelu_backward, quick_gelu, quick_gelu_backward, relu, relu_backward, swiglu, swiglu_backward},
-    attention::{AttentionShape, Branch, Prefix, Visible, attention, attention_backward, branched_attention},
+    attention::{
+        AttentionShape, Branch, Prefix, Remembered, Visible, attention, attention_backward, branched_attention,
+    },
     bias::{repeat_row, sum_rows},
     ceiling::{multiply_add, read_all},
     channels_last::{Channels, group_norm_relu_channels, resize_channels},

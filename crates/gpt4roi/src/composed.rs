@@ -101,7 +101,8 @@ pub(crate) fn branched_attention(
     heads: usize,
 ) -> Result<Tensor> {
     let (_, queries, width) = q.dims3()?;
-    let split = |x: &Tensor| x.reshape((x.dim(1)?, heads, width / heads))?.transpose(0, 1)?.contiguous();
+    let split =
+        |x: &Tensor| x.to_dtype(q.dtype())?.reshape((x.dim(1)?, heads, width / heads))?.transpose(0, 1)?.contiguous();
     let q = (split(q)? * (heads as f64 / width as f64).sqrt())?; // [heads, Σ queries, D]
     let prefix = prefix.map(|(k, v)| Ok::<_, candle_core::Error>((split(k)?, split(v)?))).transpose()?;
     let shared = prefix.as_ref().map(|(k, _)| q.matmul(&k.transpose(1, 2)?)).transpose()?;

@@ -100,6 +100,11 @@ impl Linear {
         Ok(Self { weight: weights.get_matrix("weight", [output, input])?, bias: None })
     }
 
+    /// Whether the weight is blocks of small integers that the project's kernels compute with.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self.weight, Matrix::Quantized(_))
+    }
+
     /// Memory that the weight takes, in bytes.
     pub fn bytes(&self) -> usize {
         self.weight.bytes()
@@ -327,7 +332,7 @@ pub struct Tail {
 ///
 /// # Shapes
 /// q `[1, Σ queries, heads·D]`, one sequence after the other; prefix keys and values `[1, Tp, heads·D]`
-/// → as q; scores are scaled by 1/√D
+/// → as q; scores are scaled by 1/√D. Keys and values may be in f16 where queries are in f32.
 pub fn branched_attention(
     q: &Tensor,
     prefix: Option<&(Tensor, Tensor)>,
@@ -341,11 +346,11 @@ pub fn branched_attention(
         candle_core::bail!("branched_attention: {heads} heads, q {:?} for {queries} queries of {tails:?}", q.shape())
     }
     let own = tails.iter().flat_map(|tail| [&tail.keys, &tail.values]);
-    let all: Vec<&Tensor> = own.chain(prefix.into_iter().flat_map(|(k, v)| [k, v])).chain([q]).collect();
-    if let Some(misfit) = all.iter().find(|tensor| !matches!(tensor.dims(), &[1, _, w] if w == width)) {
+    let remembered: Vec<&Tensor> = own.chain(prefix.into_iter().flat_map(|(k, v)| [k, v])).collect();
+    if let Some(misfit) = remembered.iter().find(|tensor| !matches!(tensor.dims(), &[1, _, w] if w == width)) {
         candle_core::bail!("branched_attention: expected [1, .., {width}], got {:?}", misfit.shape())
     }
-    match ops::serve(&all) {
+    match ops::serve_branches(q, &remembered) {
         true => ops::branched_attention(q, prefix, tails, heads),
         false => composed::branched_attention(q, prefix, tails, heads),
     }
@@ -712,6 +717,14 @@ mod tests {
             let expected = Tensor::cat(&whole, 1).unwrap();
             assert_close("kernel", &branched_attention(&q, prefix, &tails, heads).unwrap(), &expected);
             assert_close("composition", &composed::branched_attention(&q, prefix, &tails, heads).unwrap(), &expected);
+
+            let half = |x: &Tensor| x.to_dtype(DType::F16).unwrap();
+            let prefix = prefix.map(|(k, v)| (half(k), half(v)));
+            let halves = |tail: &Tail| Tail { keys: half(&tail.keys), values: half(&tail.values), ..*tail };
+            let tails: Vec<_> = tails.iter().map(halves).collect();
+            let kernel = branched_attention(&q, prefix.as_ref(), &tails, heads).unwrap();
+            let composition = composed::branched_attention(&q, prefix.as_ref(), &tails, heads).unwrap();
+            assert_close("halves", &kernel, &composition);
         }
     }
 

@@ -44,9 +44,13 @@ impl Llama {
         })
     }
 
-    /// An empty cache for this model.
+    /// An empty cache for this model: in float16 beside quantised weights, whose error is far larger than that of
+    /// rounded keys and values.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.layers.len())
+        match self.layers.iter().flat_map(DecoderLayer::linear).any(Linear::is_quantized) {
+            true => KvCache::in_halves(self.layers.len()),
+            false => KvCache::new(self.layers.len()),
+        }
     }
 
     /// The longest sequence that has positions.
@@ -78,8 +82,12 @@ impl Llama {
         let (start, length) = (cache.len() as u32, embeds.dim(1)? as u32);
         let positions = Tensor::arange(start, start + length, embeds.device())?;
         self.read(embeds, &positions, |index, heads, q, k, v| {
-            let (k, v) = cache.append(index, &k, &v)?;
-            attention(&q, &k, &v, heads, &AttentionMask::Causal)
+            let (keys, values) = cache.append(index, &k, &v)?;
+            if keys.dtype() == q.dtype() {
+                return attention(&q, &keys, &values, heads, &AttentionMask::Causal);
+            }
+            let queries = q.dim(1)?;
+            branched_attention(&q, None, &[Tail { keys, values, queries }], heads)
         })
     }
 

@@ -4,11 +4,14 @@
 //! argument that something trainable stands behind, so frozen weights cost nothing.
 
 use std::{
+    marker::PhantomData,
     ops::{Deref, Range},
     sync::Arc,
 };
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, WithDType,
+};
 use gpt4roi_kernels::{
     self as kernels, AttentionShape, Conv3x3Shape, GroupNormShape, HalfMatrix, MapSize, MatMut, MatRef, QuantMatrix,
     RoiAlignShape,
@@ -24,26 +27,41 @@ pub(crate) fn serve(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
 }
 
-/// The values of a contiguous tensor, locked for reading.
-pub(crate) struct Values<S> {
-    storage: S,
-    place: Range<usize>,
+/// Whether the kernels can let these queries look at these keys and values.
+pub(crate) fn serve_branches(q: &Tensor, remembered: &[&Tensor]) -> bool {
+    let halves = |tensor: &&Tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F16;
+    serve(&[q]) && (serve(remembered) || remembered.iter().all(halves))
 }
 
-pub(crate) fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
+/// The values of a contiguous tensor, locked for reading.
+pub(crate) struct Values<S, T> {
+    storage: S,
+    place: Range<usize>,
+    number: PhantomData<T>,
+}
+
+pub(crate) fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>, f32>> {
+    numbers(tensor)
+}
+
+fn numbers<T: WithDType>(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>, T>> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
-        Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, place: place(layout)? }),
-        _ => candle_core::bail!("expected f32 on the CPU, got {:?} on {:?}", tensor.dtype(), tensor.device()),
+        Storage::Cpu(all) if all.as_slice::<T>().is_ok() => {
+            Ok(Values { storage, place: place(layout)?, number: PhantomData })
+        }
+        _ => {
+            candle_core::bail!("expected {:?} on the CPU, got {:?} on {:?}", T::DTYPE, tensor.dtype(), tensor.device())
+        }
     }
 }
 
-impl<S: Deref<Target = Storage>> Deref for Values<S> {
-    type Target = [f32];
+impl<S: Deref<Target = Storage>, T: WithDType> Deref for Values<S, T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(all)) => &all[self.place.clone()],
+            Storage::Cpu(all) => all.as_slice().map_or(&[], |all| &all[self.place.clone()]),
             _ => &[],
         }
     }
@@ -482,12 +500,24 @@ pub(crate) fn branched_attention(
     tails: &[Tail],
     heads: usize,
 ) -> Result<Tensor> {
+    match tails.first().map(|tail| tail.keys.dtype()) {
+        Some(DType::F16) => attend_branches::<half::f16>(q, prefix, tails, heads),
+        _ => attend_branches::<f32>(q, prefix, tails, heads),
+    }
+}
+
+fn attend_branches<T: WithDType + kernels::Remembered>(
+    q: &Tensor,
+    prefix: Option<&(Tensor, Tensor)>,
+    tails: &[Tail],
+    heads: usize,
+) -> Result<Tensor> {
     let contiguous = |(k, v): (&Tensor, &Tensor)| Ok((k.contiguous()?, v.contiguous()?));
     let q = q.contiguous()?;
     let prefix = prefix.map(|(k, v)| contiguous((k, v))).transpose()?;
     let own = tails.iter().map(|tail| contiguous((&tail.keys, &tail.values))).collect::<Result<Vec<_>>>()?;
 
-    let locked = |(k, v)| Ok((values(k)?, values(v)?));
+    let locked = |(k, v)| Ok((numbers::<T>(k)?, numbers::<T>(v)?));
     let prefix = prefix.as_ref().map(|(k, v)| locked((k, v))).transpose()?;
     let own = own.iter().map(|(k, v)| locked((k, v))).collect::<Result<Vec<_>>>()?;
     let prefix = match &prefix {
