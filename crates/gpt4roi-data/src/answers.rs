@@ -68,6 +68,14 @@ pub(crate) const RECALL: &[&str] = &[
     "Can you see {list}? Tell me what {one} is.",
 ];
 
+pub(crate) const WHICH: &[&str] = &[
+    "Which of {list} is {phrase}?",
+    "Which of {list} shows {phrase}?",
+    "Which one is {phrase}: {list}?",
+    "Where is {phrase}: {list}?",
+    "Find {phrase} in {list}.",
+];
+
 pub(crate) const RELATION: &[&str] = &[
     "Where is {0} relative to {1}?",
     "Where is {0} as seen from {1}?",

@@ -53,6 +53,24 @@ impl Packed {
     pub fn prefix(&self) -> usize {
         self.branches.first().map_or(self.ids.len(), |branch| branch.start)
     }
+
+    /// The same without the picture's patches. Positions count as if they were there, so that everything else stands
+    /// where it stands with them.
+    pub fn without_picture(mut self) -> Self {
+        let (patches, after) = (self.patches.len(), self.patches.end);
+        let moved = |place: usize| if place < after { place } else { place - patches };
+        self.ids.drain(self.patches.clone());
+        self.positions.drain(self.patches.clone());
+        self.targets.drain(self.patches.clone());
+        self.predictors.iter_mut().chain(&mut self.answers).for_each(|place| *place = moved(*place));
+        self.regions.iter_mut().for_each(|(place, _)| *place = moved(*place as usize) as u32);
+        self.branches.iter_mut().for_each(|branch| *branch = moved(branch.start)..moved(branch.end));
+        let starts = self.branches.iter().flat_map(|branch| std::iter::repeat_n(branch.start, branch.len()));
+        let starts = std::iter::repeat_n(0, self.prefix()).chain(starts).collect();
+        self.mask = AttentionMask::Branches { prefix: self.prefix(), starts };
+        self.patches.end = self.patches.start;
+        self
+    }
 }
 
 /// Packs conversations about one picture of so many patches, for a model with so many tokens per region.
@@ -190,6 +208,20 @@ mod tests {
         assert_eq!((*prefix, &starts[6..]), (6, &[6, 6, 8, 8, 8][..]));
         // Token 9 sees the prefix and its own branch up to itself.
         assert_eq!(packed.mask.visible(9, 11, 11), (0..6, 8..10));
+    }
+
+    #[test]
+    fn a_picture_left_out_leaves_its_positions() {
+        let conversations = [encoded(&[20, 80, 30], &[30], Some(6)), encoded(&[20, 21, 40, 41], &[40, 41], None)];
+        let packed = pack_encoded(&conversations, &[vec![bbox(0.5)], vec![]], 1).expect("packs").without_picture();
+        assert_eq!(packed.ids, [1, 10, 11, 20, 80, 30, 21, 40, 41]);
+        assert_eq!(packed.positions, [0, 1, 4, 5, 6, 7, 6, 7, 8]);
+        assert_eq!(packed.target_ids(), [30, 40, 41]);
+        assert_eq!((packed.predictors, packed.answers), (vec![4, 6, 7], vec![5, 7]));
+        assert_eq!((packed.regions, packed.patches), (vec![(4, 0)], 2..2));
+        assert_eq!(packed.branches, [4..6, 6..9]);
+        let AttentionMask::Branches { prefix, starts } = &packed.mask else { panic!("expected branches") };
+        assert_eq!((*prefix, &starts[..]), (4, &[0, 0, 0, 0, 4, 4, 6, 6, 6][..]));
     }
 
     /// Two tokens per region: the second box, mentioned twice, has rows 2 and 3.

@@ -51,6 +51,8 @@ pub enum QuestionType {
     Detail,
     /// What one region shows, after several were mentioned: a region is known by its number, not by its place.
     Recall,
+    /// Which of several regions shows something.
+    Which,
     /// What a thing can do or is for.
     Purpose,
     /// What the whole picture shows.
@@ -61,7 +63,7 @@ pub enum QuestionType {
 
 impl QuestionType {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Name,
         Self::Multi,
         Self::Relation,
@@ -71,6 +73,7 @@ impl QuestionType {
         Self::Short,
         Self::Detail,
         Self::Recall,
+        Self::Which,
         Self::Purpose,
         Self::Picture,
         Self::Dialogue,
@@ -88,6 +91,7 @@ impl QuestionType {
             Self::Short => "short",
             Self::Detail => "detail",
             Self::Recall => "recall",
+            Self::Which => "which",
             Self::Purpose => "purpose",
             Self::Picture => "picture",
             Self::Dialogue => "dialogue",
@@ -132,6 +136,8 @@ pub struct QuestionMix {
     /// See `name`.
     pub recall: f64,
     /// See `name`.
+    pub which: f64,
+    /// See `name`.
     pub purpose: f64,
     /// See `name`.
     pub picture: f64,
@@ -157,6 +163,7 @@ impl Default for QuestionMix {
             short: 1.0,
             detail: 1.0,
             recall: 1.0,
+            which: 1.0,
             purpose: 1.0,
             picture: 1.0,
             dialogue: 2.0,
@@ -177,6 +184,7 @@ impl QuestionMix {
             QuestionType::Short => self.short,
             QuestionType::Detail => self.detail,
             QuestionType::Recall => self.recall,
+            QuestionType::Which => self.which,
             QuestionType::Purpose => self.purpose,
             QuestionType::Picture => self.picture,
             QuestionType::Dialogue => self.dialogue,
@@ -450,6 +458,7 @@ impl Subject<'_> {
             QuestionType::Short => self.short(object, rng)?,
             QuestionType::Detail => self.detail(object, rng)?,
             QuestionType::Recall => self.recall(rng)?,
+            QuestionType::Which => self.which(rng)?,
             QuestionType::Purpose => self.purpose(object, rng),
             QuestionType::Picture => self.picture(rng),
             QuestionType::Name | QuestionType::Point | QuestionType::Dialogue => self.name(object, rng),
@@ -507,6 +516,20 @@ impl Subject<'_> {
         let question = question.replace("{one}", slot);
         let kind = self.kind(*object);
         let (answer, key) = (answers::sentence(&kind.phrase()), KeyDraft::Done(AnswerKey::Name(kind.clone())));
+        Some(Turn { objects, question, answer, key })
+    }
+
+    /// Nothing is asked that two of the regions show.
+    fn which(&self, rng: &mut impl Rng) -> Option<Turn> {
+        let objects = self.several(rng)?;
+        let alike = |object: usize| objects.iter().filter(|other| self.kind(**other) == self.kind(object)).count();
+        let slots: Vec<String> = (0..objects.len()).map(|slot| format!("{{{slot}}}")).collect();
+        let (slot, object) = slots.iter().zip(&objects).filter(|(_, object)| alike(**object) == 1).choose(rng)?;
+        let kind = self.kind(*object);
+        let question = pick_text(answers::WHICH, rng).replace("{list}", &answers::listed(&slots));
+        let question = question.replace("{phrase}", &kind.phrase());
+        let answer = format!("{slot} is {}.", kind.phrase());
+        let key = KeyDraft::Names(vec![(*object, kind.clone())]);
         Some(Turn { objects, question, answer, key })
     }
 
@@ -849,6 +872,7 @@ mod tests {
             short: 0.0,
             detail: 0.0,
             recall: 0.0,
+            which: 0.0,
             purpose: 0.0,
             picture: 0.0,
             dialogue: 0.0,

@@ -121,6 +121,10 @@ pub struct InitConfig {
     /// them. 0: nothing of the kind.
     #[serde(default)]
     pub standardize_over: u64,
+    /// Scenes over which the projector is fitted before the first step, so that image tokens begin as words. See
+    /// [`crate::projection`]. 0: nothing of the kind.
+    #[serde(default)]
+    pub project_over: u64,
     /// Choices that the original does not make.
     #[serde(default)]
     pub choices: InitChoices,
@@ -225,6 +229,11 @@ impl StageConfig {
         }
         if self.log_every == 0 {
             return refuse("log_every", "at least 1", "0".into());
+        }
+        if let ObjectiveConfig::Language(settings) = &self.objective
+            && !(0.0..=1.0).contains(&settings.pictures)
+        {
+            return refuse("objective.pictures", "0 to 1", settings.pictures.to_string());
         }
         Ok(())
     }

@@ -102,8 +102,8 @@ impl Objective for Converse {
         let mut loss = self.feature_loss(&talk, &features, &mut metrics)?;
         if self.config.language > 0.0 {
             let tokens = head.placed(&features, &boxes)?;
-            let language =
-                talk.loss(&self.network, &image.image_tokens, &tokens, self.config.first_token, &mut metrics)?;
+            let (seen, first) = (Some(&image.image_tokens), self.config.first_token);
+            let language = talk.loss(&self.network, seen, &tokens, first, &mut metrics)?;
             metrics.add("language_loss", f64::from(language.to_scalar::<f32>()?) * talk.targets(), talk.targets());
             let language = (language * self.config.language)?;
             loss = Some(match loss {

@@ -56,17 +56,36 @@ impl Conversations {
     /// The conversations about the scene of an index; none if it gives no occasion, or if none of its
     /// questions mentions a region.
     pub fn talk(&self, index: u64) -> Result<Option<Talk>> {
-        let scene = self.scenes.scene(index)?;
-        let mut rng = ChaCha8Rng::seed_from_u64(mix(self.seed, index));
+        let (scene, mut rng) = self.subject(index)?;
         let conversations = self.questions.ask(&scene, &mut rng);
         if conversations.iter().all(|conversation| conversation.regions.is_empty()) {
             return Ok(None);
         }
+        self.pack(scene, conversations, rng).map(Some)
+    }
+
+    /// The same conversations without the picture: only those about regions, whose vectors say what there is to see.
+    pub fn talk_of_regions(&self, index: u64) -> Result<Option<Talk>> {
+        let (scene, mut rng) = self.subject(index)?;
+        let mut conversations = self.questions.ask(&scene, &mut rng);
+        conversations.retain(|conversation| !conversation.regions.is_empty());
+        if conversations.is_empty() {
+            return Ok(None);
+        }
+        let talk = self.pack(scene, conversations, rng)?;
+        Ok(Some(Talk { packed: talk.packed.without_picture(), ..talk }))
+    }
+
+    fn subject(&self, index: u64) -> Result<(Scene, ChaCha8Rng)> {
+        Ok((self.scenes.scene(index)?, ChaCha8Rng::seed_from_u64(mix(self.seed, index))))
+    }
+
+    fn pack(&self, scene: Scene, conversations: Vec<Conversation>, rng: ChaCha8Rng) -> Result<Talk> {
         let packed = pack(&conversations, &self.tokenizer, self.patches, self.region_tokens);
         let packed = packed.map_err(|error| TrainError::Data(error.to_string()))?;
         let kinds = kinds(&packed, &conversations, &scene)?;
         let kinds = kinds.into_iter().flat_map(|kind| std::iter::repeat_n(kind, self.region_tokens)).collect();
-        Ok(Some(Talk { scene, conversations, packed, kinds, rng }))
+        Ok(Talk { scene, conversations, packed, kinds, rng })
     }
 }
 
@@ -95,11 +114,11 @@ impl Talk {
     /// The mean cross-entropy of the answers' tokens; where an answer's words begin, one counts `first_token` times.
     ///
     /// # Shapes
-    /// image_tokens `[patches, H]`, region_tokens `[boxes·tokens, H]` → a scalar
+    /// image_tokens `[patches, H]`, unless the picture is left out, region_tokens `[boxes·tokens, H]` → a scalar
     pub fn loss(
         &self,
         network: &Network,
-        image_tokens: &Tensor,
+        image_tokens: Option<&Tensor>,
         region_tokens: &Tensor,
         first_token: f64,
         metrics: &mut Metrics,
@@ -111,7 +130,9 @@ impl Talk {
         let (places, rows): (Vec<u32>, Vec<u32>) =
             packed.regions.iter().map(|&(place, row)| (place, row as u32)).unzip();
         let regions = region_tokens.index_select(&Tensor::from_slice(&rows, rows.len(), device)?, 0)?;
-        let embeds = network.splice(&ids, &[(image_tokens, &patches), (&regions, &places)])?;
+        let image = image_tokens.map(|tokens| (tokens, &patches[..]));
+        let parts: Vec<_> = image.into_iter().chain([(&regions, &places[..])]).collect();
+        let embeds = network.splice(&ids, &parts)?;
         let hidden = network.llama.forward_packed(&embeds, &positions, &packed.mask)?.squeeze(0)?;
         let predictors: Vec<u32> = packed.predictors.iter().map(|&place| place as u32).collect();
         let hidden = hidden.index_select(&Tensor::from_slice(&predictors, predictors.len(), device)?, 0)?;
@@ -175,14 +196,36 @@ mod tests {
     use super::*;
     use crate::tiny;
 
-    fn talk() -> Talk {
+    fn conversations() -> Conversations {
         let scenes = Scenes::new(tiny::stage(tiny::patches(), &["aux."]).scenes).unwrap();
-        let mix = QuestionMix { count: 6, point: 0.0, dialogue: 0.0, ..QuestionMix::default() };
+        let mix = QuestionMix { count: 6, point: 0.0, dialogue: 0.0, picture: 9.0, ..QuestionMix::default() };
         let questions = Questions::new(mix, scenes.kinds()).unwrap();
         let tokenizer = tiny::tokenizer();
-        let conversations =
-            Conversations { scenes: Arc::new(scenes), questions, tokenizer, seed: 1, patches: 4, region_tokens: 1 };
-        conversations.talk(0).unwrap().unwrap()
+        Conversations { scenes: Arc::new(scenes), questions, tokenizer, seed: 1, patches: 4, region_tokens: 1 }
+    }
+
+    fn talk() -> Talk {
+        conversations().talk(0).unwrap().unwrap()
+    }
+
+    /// Without the picture, what is asked about regions is asked in the same words at the same places.
+    #[test]
+    fn a_talk_of_regions_leaves_out_the_picture_alone() {
+        let conversations = conversations();
+        let (with, without) = (talk(), conversations.talk_of_regions(0).unwrap().unwrap());
+        let (kept, left_out): (Vec<_>, Vec<_>) =
+            (0..with.conversations.len()).partition(|&at| !with.conversations[at].regions.is_empty());
+        assert!(!kept.is_empty() && !left_out.is_empty());
+        assert_eq!(kept.len(), without.conversations.len());
+        assert_eq!(with.packed.prefix(), without.packed.prefix() + 4);
+        for (at, branch) in kept.iter().zip(&without.packed.branches) {
+            let same = with.packed.branches[*at].clone();
+            assert_eq!(with.packed.ids[same.clone()], without.packed.ids[branch.clone()]);
+            assert_eq!(with.packed.positions[same], without.packed.positions[branch.clone()]);
+        }
+        let region = tiny::tokenizer().special().bbox;
+        assert!(without.packed.regions.iter().all(|(place, _)| without.packed.ids[*place as usize] == region));
+        assert_eq!(without.kinds.len(), without.packed.boxes.len());
     }
 
     #[test]

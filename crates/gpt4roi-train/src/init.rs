@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::language::KINDS;
 
 /// The width of LLaMA's normal distribution.
-const LLAMA_STD: f64 = 0.02;
+pub(crate) const LLAMA_STD: f64 = 0.02;
 
 /// A distribution that a tensor is drawn from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +47,10 @@ pub struct InitChoices {
     /// attention adds, and later layers do not see which token they stand at.
     #[serde(default)]
     pub embeddings: f64,
+    /// Regions begin as the words for what they show, and answers are scored by the same words. See
+    /// [`crate::words`].
+    #[serde(default)]
+    pub words: bool,
 }
 
 /// Draws every parameter from a generator of its own, so that neither order nor presence of others

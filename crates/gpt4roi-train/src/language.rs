@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    conversations::Conversations,
+    conversations::{Conversations, Talk},
     error::Result,
     init::truncated_normal,
     objective::{Metrics, Objective, Outcome},
@@ -30,8 +30,21 @@ pub struct LanguageConfig {
     /// How often the token counts with which the words of an answer begin; yes or no is decided there.
     #[serde(default = "once")]
     pub first_token: f64,
+    /// The share of conversations in which the model sees the picture beside the regions. In the others the picture's
+    /// tokens are missing and nothing is asked that takes them: those cost less than half, and attention that has 256
+    /// fewer places to look at finds the regions sooner.
+    #[serde(default = "once")]
+    pub pictures: f64,
     /// What is asked.
     pub questions: QuestionMix,
+}
+
+impl LanguageConfig {
+    /// Whether the picture of an index is seen: evenly spread, so that each batch has its share.
+    fn sees(&self, index: u64) -> bool {
+        let seen = |pictures: u64| (pictures as f64 * self.pictures).floor();
+        seen(index + 1) > seen(index)
+    }
 }
 
 pub(crate) fn once() -> f64 {
@@ -71,6 +84,13 @@ impl Language {
     }
 
     /// # Shapes
+    /// → `[patches, H]`
+    fn image_tokens(&self, talk: &Talk) -> Result<Tensor> {
+        let pixels = Image::from_rgb(talk.scene.image.clone()).pixel_values(&self.vision, &self.device)?;
+        Ok(self.network.encode_image(&pixels)?.image_tokens)
+    }
+
+    /// # Shapes
     /// → `[count, channels]`
     fn noise(&self, count: usize, channels: usize, rng: &mut ChaCha8Rng) -> candle_core::Result<Tensor> {
         let content = channels.saturating_sub(self.config.place_channels);
@@ -87,16 +107,33 @@ pub(crate) const KINDS: &str = "aux.kinds";
 
 impl Objective for Language {
     fn outcome(&self, index: u64) -> Result<Option<Outcome>> {
-        let Some(mut talk) = self.conversations.talk(index)? else { return Ok(None) };
-        let pixels = Image::from_rgb(talk.scene.image.clone()).pixel_values(&self.vision, &self.device)?;
-        let image = self.network.encode_image(&pixels)?;
+        let sees = self.config.sees(index);
+        let talk = if sees { self.conversations.talk(index) } else { self.conversations.talk_of_regions(index) };
+        let Some(mut talk) = talk? else { return Ok(None) };
+        let image_tokens = sees.then(|| self.image_tokens(&talk)).transpose()?;
         let kinds = Tensor::from_slice(&talk.kinds, talk.kinds.len(), &self.device)?;
         let features = self.kinds.index_select(&kinds, 0)?;
         let noise = self.noise(talk.kinds.len(), features.dim(1)?, &mut talk.rng)?;
         let head = &self.network.region.head;
         let regions = head.placed(&(features + noise)?, &talk.boxes(&self.device)?)?;
         let mut metrics = Metrics::default();
-        let loss = talk.loss(&self.network, &image.image_tokens, &regions, self.config.first_token, &mut metrics)?;
+        let loss = talk.loss(&self.network, image_tokens.as_ref(), &regions, self.config.first_token, &mut metrics)?;
         Ok(Some(Outcome { loss, weight: talk.targets(), metrics }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{objective::ObjectiveConfig, tiny};
+
+    #[test]
+    fn pictures_are_seen_in_their_share_of_every_batch() {
+        let ObjectiveConfig::Language(settings) = tiny::language() else { panic!("expected the language's settings") };
+        for (pictures, expected) in [(0.0, [0, 0]), (0.25, [2, 2]), (0.375, [3, 3]), (1.0, [8, 8])] {
+            let settings = LanguageConfig { pictures, ..settings.clone() };
+            let seen = |batch: u64| (8 * batch..8 * (batch + 1)).filter(|index| settings.sees(*index)).count();
+            assert_eq!([seen(0), seen(1000)], expected, "{pictures}");
+        }
     }
 }

@@ -35,13 +35,16 @@ pub mod optimizer;
 pub mod parameters;
 pub mod patches;
 pub mod progress;
+pub mod projection;
 pub mod scenes;
 pub mod schedule;
 pub mod stage;
 pub mod standardize;
 #[cfg(test)]
 mod tiny;
+mod tower;
 pub mod trainer;
+pub mod words;
 
 pub use crate::{
     config::StageConfig,

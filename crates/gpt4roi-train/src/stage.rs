@@ -18,8 +18,10 @@ use crate::{
     init::Initializer,
     objective::{Converse, Language, Objective, ObjectiveConfig, Patches},
     parameters::Parameters,
+    projection::project,
     standardize::standardize,
     trainer::Trainer,
+    words::begin_as_words,
 };
 
 /// Builds data, network and trainer of a stage. Everything it writes goes below `out`.
@@ -50,6 +52,13 @@ pub(crate) fn assemble(
     scale(&mut taken, &stage.init.scale)?;
     if stage.init.standardize_over > 0 {
         standardize(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.standardize_over)?;
+    }
+    if stage.init.project_over > 0 {
+        project(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.project_over)?;
+    }
+    if let (true, Some(tokenizer)) = (stage.init.choices.words, &tokenizer) {
+        let names: Vec<_> = scenes.kinds().iter().map(|kind| tokenizer.encode_text(&kind.name)).collect();
+        begin_as_words(&mut taken, &initializer, &config, &stage.init.choices, &names)?;
     }
     let parameters = Parameters::new(stage.trainable.clone(), taken, initializer, &Device::Cpu);
     let weights = Weights::new(parameters.clone());

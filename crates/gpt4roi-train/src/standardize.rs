@@ -6,12 +6,12 @@
 //! Then mean and deviation of each channel are folded into the fresh weights of the layers that read
 //! the states.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use gpt4roi::{Config, Image, clip::ClipVision, weights::Weights};
+use gpt4roi::Config;
 
-use crate::{error::Result, init::Initializer, parameters::Parameters, scenes::SceneSource};
+use crate::{error::Result, init::Initializer, scenes::SceneSource, tower::Tower};
 
 /// The spread of a channel is taken to be at least this.
 const LEAST_DEVIATION: f64 = 1e-3;
@@ -68,18 +68,12 @@ fn measure(
     scenes: &dyn SceneSource,
     count: u64,
 ) -> Result<Vec<Vec<Channel>>> {
-    let source = Parameters::new(Vec::new(), taken.clone(), initializer.clone(), &Device::Cpu);
-    let states = config.level_states()?;
-    let depth = states.last().copied().unwrap_or(0);
-    let clip = ClipVision::load(&Weights::new(source as Arc<_>), &config.vision, depth)?;
+    let tower = Tower::load(taken, initializer, config)?;
     let width = config.vision.hidden_size;
-    let mut sums = vec![vec![(0f64, 0f64); width]; states.len()];
+    let mut sums = vec![vec![(0f64, 0f64); width]; tower.levels()];
     for index in 0..count {
-        let pixels = Image::from_rgb(scenes.scene(index)?.image).pixel_values(&config.vision, &Device::Cpu)?;
-        let all = clip.forward(&pixels)?;
-        for (sums, &state) in sums.iter_mut().zip(&states) {
-            let patches = all[state].squeeze(0)?.narrow(0, 1, config.vision.patches())?.contiguous()?;
-            for row in patches.flatten_all()?.to_vec1::<f32>()?.chunks_exact(width) {
+        for (sums, patches) in sums.iter_mut().zip(tower.patches(&scenes.scene(index)?)?) {
+            for row in patches.chunks_exact(width) {
                 for (sum, &value) in sums.iter_mut().zip(row) {
                     sum.0 += f64::from(value);
                     sum.1 += f64::from(value) * f64::from(value);
@@ -144,11 +138,15 @@ fn named(name: &str, source: candle_core::Error) -> gpt4roi::weights::WeightsErr
 
 #[cfg(test)]
 mod tests {
-    use gpt4roi::weights::TensorSource;
+    use gpt4roi::{
+        Image,
+        clip::ClipVision,
+        weights::{TensorSource, Weights},
+    };
     use gpt4roi_data::Scenes;
 
     use super::*;
-    use crate::{init::InitChoices, tiny};
+    use crate::{init::InitChoices, parameters::Parameters, tiny};
 
     const SCENES: u64 = 4;
 

@@ -50,6 +50,7 @@ pub(crate) fn language() -> ObjectiveConfig {
     ObjectiveConfig::Language(LanguageConfig {
         noise: 0.5,
         place_channels: PLACE_CHANNELS,
+        pictures: 1.0,
         first_token: 2.0,
         questions: questions(),
     })
