@@ -28,6 +28,15 @@ fields() {
     tr ';' '\n' <<<"$1" | sed 's/^ *//; s/ *$//; /^$/d'
 }
 
+# The directory whose language model a variant takes. The language model sees how many tokens a region has, whether its
+# place is told, and how large the levels of the tower are together; variants that agree in these share the original's.
+language_of() {
+    case "$1" in
+        *levels=* | *box_embedding=* | *tokens=*) echo "$directory" ;;
+        *) echo "$out/$seed/original" ;;
+    esac
+}
+
 measure() {
     local directory=$1 region=("${@:2}")
     "$program" export "$directory/3-joint" --out "$directory/model"
@@ -47,8 +56,10 @@ for seed in ${SEEDS:-1 2 3}; do
         mapfile -t region < <(fields "$region")
         mapfile -t joint < <(fields "$joint")
         changes=("${region[@]/#/model.region.}")
-        train 1-language "$directory/1-language" "{path='$out/$seed/0-tower', take=['vision_model.']}" "${changes[@]}"
-        train 2-region "$directory/2-region" "{path='$directory/1-language'}" "${changes[@]}"
+        language=$(language_of "${region[*]}") own=()
+        [[ $language == "$directory" ]] && own=("${changes[@]}")
+        train 1-language "$language/1-language" "{path='$out/$seed/0-tower', take=['vision_model.']}" "${own[@]}"
+        train 2-region "$directory/2-region" "{path='$language/1-language'}" "${changes[@]}"
         train 3-joint "$directory/3-joint" "{path='$directory/2-region'}" "${changes[@]}" "${joint[@]}"
         measure "$directory" "${region[@]}"
     done <$configs/variants.txt

@@ -53,12 +53,12 @@ pub(crate) fn assemble(
     if stage.init.standardize_over > 0 {
         standardize(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.standardize_over)?;
     }
-    if stage.init.project_over > 0 {
-        project(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.project_over)?;
-    }
     if let (true, Some(tokenizer)) = (stage.init.choices.words, &tokenizer) {
         let names: Vec<_> = scenes.kinds().iter().map(|kind| tokenizer.encode_text(&kind.name)).collect();
         begin_as_words(&mut taken, &initializer, &config, &stage.init.choices, &names)?;
+    }
+    if stage.init.project_over > 0 {
+        project(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.project_over)?;
     }
     let parameters = Parameters::new(stage.trainable.clone(), taken, initializer, &Device::Cpu);
     let weights = Weights::new(parameters.clone());
@@ -201,6 +201,28 @@ mod tests {
         let stage = StageConfig { steps: 1, batch: 2, ..tiny::stage(tiny::language(), &trainable) };
         let directory = tempfile::tempdir().unwrap();
         let mut trainer = assemble(stage, config, Some(tokenizer), directory.path().into()).unwrap();
+        trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+    }
+
+    /// A stage may begin with words and fit the projector to them; then half of its conversations see no picture.
+    #[test]
+    fn a_language_stage_begins_with_words_and_reads_patches_as_words() {
+        let ObjectiveConfig::Language(language) = tiny::language() else { panic!("expected the language's settings") };
+        let objective = ObjectiveConfig::Language(crate::objective::LanguageConfig { pictures: 0.5, ..language });
+        let trainable = ["model.embed_tokens.", "model.layers.", "lm_head.", "model.mm_projector.", "aux.kinds"];
+        let mut stage = StageConfig { steps: 1, batch: 2, ..tiny::stage(objective, &trainable) };
+        stage.init.choices.words = true;
+        (stage.init.standardize_over, stage.init.project_over) = (2, 2);
+        let directory = tempfile::tempdir().unwrap();
+        let mut trainer = tiny::trainer(stage.clone(), directory.path()).unwrap();
+        let initializer = Initializer::new(stage.seed, &tiny::config(8), stage.init.choices.clone());
+        for (name, var) in trainer.optimizer().parameters() {
+            let drawn = initializer.tensor(name, var.dims(), &Device::Cpu).unwrap();
+            let same =
+                (var.as_tensor() - drawn).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() == 0.0;
+            let begun = ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head", "mm_projector", "aux.kinds"];
+            assert_eq!(same, !begun.iter().any(|part| name.contains(part)), "{name}");
+        }
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
     }
 }
