@@ -46,27 +46,10 @@ pub fn begin_as_words(
 ) -> Result<()> {
     let (width, dim) = (config.llama.hidden_size, config.region.dim);
     let content = dim.saturating_sub(choices.place_channels);
-    let refuse = |expected: String, got: String| {
-        Err(TrainError::Value { stage: "init".into(), field: "choices.words".into(), expected, got })
-    };
-    if content > width {
-        let expected = format!("at most {width} channels of content, the width of the language model");
-        return refuse(expected, content.to_string());
-    }
-    if taken.contains_key(EMBEDDINGS) {
-        return refuse(
-            "a language model that starts from nothing".into(),
-            "one that is taken from a checkpoint".into(),
-        );
-    }
+    check(taken, content, width)?;
     let embeddings = initializer.tensor(EMBEDDINGS, &[config.llama.vocab_size, width], &Device::Cpu)?;
-    let frame = |name: &str| orthonormal_columns(&initializer.tensor(name, &[width, dim], &Device::Cpu)?, content);
-    let (words, updims) = (frame("words")?.narrow(1, 0, content)?.contiguous()?, frame(UPDIMS)?);
-    let frames = Frames {
-        regions: updims.narrow(1, 0, content)?.contiguous()?,
-        copies: orthonormal_columns(&initializer.tensor("copies", &[width, width], &Device::Cpu)?, width)?,
-        words,
-    };
+    let updims = orthonormal_columns(&initializer.tensor(UPDIMS, &[width, dim], &Device::Cpu)?, content)?;
+    let frames = Frames::draw(initializer, &updims, content)?;
     let kinds = names.iter().map(|name| frames.kind(name, &embeddings, dim)).collect::<Result<Vec<_>>>()?;
     for layer in 0..config.llama.num_hidden_layers {
         begin_attention(taken, initializer, &config.llama, layer, &frames)?;
@@ -75,6 +58,21 @@ pub fn begin_as_words(
     taken.insert(KINDS.into(), Tensor::stack(&kinds, 0)?);
     taken.insert(HEAD.into(), (frames.said(&embeddings)? * (LLAMA_STD / deviation))?);
     taken.insert(UPDIMS.into(), updims);
+    Ok(())
+}
+
+fn check(taken: &BTreeMap<String, Tensor>, content: usize, width: usize) -> Result<()> {
+    let refuse = |expected: String, got: String| {
+        Err(TrainError::Value { stage: "init".into(), field: "choices.words".into(), expected, got })
+    };
+    if content > width {
+        let expected = format!("at most {width} channels of content, the width of the language model");
+        return refuse(expected, content.to_string());
+    }
+    if taken.contains_key(EMBEDDINGS) {
+        let expected = "a language model that starts from nothing";
+        return refuse(expected.into(), "one that is taken from a checkpoint".into());
+    }
     Ok(())
 }
 
@@ -89,6 +87,21 @@ struct Frames {
 }
 
 impl Frames {
+    /// The regions' frame is given: the first columns of the layer that leads to them.
+    ///
+    /// # Shapes
+    /// updims `[D, C]`
+    fn draw(initializer: &Initializer, updims: &Tensor, content: usize) -> Result<Self> {
+        let (width, dim) = updims.dims2()?;
+        let drawn = |name: &str, columns| initializer.tensor(name, &[width, columns], &Device::Cpu);
+        let first = |matrix: &Tensor| matrix.narrow(1, 0, content)?.contiguous();
+        Ok(Self {
+            words: first(&orthonormal_columns(&drawn("words", dim)?, content)?)?,
+            regions: first(updims)?,
+            copies: orthonormal_columns(&drawn("copies", width)?, width)?,
+        })
+    }
+
     /// The mean embedding of a name's tokens in the words' frame, at deviation 1; 0 in the channels for the place.
     ///
     /// # Shapes
