@@ -509,28 +509,28 @@ impl Subject<'_> {
     }
 
     fn recall(&self, rng: &mut impl Rng) -> Option<Turn> {
-        let objects = self.several(rng)?;
-        let slots: Vec<String> = (0..objects.len()).map(|slot| format!("{{{slot}}}")).collect();
-        let (slot, object) = slots.iter().zip(&objects).choose(rng)?;
-        let question = pick_text(answers::RECALL, rng).replace("{list}", &answers::listed(&slots));
-        let question = question.replace("{one}", slot);
-        let kind = self.kind(*object);
+        let (turn, object) = self.one_of_several(answers::RECALL, rng)?;
+        let kind = self.kind(object);
         let (answer, key) = (answers::sentence(&kind.phrase()), KeyDraft::Done(AnswerKey::Name(kind.clone())));
-        Some(Turn { objects, question, answer, key })
+        Some(Turn { answer, key, ..turn })
     }
 
-    /// Nothing is asked that two of the regions show.
     fn which(&self, rng: &mut impl Rng) -> Option<Turn> {
+        self.one_of_several(answers::WHICH, rng).map(|(turn, _)| turn)
+    }
+
+    /// A question that lists objects and means one of them, with the answer "region2 is a cat.", and that object. No two
+    /// objects of a scene are of one kind, so that no other answer is right.
+    fn one_of_several(&self, texts: &[&str], rng: &mut impl Rng) -> Option<(Turn, usize)> {
         let objects = self.several(rng)?;
-        let alike = |object: usize| objects.iter().filter(|other| self.kind(**other) == self.kind(object)).count();
         let slots: Vec<String> = (0..objects.len()).map(|slot| format!("{{{slot}}}")).collect();
-        let (slot, object) = slots.iter().zip(&objects).filter(|(_, object)| alike(**object) == 1).choose(rng)?;
-        let kind = self.kind(*object);
-        let question = pick_text(answers::WHICH, rng).replace("{list}", &answers::listed(&slots));
-        let question = question.replace("{phrase}", &kind.phrase());
-        let answer = format!("{slot} is {}.", kind.phrase());
-        let key = KeyDraft::Names(vec![(*object, kind.clone())]);
-        Some(Turn { objects, question, answer, key })
+        let (slot, &object) = slots.iter().zip(&objects).choose(rng)?;
+        let phrase = self.kind(object).phrase();
+        let question = pick_text(texts, rng).replace("{list}", &answers::listed(&slots));
+        let question = question.replace("{one}", slot).replace("{phrase}", &phrase);
+        let answer = format!("{slot} is {phrase}.");
+        let key = KeyDraft::Names(vec![(object, self.kind(object).clone())]);
+        Some((Turn { objects, question, answer, key }, object))
     }
 
     /// Two to four objects in random order.

@@ -53,7 +53,8 @@ pub(crate) fn assemble(
     if stage.init.standardize_over > 0 {
         standardize(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.standardize_over)?;
     }
-    if let (true, Some(tokenizer)) = (stage.init.choices.words, &tokenizer) {
+    if stage.init.choices.words {
+        let tokenizer = tokenizer.as_ref().ok_or_else(|| no_tokenizer(&stage))?;
         let names: Vec<_> = scenes.kinds().iter().map(|kind| tokenizer.encode_text(&kind.name)).collect();
         begin_as_words(&mut taken, &initializer, &config, &stage.init.choices, &names)?;
     }
@@ -85,12 +86,7 @@ fn objective(
 ) -> Result<Box<dyn Objective>> {
     let device = &Device::Cpu;
     let conversations = |mix: &QuestionMix| {
-        let tokenizer = tokenizer.ok_or_else(|| TrainError::Value {
-            stage: stage.name.clone(),
-            field: "model.tokenizer".into(),
-            expected: "a directory with tokenizer.model and added_tokens.json".into(),
-            got: "none".into(),
-        })?;
+        let tokenizer = tokenizer.ok_or_else(|| no_tokenizer(stage))?;
         let questions = Questions::new(mix.clone(), scenes.kinds()).map_err(data)?;
         let (seed, patches, region_tokens) = (stage.seed, config.vision.patches(), config.region.tokens);
         Ok::<_, TrainError>(Conversations {
@@ -115,6 +111,15 @@ fn objective(
             Box::new(Converse::load(weights, config, conversations, settings.clone(), device)?)
         }
     })
+}
+
+fn no_tokenizer(stage: &StageConfig) -> TrainError {
+    TrainError::Value {
+        stage: stage.name.clone(),
+        field: "model.tokenizer".into(),
+        expected: "a directory with tokenizer.model and added_tokens.json".into(),
+        got: "none".into(),
+    }
 }
 
 pub(crate) fn read_tokenizer(directory: &Path) -> Result<Tokenizer> {
@@ -202,6 +207,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut trainer = assemble(stage, config, Some(tokenizer), directory.path().into()).unwrap();
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+    }
+
+    #[test]
+    fn words_need_a_tokenizer() {
+        let mut stage = tiny::stage(tiny::patches(), &["vision_model.", "aux."]);
+        stage.init.choices.words = true;
+        let directory = tempfile::tempdir().unwrap();
+        let error = assemble(stage, tiny::config(8), None, directory.path().into()).unwrap_err();
+        assert!(error.to_string().contains("model.tokenizer"), "{error}");
     }
 
     /// A stage may begin with words and fit the projector to them; then half of its conversations see no picture.

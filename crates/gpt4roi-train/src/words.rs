@@ -35,8 +35,8 @@ pub(crate) const UPDIMS: &str = "model.spi_module.roi_align.updims.weight";
 /// head. `names` has the tokens of each kind's name.
 ///
 /// # Errors
-/// If a language model is there already, or a region has more channels for its content than the language model is wide:
-/// no layer keeps them apart.
+/// If a language model is there already, or a region has no channels for its content, or more than the language model
+/// is wide: no layer keeps them apart.
 pub fn begin_as_words(
     taken: &mut BTreeMap<String, Tensor>,
     initializer: &Initializer,
@@ -65,8 +65,8 @@ fn check(taken: &BTreeMap<String, Tensor>, content: usize, width: usize) -> Resu
     let refuse = |expected: String, got: String| {
         Err(TrainError::Value { stage: "init".into(), field: "choices.words".into(), expected, got })
     };
-    if content > width {
-        let expected = format!("at most {width} channels of content, the width of the language model");
+    if !(1..=width).contains(&content) {
+        let expected = format!("1 to {width} channels of content, the width of the language model");
         return refuse(expected, content.to_string());
     }
     if taken.contains_key(EMBEDDINGS) {
@@ -300,11 +300,13 @@ mod tests {
     }
 
     #[test]
-    fn more_content_than_width_is_refused() {
-        let mut config = config();
-        config.region.dim = config.llama.hidden_size + 1;
-        let error = begin(&config, &InitChoices::default(), &[]).unwrap_err();
-        assert!(error.to_string().contains("choices.words"), "{error}");
+    fn more_content_than_width_and_none_are_refused() {
+        for (dim, place_channels) in [(129, 0), (64, 64)] {
+            let mut config = config();
+            config.region.dim = dim;
+            let error = begin(&config, &InitChoices { place_channels, ..InitChoices::default() }, &[]).unwrap_err();
+            assert!(error.to_string().contains("1 to 128 channels of content"), "{error}");
+        }
     }
 
     #[test]

@@ -86,6 +86,7 @@ impl Llama {
             if keys.dtype() == q.dtype() {
                 return attention(&q, &keys, &values, heads, &AttentionMask::Causal);
             }
+            // As the only branch: there, rounded keys and values are widened head by head, never all at once.
             let queries = q.dim(1)?;
             branched_attention(&q, None, &[Tail { keys, values, queries }], heads)
         })
