@@ -154,6 +154,7 @@ fn table(report: &SceneReport) -> String {
         add(&format!("dialogue, round {round}"), accuracy);
     }
     add("dialogue, all", &report.dialogue.all_rounds);
+    report.by_number.iter().for_each(|(name, accuracy)| add(&format!("by number, {name}"), accuracy));
     for (group, claims) in &report.descriptions.claims {
         add(&format!("{group}s said"), &claims.precision);
         add(&format!("{group}s found"), &claims.recall);

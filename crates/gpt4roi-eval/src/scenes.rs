@@ -41,6 +41,9 @@ const ASKED: [QuestionType; 6] = [
     QuestionType::Point,
 ];
 
+/// Questions that can only be answered by the numbers of several regions.
+const BY_NUMBER: [QuestionType; 2] = [QuestionType::Recall, QuestionType::Which];
+
 /// Below this, an object's longer side (in pixels of a 224-pixel picture) makes it small.
 const SMALL: f64 = 36.0 / 224.0;
 
@@ -104,6 +107,8 @@ pub struct SceneReport {
     pub descriptions: DescriptionReport,
     /// Conversations of three rounds.
     pub dialogue: DialogueReport,
+    /// Of several regions: what the one of this number is (`recall`), which one shows this (`which`).
+    pub by_number: BTreeMap<&'static str, Accuracy>,
     /// Whether answers are right as often as the model is sure of them, by question type; `all` has all of these.
     pub calibration: BTreeMap<&'static str, Calibration>,
     /// The ways from a point to a box: a box that grows over what looks alike, a small box around the point, and
@@ -153,6 +158,7 @@ struct Tallies {
     descriptions: DescriptionTally,
     all_rounds: Tally,
     by_round: [Tally; ROUNDS],
+    by_number: BTreeMap<&'static str, Tally>,
     answers: BTreeMap<&'static str, Vec<Confident>>,
     point_boxes: BTreeMap<&'static str, PointBoxTally>,
     held_out_style: Tally,
@@ -237,6 +243,11 @@ impl Exam<'_> {
         // Drawn last, so that what was drawn before stays as it was in earlier editions of this report.
         self.description(&scene, &mut chat, &mut tallies, &mut rng)?;
         self.dialogue(&scene, &mut chat, &mut tallies, &mut rng)?;
+        for question_type in BY_NUMBER {
+            let Some(asked) = self.questions.ask_one(question_type, &scene, &mut rng) else { continue };
+            let right = self.is_right(&mut chat, &asked, &asked)?;
+            tallies.by_number.entry(question_type.name()).or_default().add(right);
+        }
         Ok(tallies)
     }
 
@@ -363,14 +374,14 @@ impl PointBoxTally {
 
 impl Tallies {
     fn merge(mut self, other: Self) -> Self {
-        for (name, tally) in other.questions {
-            self.questions.entry(name).or_default().merge(tally);
-        }
-        for (name, tally) in other.by_size {
-            self.by_size.entry(name).or_default().merge(tally);
-        }
-        for (name, tally) in other.by_pixels {
-            self.by_pixels.entry(name).or_default().merge(tally);
+        let by_name = [
+            (&mut self.questions, other.questions),
+            (&mut self.by_size, other.by_size),
+            (&mut self.by_pixels, other.by_pixels),
+            (&mut self.by_number, other.by_number),
+        ];
+        for (tallies, more) in by_name {
+            more.into_iter().for_each(|(name, tally)| tallies.entry(name).or_default().merge(tally));
         }
         self.descriptions.merge(other.descriptions);
         self.all_rounds.merge(other.all_rounds);
@@ -410,6 +421,7 @@ impl Tallies {
                 all_rounds: self.all_rounds.accuracy(),
                 by_round: self.by_round.map(|tally| tally.accuracy()),
             },
+            by_number: shares(&self.by_number, &BY_NUMBER.map(QuestionType::name)),
             calibration: self.calibration(),
             point_boxes: self.point_boxes.iter().map(|(way, tally)| (*way, tally.report())).collect(),
             held_out_style: self.held_out_style.accuracy(),
@@ -480,6 +492,7 @@ mod tests {
         }
         assert_eq!(json["by_pixels"]["60-90"]["n"], 0);
         assert_eq!(json["dialogue"]["by_round"][2]["n"], 0);
+        assert_eq!(json["by_number"]["recall"]["n"], 0);
         assert_eq!(json["descriptions"]["claims"]["relation"]["precision"]["n"], 0);
         assert_eq!(json["calibration"]["all"]["n"], 0);
         assert_eq!(json["controls"]["swapped_regions"]["ci95"], serde_json::json!([0.0, 1.0]));
