@@ -121,10 +121,10 @@ pub struct InitConfig {
     /// them. 0: nothing of the kind.
     #[serde(default)]
     pub standardize_over: u64,
-    /// Scenes over which the projector is fitted before the first step, so that image tokens begin as words. See
-    /// [`crate::projection`]. 0: nothing of the kind.
+    /// Scenes over which looks are measured before the first step, so that a language model that starts from nothing
+    /// begins with regions and image tokens as words. See [`crate::words`]. 0: nothing of the kind.
     #[serde(default)]
-    pub project_over: u64,
+    pub words_over: u64,
     /// Choices that the original does not make.
     #[serde(default)]
     pub choices: InitChoices,

@@ -47,10 +47,6 @@ pub struct InitChoices {
     /// attention adds, and later layers do not see which token they stand at.
     #[serde(default)]
     pub embeddings: f64,
-    /// Regions begin as the words for what they show, and answers are scored by the same words. See
-    /// [`crate::words`].
-    #[serde(default)]
-    pub words: bool,
 }
 
 /// Draws every parameter from a generator of its own, so that neither order nor presence of others

@@ -19,6 +19,7 @@
 //! down where things stand; [`export`](mod@export) makes a model of it.
 
 pub mod checkpoint;
+mod comparing;
 pub mod config;
 pub mod conversation;
 pub mod conversations;
@@ -28,6 +29,7 @@ pub mod export;
 pub mod init;
 pub mod language;
 pub mod log;
+pub mod looks;
 pub mod loss;
 pub mod muon;
 pub mod objective;
@@ -35,7 +37,6 @@ pub mod optimizer;
 pub mod parameters;
 pub mod patches;
 pub mod progress;
-pub mod projection;
 pub mod scenes;
 pub mod schedule;
 pub mod stage;

@@ -16,12 +16,13 @@ use crate::{
     conversations::Conversations,
     error::{Result, TrainError},
     init::Initializer,
+    looks::Looks,
     objective::{Converse, Language, Objective, ObjectiveConfig, Patches},
     parameters::Parameters,
-    projection::project,
     standardize::standardize,
+    tower::Tower,
     trainer::Trainer,
-    words::begin_as_words,
+    words::{begin_as_words, content_channels},
 };
 
 /// Builds data, network and trainer of a stage. Everything it writes goes below `out`.
@@ -53,13 +54,14 @@ pub(crate) fn assemble(
     if stage.init.standardize_over > 0 {
         standardize(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.standardize_over)?;
     }
-    if stage.init.choices.words {
+    if stage.init.words_over > 0 {
         let tokenizer = tokenizer.as_ref().ok_or_else(|| no_tokenizer(&stage))?;
         let names: Vec<_> = scenes.kinds().iter().map(|kind| tokenizer.encode_text(&kind.name)).collect();
-        begin_as_words(&mut taken, &initializer, &config, &stage.init.choices, &names)?;
-    }
-    if stage.init.project_over > 0 {
-        project(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.project_over)?;
+        let choices = &stage.init.choices;
+        let content = content_channels(&config, choices)?;
+        let tower = Tower::load(&taken, &initializer, &config)?;
+        let looks = Looks::measure(&tower, scenes.as_ref(), stage.init.words_over, names.len(), content)?;
+        begin_as_words(&mut taken, &initializer, &config, choices, &names, &looks)?;
     }
     let parameters = Parameters::new(stage.trainable.clone(), taken, initializer, &Device::Cpu);
     let weights = Weights::new(parameters.clone());
@@ -212,21 +214,20 @@ mod tests {
     #[test]
     fn words_need_a_tokenizer() {
         let mut stage = tiny::stage(tiny::patches(), &["vision_model.", "aux."]);
-        stage.init.choices.words = true;
+        stage.init.words_over = 2;
         let directory = tempfile::tempdir().unwrap();
         let error = assemble(stage, tiny::config(8), None, directory.path().into()).unwrap_err();
         assert!(error.to_string().contains("model.tokenizer"), "{error}");
     }
 
-    /// A stage may begin with words and fit the projector to them; then half of its conversations see no picture.
+    /// A stage may begin with words; here half of its conversations see no picture.
     #[test]
     fn a_language_stage_begins_with_words_and_reads_patches_as_words() {
         let ObjectiveConfig::Language(language) = tiny::language() else { panic!("expected the language's settings") };
         let objective = ObjectiveConfig::Language(crate::objective::LanguageConfig { pictures: 0.5, ..language });
         let trainable = ["model.embed_tokens.", "model.layers.", "lm_head.", "model.mm_projector.", "aux.kinds"];
         let mut stage = StageConfig { steps: 1, batch: 2, ..tiny::stage(objective, &trainable) };
-        stage.init.choices.words = true;
-        (stage.init.standardize_over, stage.init.project_over) = (2, 2);
+        (stage.init.standardize_over, stage.init.words_over) = (2, 24);
         let directory = tempfile::tempdir().unwrap();
         let mut trainer = tiny::trainer(stage.clone(), directory.path()).unwrap();
         let initializer = Initializer::new(stage.seed, &tiny::config(8), stage.init.choices.clone());
@@ -234,7 +235,7 @@ mod tests {
             let drawn = initializer.tensor(name, var.dims(), &Device::Cpu).unwrap();
             let same =
                 (var.as_tensor() - drawn).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() == 0.0;
-            let begun = ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head", "mm_projector", "aux.kinds"];
+            let begun = ["embed_tokens", "self_attn", "lm_head", "mm_projector", "aux.kinds"];
             assert_eq!(same, !begun.iter().any(|part| name.contains(part)), "{name}");
         }
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();

@@ -31,6 +31,16 @@ impl Tower {
         self.states.len()
     }
 
+    /// Channels of a patch.
+    pub(crate) fn width(&self) -> usize {
+        self.vision.hidden_size
+    }
+
+    /// Side of a patch in pixels.
+    pub(crate) fn patch_size(&self) -> usize {
+        self.vision.patch_size
+    }
+
     /// The patches of a scene in the hidden states that the region module reads, earliest first.
     ///
     /// # Shapes
