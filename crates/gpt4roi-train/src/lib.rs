@@ -19,7 +19,7 @@
 //! down where things stand; [`export`](mod@export) makes a model of it.
 
 pub mod checkpoint;
-mod comparing;
+pub mod comparing;
 pub mod config;
 pub mod conversation;
 pub mod conversations;
