@@ -9,8 +9,9 @@
 //! 3. tokens look for those that have copied what they are (what stood behind this number before?),
 //! 4. for those that are what they have copied.
 //!
-//! What is compared stands in the channels that rotary position embeddings turn slowly, so that a word finds its patches
-//! behind a whole picture. The other channels begin as LLaMA's do.
+//! In the first layer nothing has been copied yet, so there the last two look for patches as well. What is compared
+//! stands in the channels that rotary position embeddings turn slowly, so that a word finds its patches behind a whole
+//! picture. The other channels begin as LLaMA's do.
 
 use std::collections::BTreeMap;
 
@@ -53,17 +54,18 @@ pub(crate) fn begin_attention(
 /// # Shapes
 /// → `[head, D]` each
 fn query_and_key(drawn: &Drawn<'_>, head: usize, frames: &Frames) -> Result<(Tensor, Tensor)> {
-    let Comparison { read: [of_query, of_key], reach, sharpness, common: [in_query, in_key] } =
-        Comparison::of(head, frames)?;
+    let sought = Sought::by(drawn.layer, head);
+    let [of_query, of_key] = sought.read(frames)?;
+    let [in_query, in_key] = sought.common(frames)?;
     let head_dim = drawn.llama.hidden_size / drawn.llama.num_attention_heads;
-    let turning = Turning::of(head_dim, drawn.llama.rope_theta, reach);
-    let directions = directions(drawn.initializer, &format!("compared.{}", head % 4), of_query.dim(0)?)?;
-    let directions = turning.spread(&directions, drawn.layer)?;
+    let turning = Turning::of(head_dim, drawn.llama.rope_theta, sought.reach());
+    let directions = directions(drawn.initializer, &format!("{sought:?}"), of_query.dim(0)?)?;
+    let directions = turning.spread(&directions, drawn.layer + head / 2)?;
     let rows = |part: &str, read: &Tensor, common: &Tensor| {
         let rows = drawn.matrix(part)?.narrow(0, head * head_dim, head_dim)?;
         with_row(&(directions.matmul(read)? + turning.fast_rows(&rows)?)?, head_dim / 2 - 1, common)
     };
-    Ok(((rows("q", &of_query, &in_query)? * sharpness)?, rows("k", &of_key, &in_key)?))
+    Ok(((rows("q", &of_query, &in_query)? * sought.sharpness())?, rows("k", &of_key, &in_key)?))
 }
 
 /// One layer's projections as LLaMA would begin with them.
@@ -83,33 +85,59 @@ impl Drawn<'_> {
     }
 }
 
-/// What a head compares.
-struct Comparison {
-    /// What its queries and its keys read, `[n, D]` each, of the same n.
-    read: [Tensor; 2],
-    /// Over how many tokens.
-    reach: f64,
-    /// How much the best match is preferred: a factor of the logits.
-    sharpness: f64,
-    /// What they read in one channel for itself, `[1, D]` each: words are drawn to image tokens in the head that looks
-    /// for patches. In the others they are turned away from them, or the few tokens of a question would be lost among
-    /// the many of a picture.
-    common: [Tensor; 2],
+/// What a head looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sought {
+    /// Patches that show a word.
+    Patches,
+    /// Regions that show it.
+    Regions,
+    /// Tokens that have copied what a token is.
+    Copied,
+    /// Tokens that are what it has copied.
+    Own,
 }
 
-impl Comparison {
-    fn of(head: usize, frames: &Frames) -> Result<Self> {
+impl Sought {
+    fn by(layer: usize, head: usize) -> Self {
+        match (layer, head % 4) {
+            (_, 1) => Self::Regions,
+            (1.., 2) => Self::Copied,
+            (1.., 3) => Self::Own,
+            _ => Self::Patches,
+        }
+    }
+
+    /// What queries and keys read, `[n, D]` each, of the same n.
+    fn read(self, frames: &Frames) -> Result<[Tensor; 2]> {
         let rows = |columns: &Tensor| columns.t()?.contiguous();
-        let (words, shared, background) = (rows(&frames.words)?, rows(&frames.shared)?, rows(&frames.background)?);
-        let own = without(&without(&identity(&frames.copies)?, &shared)?, &background)?;
+        let own = without(&identity(&frames.copies)?, &rows(&frames.shared)?)?;
+        let own = without(&own, &rows(&frames.background)?)?;
         let copied = own.matmul(&rows(&frames.copies)?)?;
-        let (read, reach, sharpness, drawn_to_pictures) = match head % 4 {
-            0 => ([words, rows(&frames.patches)?], PICTURE, 1.5, 1.0),
-            1 => ([words, rows(&frames.regions)?], QUESTION, 1.0, -1.5),
-            2 => ([own, copied], QUESTION, 1.0, -1.5),
-            _ => ([copied, own], QUESTION, 1.0, -1.5),
-        };
-        Ok(Self { read, reach, sharpness, common: [(shared * drawn_to_pictures)?, background] })
+        Ok(match self {
+            Self::Patches => [rows(&frames.words)?, rows(&frames.patches)?],
+            Self::Regions => [rows(&frames.words)?, rows(&frames.regions)?],
+            Self::Copied => [own, copied],
+            Self::Own => [copied, own],
+        })
+    }
+
+    /// What they read in one channel for itself, `[1, D]` each: words are drawn to image tokens where they look for
+    /// patches. Otherwise they are turned away from them, or the few tokens of a question would be lost among the many
+    /// of a picture.
+    fn common(self, frames: &Frames) -> Result<[Tensor; 2]> {
+        let drawn_to_pictures = if self == Self::Patches { 1.0 } else { -1.5 };
+        Ok([(frames.shared.t()? * drawn_to_pictures)?, frames.background.t()?])
+    }
+
+    /// Over how many tokens.
+    fn reach(self) -> f64 {
+        if self == Self::Patches { PICTURE } else { QUESTION }
+    }
+
+    /// How much the best match is preferred: a factor of the logits.
+    fn sharpness(self) -> f64 {
+        if self == Self::Patches { 1.5 } else { 1.0 }
     }
 }
 

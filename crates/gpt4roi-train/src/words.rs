@@ -259,9 +259,9 @@ mod tests {
         taken
     }
 
-    /// The first layer's projection.
-    fn projection(taken: &BTreeMap<String, Tensor>, part: &str) -> Tensor {
-        taken[&format!("model.layers.0.self_attn.{part}_proj.weight")].t().unwrap()
+    /// A layer's projection.
+    fn projection(taken: &BTreeMap<String, Tensor>, layer: usize, part: &str) -> Tensor {
+        taken[&format!("model.layers.{layer}.self_attn.{part}_proj.weight")].t().unwrap()
     }
 
     fn cosine(a: &[f32], b: &[f32]) -> f32 {
@@ -308,7 +308,8 @@ mod tests {
     #[test]
     fn copied_words_and_regions_are_said() {
         let taken = begin(&config(), &choices(), &a_kind_per_word());
-        let copy = |x: &Tensor| x.matmul(&projection(&taken, "v")).unwrap().matmul(&projection(&taken, "o")).unwrap();
+        let copy =
+            |x: &Tensor| x.matmul(&projection(&taken, 0, "v")).unwrap().matmul(&projection(&taken, 0, "o")).unwrap();
         for (what, x) in [("words", &taken[EMBEDDINGS]), ("regions", &regions(&taken))] {
             let (own, other) = compare(&copy(x), &taken[HEAD], cosine);
             assert!(own > 0.35 && other.abs() < 0.05, "{what}: {own} {other}");
@@ -319,30 +320,38 @@ mod tests {
         assert!((0.02..0.03).contains(&deviation), "as large as LLaMA's: {deviation}");
     }
 
+    /// The logits of what is at the same place, and of what is not.
+    fn logits(taken: &BTreeMap<String, Tensor>, layer: usize, head: usize, query: &Tensor, key: &Tensor) -> (f32, f32) {
+        let seen = |part: &str, x: &Tensor| {
+            x.matmul(&projection(taken, layer, part).narrow(1, 32 * head, 32).unwrap()).unwrap()
+        };
+        compare(&seen("q", query), &seen("k", key), |q, k| dot(q, k) / 32f32.sqrt())
+    }
+
     /// In the first head a word's query matches the key of a patch that shows it, in the second that of a region; the
-    /// third and fourth compare what a token is with what another has copied.
+    /// third and fourth compare what a token is with what another has copied, where something has been copied.
     #[test]
     fn heads_look_for_the_same_in_another_room() {
         let taken = begin(&config(), &choices(), &a_kind_per_word());
         let words = normed(&taken[EMBEDDINGS]);
         let (regions, patches) = (normed(&regions(&taken)), normed(&patches(&taken, &looks(100, CONTENT).kinds)));
-        let copies = words.matmul(&projection(&taken, "v")).unwrap().matmul(&projection(&taken, "o")).unwrap();
-        let seen = |part: &str, x: &Tensor, head: usize| {
-            x.matmul(&projection(&taken, part).narrow(1, 32 * head, 32).unwrap()).unwrap()
-        };
-        let logits = |query: &Tensor, key: &Tensor, head: usize| {
-            compare(&seen("q", query, head), &seen("k", key, head), |q, k| dot(q, k) / 32f32.sqrt())
-        };
-        let pairs = [(&words, &patches), (&words, &regions), (&words, &copies), (&copies, &words)];
-        for (head, (query, key)) in pairs.into_iter().enumerate() {
-            let (own, other) = logits(query, key, head);
-            assert!(own > other + 3.0, "head {head}: {own} {other}");
-            let (itself, _) = logits(query, query, head);
-            assert!(itself < own - 3.0, "head {head} and itself: {itself}, {own}");
+        let copied = words.matmul(&projection(&taken, 0, "v")).unwrap();
+        let copies = copied.matmul(&projection(&taken, 0, "o")).unwrap();
+        let sought = [
+            [(&words, &patches), (&words, &regions), (&words, &patches), (&words, &patches)],
+            [(&words, &patches), (&words, &regions), (&words, &copies), (&copies, &words)],
+        ];
+        for (layer, heads) in sought.into_iter().enumerate() {
+            for (head, (query, key)) in heads.into_iter().enumerate() {
+                let (own, other) = logits(&taken, layer, head, query, key);
+                assert!(own > other + 3.0, "layer {layer}, head {head}: {own} {other}");
+                let (itself, _) = logits(&taken, layer, head, query, query);
+                assert!(itself < own - 3.0, "layer {layer}, head {head} and itself: {itself}, {own}");
+            }
         }
-        for head in 1..3 {
-            let (own, other) = logits(&words, &patches, head);
-            assert!(own < -2.0 && other < -2.0, "head {head} is drawn to pictures: {own} {other}");
+        for (layer, head) in [(0, 1), (1, 1), (1, 2)] {
+            let (own, other) = logits(&taken, layer, head, &words, &patches);
+            assert!(own < -2.0 && other < -2.0, "layer {layer}, head {head} is drawn to pictures: {own} {other}");
         }
     }
 
@@ -350,15 +359,13 @@ mod tests {
     #[test]
     fn words_without_a_patch_find_the_background() {
         let taken = begin(&config(), &choices(), &a_kind_per_word());
-        let query = normed(&taken[EMBEDDINGS]).matmul(&projection(&taken, "q").narrow(1, 0, 32).unwrap()).unwrap();
-        let key = |looks: &Tensor| {
-            let key = projection(&taken, "k").narrow(1, 0, 32).unwrap();
-            normed(&patches(&taken, looks)).matmul(&key).unwrap()
-        };
-        let kinds = looks(100, CONTENT).kinds;
-        let (own, other) = compare(&query, &key(&kinds), dot);
-        let (background, _) = compare(&query, &key(&kinds.zeros_like().unwrap()), dot);
-        assert!(own > background && background > other, "{own} {background} {other}");
+        let (words, kinds) = (normed(&taken[EMBEDDINGS]), looks(100, CONTENT).kinds);
+        let nothing = kinds.zeros_like().unwrap();
+        for head in [0, 2, 3] {
+            let (own, other) = logits(&taken, 0, head, &words, &normed(&patches(&taken, &kinds)));
+            let (background, _) = logits(&taken, 0, head, &words, &normed(&patches(&taken, &nothing)));
+            assert!(own > background && background > other, "head {head}: {own} {background} {other}");
+        }
     }
 
     #[test]
