@@ -52,14 +52,13 @@ impl Looks {
                 patches.add(&scene, state, tower.patch_size());
             }
         }
-        let missing = (0..kinds).find(|kind| !patches.kinds.contains_key(kind));
-        let got = missing.map_or_else(|| count.to_string(), |kind| format!("{count}, none of which shows kind {kind}"));
-        let looks = if missing.is_none() { patches.looks(channels)? } else { None };
+        let lack = patches.lack(kinds);
+        let looks = if lack.is_none() { patches.looks(channels)? } else { None };
         looks.ok_or_else(|| TrainError::Value {
             stage: "init".into(),
             field: "words_over".into(),
-            expected: "so many scenes that each kind is seen".into(),
-            got,
+            expected: "scenes that show each of two or more kinds, and some background".into(),
+            got: format!("{count} scenes {}", lack.unwrap_or("in which kinds always look the same".into())),
         })
     }
 }
@@ -115,6 +114,17 @@ impl Patches {
         if !rows.is_empty() {
             let rows = DMatrix::from_columns(&rows);
             self.squares.gemm(1.0, &rows, &rows.transpose(), 1.0);
+        }
+    }
+
+    /// What else there would have to be.
+    fn lack(&self, kinds: usize) -> Option<String> {
+        let missing = (0..kinds).find(|kind| !self.kinds.contains_key(kind));
+        match missing {
+            Some(kind) => Some(format!("without kind {kind}")),
+            None if kinds < 2 => Some(format!("of {kinds} kind")),
+            None if self.background.0 == 0.0 => Some("without background".into()),
+            None => None,
         }
     }
 
@@ -228,6 +238,15 @@ mod tests {
         let tower = Tower::load(&BTreeMap::new(), &initializer, &config).unwrap();
         let scenes = gpt4roi_data::Scenes::new(stage.scenes).unwrap();
         let error = Looks::measure(&tower, &scenes, 4, 200, 3).unwrap_err().to_string();
-        assert!(error.contains("words_over") && error.contains("4, none of which shows kind"), "{error}");
+        assert!(error.contains("words_over") && error.contains("4 scenes without kind"), "{error}");
+    }
+
+    #[test]
+    fn one_kind_and_no_background_are_not_enough() {
+        assert_eq!(patches().lack(3), None);
+        assert_eq!(patches().lack(1).unwrap(), "of 1 kind");
+        assert_eq!(patches().lack(4).unwrap(), "without kind 3");
+        let covered = Patches { background: Sum::new(4), ..patches() };
+        assert_eq!(covered.lack(3).unwrap(), "without background");
     }
 }
