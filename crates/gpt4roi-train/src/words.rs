@@ -144,8 +144,8 @@ impl Frames {
         }
         let wanted = (matrix(looks)? - &means * matrix(&embeddings.matmul(&self.words)?)?).map(|x| x * (1.0 + RIDGE));
         let alike = &means * means.transpose() + DMatrix::identity(names.len(), names.len()) * RIDGE;
-        // Cannot fail: a square and a ridge are positive.
-        let Some(alike) = Cholesky::new(alike) else { return Ok(embeddings.clone()) };
+        let alike = Cholesky::new(alike)
+            .ok_or_else(|| refusal("names that a matrix of finite numbers can stand for".into(), "others".into()))?;
         let change = means.tr_mul(&alike.solve(&wanted));
         let rows: Vec<f32> = change.transpose().iter().map(|x| *x as f32).collect();
         let change = Tensor::from_vec(rows, change.shape(), &Device::Cpu)?;
