@@ -40,7 +40,7 @@ language_of() {
 measure() {
     local directory=$1 region=("${@:2}")
     "$program" export "$directory/3-joint" --out "$directory/model"
-    "$program" bench --preset nano --threads 1 --runs 9 --json "${region[@]/#/--set=}" >"$directory/bench.json"
+    "$program" bench --preset pico --threads 1 --runs 9 --json "${region[@]/#/--set=}" >"$directory/bench.json"
     "$program" eval scenes --seed $((9000 + seed)) --count "${COUNT:-300}" --kinds $kinds --json \
         --model "$directory/model" >"$directory/eval.part"
     mv "$directory/eval.part" "$directory/eval.json"

@@ -84,6 +84,8 @@ enum Preset {
     Gpt4roi1b,
     /// The embedded model
     Nano,
+    /// The embedded model with a tower and a region module two thirds as wide
+    Pico,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -226,6 +228,7 @@ impl Preset {
                 Config { llama, ..published }
             }
             Self::Nano => Config::nano(1024),
+            Self::Pico => Config::pico(1024),
         }
     }
 }

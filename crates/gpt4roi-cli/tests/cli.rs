@@ -91,7 +91,7 @@ fn write_model(directory: &Path) {
 
 fn tiny_config() -> Config {
     let vocabulary = Tokenizer::from_bytes(TOKENIZER, ADDED_TOKENS).unwrap().vocab_size();
-    let mut config = Config::nano(vocabulary);
+    let mut config = Config::pico(vocabulary);
     (config.llama.hidden_size, config.llama.intermediate_size, config.llama.num_hidden_layers) = (32, 48, 2);
     (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (16, 32, 56);
     (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (8, 2, 1);

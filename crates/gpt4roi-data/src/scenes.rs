@@ -93,7 +93,7 @@ pub struct SceneConfig {
 impl Default for SceneConfig {
     fn default() -> Self {
         Self {
-            kinds: 64,
+            kinds: 220,
             style: Style::Noto,
             split: Split::Train,
             seed: 0,

@@ -594,7 +594,7 @@ mod tests {
         let tokenizer = include_bytes!("../../gpt4roi/tests/data/tokenizer.model");
         let added = include_str!("../../gpt4roi/tests/data/added_tokens.json");
         let tokenizer = Tokenizer::from_bytes(tokenizer, added).unwrap();
-        let mut config = Config::nano(tokenizer.vocab_size());
+        let mut config = Config::pico(tokenizer.vocab_size());
         (config.llama.hidden_size, config.llama.intermediate_size, config.llama.num_hidden_layers) = (32, 48, 2);
         (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (16, 32, 56);
         (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (8, 2, 1);

@@ -81,6 +81,8 @@ pub struct ModelConfig {
 pub enum Preset {
     /// The embedded model; its vocabulary is the tokenizer's.
     Nano,
+    /// The embedded model with a tower and a region module two thirds as wide.
+    Pico,
     /// The published model.
     #[serde(rename = "gpt4roi-7b")]
     Gpt4roi7b,
@@ -94,6 +96,7 @@ impl Preset {
     pub fn config(self, vocab_size: usize) -> Config {
         match self {
             Self::Nano => Config::nano(vocab_size),
+            Self::Pico => Config::pico(vocab_size),
             Self::Gpt4roi7b => Config::gpt4roi_7b(),
             Self::Gpt4roi7bVitH14 => Config::gpt4roi_7b_vit_h14(),
         }

@@ -22,7 +22,7 @@ const PLACE_CHANNELS: usize = 2;
 
 /// Two levels of a four-layer tower over 2×2 patches.
 pub(crate) fn config(vocab_size: usize) -> Config {
-    let mut config = Config::nano(vocab_size);
+    let mut config = Config::pico(vocab_size);
     (config.llama.hidden_size, config.llama.intermediate_size) = (16, 24);
     (config.llama.num_hidden_layers, config.llama.num_attention_heads) = (2, 2);
     (config.vision.hidden_size, config.vision.intermediate_size) = (16, 24);

@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn config() -> Config {
-        let mut config = Config::nano(16);
+        let mut config = Config::pico(16);
         config.region.dim = 128;
         config.region.scales = vec![3, 2, 1, 1];
         config.vision.image_size = 70; // 5 patches along a side

@@ -295,7 +295,7 @@ mod tests {
 
     /// Picture, regions, prompt and three tokens behind it: everything that an answer is made of.
     fn answer(dtype: DType, tokens: usize) -> Vec<(&'static str, Tensor)> {
-        let mut config = Config::nano(70);
+        let mut config = Config::pico(70);
         config.vision.image_size = 70; // 5 patches along a side
         config.region.tokens = tokens;
         let weights = Weights::new(Arc::new(Typed(RandomWeights::new(5), dtype)));

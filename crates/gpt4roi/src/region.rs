@@ -344,7 +344,7 @@ mod tests {
     use crate::tiny::Noise;
 
     fn module(changes: serde_json::Value) -> RegionModule {
-        let mut config = Config::nano(100);
+        let mut config = Config::pico(100);
         (config.vision.hidden_size, config.vision.image_size) = (16, 56);
         (config.region.dim, config.region.gn_groups, config.region.roi_size) = (8, 2, 4);
         let config = config.with_region(changes.as_object().unwrap()).unwrap();

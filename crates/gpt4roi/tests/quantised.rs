@@ -19,7 +19,7 @@ const ADDED_TOKENS: &str = include_str!("data/added_tokens.json");
 /// Rows of 256 and 512 in the language model, and a vocabulary with three rows to spare.
 fn parts() -> Parts {
     let tokens = Tokenizer::from_bytes(TOKENIZER, ADDED_TOKENS).unwrap().vocab_size();
-    let mut config = Config::nano(tokens + 3);
+    let mut config = Config::pico(tokens + 3);
     (config.llama.hidden_size, config.llama.intermediate_size, config.llama.num_hidden_layers) = (256, 512, 4);
     (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (32, 64, 56);
     (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (32, 2, 1);
