@@ -113,8 +113,8 @@ pub struct QuestionMix {
     /// The share of yes-or-no questions about the whole picture: whether it shows something. The others are about
     /// what a region is and how two of them lie, nine to seven.
     pub presence: f64,
-    /// How often two, three and four regions are asked about at once, relative to each other.
-    pub multi_counts: [f64; 3],
+    /// How often two, three, … regions are asked about at once, relative to each other.
+    pub multi_counts: Vec<f64>,
     /// Fewest and most rounds of a dialogue.
     pub dialogue_rounds: (usize, usize),
     /// How often each type is drawn, relative to the others.
@@ -152,7 +152,7 @@ impl Default for QuestionMix {
             jitter: 0.0,
             point_reach: (0.015, 0.04),
             presence: 0.2,
-            multi_counts: [1.0; 3],
+            multi_counts: vec![1.0; 3],
             dialogue_rounds: (2, 4),
             name: 4.0,
             multi: 3.0,
@@ -533,10 +533,10 @@ impl Subject<'_> {
         Some((Turn { objects, question, answer, key }, object))
     }
 
-    /// Two to four objects in random order.
+    /// Two objects or more in random order.
     fn several(&self, rng: &mut impl Rng) -> Option<Vec<usize>> {
         let mut objects = self.shuffled(rng);
-        let counts: Vec<(usize, f64)> = (2..=objects.len()).zip(self.mix.multi_counts).collect();
+        let counts: Vec<(usize, f64)> = (2..=objects.len()).zip(self.mix.multi_counts.iter().copied()).collect();
         let (count, _) = counts.choose_weighted(rng, |(_, weight)| *weight).ok()?;
         objects.truncate(*count);
         Some(objects)
@@ -790,6 +790,22 @@ mod tests {
         }
         // Half of them are numbered in order on purpose, and of the others some by chance.
         assert!(in_order[&true] > 60 && in_order[&false] > 40, "{in_order:?}");
+    }
+
+    #[test]
+    fn as_many_regions_are_asked_about_as_the_weights_say() {
+        for (weights, counts) in
+            [(vec![1.0; 3], 2..=4), (vec![0.0, 0.0, 0.0, 0.0, 1.0, 1.0], 6..=7), (vec![1.0], 2..=2)]
+        {
+            let mix = QuestionMix { multi_counts: weights, ..QuestionMix::default() };
+            for question_type in [QuestionType::Multi, QuestionType::Recall] {
+                let asked: HashSet<usize> = ask(question_type, mix.clone())
+                    .iter()
+                    .map(|(_, conversation)| conversation.regions.len())
+                    .collect();
+                assert_eq!(asked, counts.clone().collect(), "{question_type:?}");
+            }
+        }
     }
 
     #[test]
