@@ -30,7 +30,8 @@ type Row = [Tally; EDGES.len()];
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |index: usize, default: u64| arguments.get(index).map_or(Ok(default), |text| text.parse());
-    let (seed, count, kinds) = (number(0, 1)?, number(1, 100)?, number(3, 220)? as usize);
+    let (seed, count, kinds) =
+        (number(0, 1)?, number(1, 100)?, number(3, SceneConfig::default().kinds as u64)? as usize);
     let model = match arguments.get(2) {
         Some(path) => Gpt4Roi::open(path, &Device::Cpu)?,
         None => Gpt4Roi::nano(&Device::Cpu)?,
