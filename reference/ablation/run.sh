@@ -28,11 +28,11 @@ fields() {
     tr ';' '\n' <<<"$1" | sed 's/^ *//; s/ *$//; /^$/d'
 }
 
-# The directory whose language model a variant takes. The language model sees how many tokens a region has, whether its
-# place is told, and how large the levels of the tower are together; variants that agree in these share the original's.
+# The directory whose language model a variant takes. The language model sees how many tokens a region has and whether its
+# place is told; variants that agree in these share the original's.
 language_of() {
     case "$1" in
-        *levels=* | *box_embedding=* | *tokens=*) echo "$directory" ;;
+        *box_embedding=* | *tokens=*) echo "$directory" ;;
         *) echo "$out/$seed/original" ;;
     esac
 }
