@@ -60,7 +60,8 @@ def differences(variants):
     if len(original) < 2:
         return
     yield ""
-    yield "Points more or fewer than the original with the same seed:"
+    yield ("Points more or fewer than the original with the same seed, bold where the interval leaves out 0; where nothing "
+           "differs, one in twenty does:")
     yield ""
     yield "| variant | " + " | ".join(SHARES) + " |"
     yield "|---" * (len(SHARES) + 1) + "|"
