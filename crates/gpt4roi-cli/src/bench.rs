@@ -277,7 +277,7 @@ impl Bench<'_> {
                 let model = self.language()?;
                 let mut context = model.context()?;
                 let seconds = self.time(|| model.decode(&mut context))?;
-                return Ok(self.report(stage, model.decode_cost(), &seconds).with_tokens(1));
+                return Ok(self.report(stage, model.decode_cost(&context), &seconds).with_tokens(1));
             }
             Stage::Batch => return self.captions(self.language()?),
         };
@@ -294,7 +294,8 @@ impl Bench<'_> {
             all.push(self.seconds(|| model.captions(&prompt, count))?);
         }
         let [one, all] = [one, all].map(|times| in_order(&times[1..]));
-        let mut report = self.report(Stage::Batch, model.captions_cost(count), &all).with_tokens(count * CAPTION);
+        let mut report =
+            self.report(Stage::Batch, model.captions_cost(&prompt, count), &all).with_tokens(count * CAPTION);
         report.tokens.times_one_caption = Some(report.seconds / one[one.len() / 2]);
         Ok(report)
     }

@@ -54,8 +54,8 @@ impl LanguageModel {
         self.read(1, context)
     }
 
-    pub(crate) fn decode_cost(&self) -> Cost {
-        Cost::language(&self.config, self.llama.bytes(), CONTEXT, 1, 1)
+    pub(crate) fn decode_cost(&self, context: &KvCache) -> Cost {
+        Cost::language(&self.config, self.step_bytes(context), CONTEXT, 1, 1)
     }
 
     /// Reads a question about each of so many regions behind a common prompt, and answers all as one batch. No token
@@ -76,11 +76,16 @@ impl LanguageModel {
     }
 
     /// Every step reads the weights and the common prompt once, for all captions; what each has of its own is little.
-    pub(crate) fn captions_cost(&self, count: usize) -> Cost {
+    pub(crate) fn captions_cost(&self, prompt: &KvCache, count: usize) -> Cost {
         let behind = |own, tokens| Cost::language(&self.config, 0, CONTEXT + own, tokens, 1).operations;
         let answers: u64 = (0..CAPTION - 1).map(|own| behind(QUESTION + own, 1)).sum();
-        let shared = Cost::language(&self.config, self.llama.bytes(), CONTEXT, 0, 0).bytes;
-        Cost { operations: count as u64 * (behind(0, QUESTION) + answers), bytes: CAPTION as u64 * shared }
+        let bytes = CAPTION * self.step_bytes(prompt);
+        Cost { operations: count as u64 * (behind(0, QUESTION) + answers), bytes: bytes as u64 }
+    }
+
+    /// What a step reads: all weights, and the keys and values of the prompt.
+    fn step_bytes(&self, context: &KvCache) -> usize {
+        self.llama.bytes() + CONTEXT * context.bytes_per_token()
     }
 
     /// # Shapes
@@ -123,9 +128,13 @@ mod tests {
     fn a_batch_shares_its_reading() {
         let weights = Weights::new(Arc::new(RandomWeights::new(1)));
         let model = LanguageModel::load(&weights, &Config::nano(70).llama).unwrap();
-        let (one, many) = (model.captions_cost(1), model.captions_cost(16));
+        let context = model.context().unwrap();
+        let (one, many) = (model.captions_cost(&context, 1), model.captions_cost(&context, 16));
         assert_eq!((16 * one.operations, one.bytes), (many.operations, many.bytes));
         // 192·(4·192 + 3·512) weights in each of four layers, and 70 rows of 192, in four bytes each.
-        assert_eq!(model.decode_cost().bytes, 4 * (4 * 192 * (4 * 192 + 3 * 512) + 70 * 192) + 4 * 4 * 2 * 192 * 320);
+        assert_eq!(
+            model.decode_cost(&context).bytes,
+            4 * (4 * 192 * (4 * 192 + 3 * 512) + 70 * 192) + 4 * 4 * 2 * 192 * 320
+        );
     }
 }

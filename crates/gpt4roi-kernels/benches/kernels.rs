@@ -17,6 +17,7 @@ use gpt4roi_kernels::{
     group_norm_relu_channels, layer_norm, linear, resize_bilinear, resize_channels, rms_norm, roi_align,
     roi_align_channels,
 };
+use half::f16;
 
 criterion_group! {
     name = kernels;
@@ -24,7 +25,7 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = convolutions, resizes, region_pooling, attentions, linear_layers, packing, norms
+    targets = convolutions, resizes, region_pooling, attentions, decoding, linear_layers, packing, norms
 }
 criterion_main!(kernels);
 
@@ -113,6 +114,27 @@ fn attentions(criterion: &mut Criterion) {
         bencher.iter(|| {
             for (q, out) in q.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
                 attention(q, &keys, &values_of_keys, shape, &|_| (0..shared + own, 0..0), out);
+            }
+        });
+    });
+}
+
+/// One step of decoding behind 345 tokens, 32 layers one after the other as in the 7B, so that keys and values come from
+/// memory.
+fn decoding(criterion: &mut Criterion) {
+    let (layers, heads, head_dim, tokens) = (32, 32, 128, 345);
+    let width = heads * head_dim;
+    let remembered: Vec<f16> = values(2 * layers * tokens * width).into_iter().map(f16::from_f32).collect();
+    let q = values(width);
+    let mut out = vec![0.0; width];
+    let mut group = criterion.benchmark_group("attention of one query");
+    group.throughput(Throughput::Bytes(2 * remembered.len() as u64));
+    group.bench_function("f16", |bencher| {
+        bencher.iter(|| {
+            for layer in remembered.chunks_exact(2 * tokens * width) {
+                let (keys, values) = layer.split_at(tokens * width);
+                let branch = Branch { keys, values, queries: 1 };
+                branched_attention(&q, Prefix { keys: &[], values: &[] }, &[branch], heads, head_dim, &mut out);
             }
         });
     });

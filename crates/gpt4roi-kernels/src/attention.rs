@@ -5,12 +5,12 @@
 
 use std::ops::Range;
 
-use half::{f16, slice::HalfFloatSliceExt};
-
 use crate::{
     exp::exp1,
     gemm::{MatMut, MatRef, gemm_serial},
+    one_query::attend_one,
     parallel::map_indices,
+    remembered::{Remembered, StridedRows},
     simd::{max, sum2},
 };
 
@@ -36,11 +36,11 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
@@ -108,36 +108,6 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, visible: Visib
     out
 }
 
-/// A number in which keys and values are remembered.
-pub trait Remembered: Copy + Sync + sealed::Sealed {
-    /// Some rows of one head as f32: where they lie, or in `room`.
-    #[doc(hidden)]
-    fn rows<'a>(x: &'a [Self], shape: AttentionShape, head: usize, rows: usize, room: &'a mut Vec<f32>) -> MatRef<'a>;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::f16 {}
-}
-
-impl Remembered for f32 {
-    fn rows<'a>(x: &'a [Self], shape: AttentionShape, head: usize, rows: usize, _: &'a mut Vec<f32>) -> MatRef<'a> {
-        shape.rows(x, head, rows, 0..rows)
-    }
-}
-
-impl Remembered for f16 {
-    /// A head of some hundred tokens fits into a core's second cache, so that memory is read once and at half the width.
-    fn rows<'a>(x: &'a [Self], shape: AttentionShape, head: usize, rows: usize, room: &'a mut Vec<f32>) -> MatRef<'a> {
-        let dim = shape.head_dim;
-        room.resize(rows * dim, 0.0);
-        let places = x.chunks_exact(shape.width()).map(|token| &token[head * dim..][..dim]);
-        places.zip(room.chunks_exact_mut(dim)).for_each(|(from, to)| from.convert_to_f32_slice(to));
-        MatRef::strided(room, (rows, dim), (dim, 1))
-    }
-}
-
 /// A sequence that goes on behind a prefix which it shares with others.
 #[derive(Clone, Copy, Debug)]
 pub struct Branch<'a, T> {
@@ -189,6 +159,12 @@ pub fn branched_attention<T: Remembered>(
         assert_eq!((branch.keys.len(), branch.values.len()), (own, own), "a branch in part");
         assert!(branch.queries <= tokens(branch), "{} queries, {} tokens", branch.queries, tokens(branch));
     }
+    if queries == 1 {
+        // Nothing is read twice, so that only the order of reading counts.
+        let asking = branches.iter().filter(|branch| branch.queries > 0).map(|branch| (branch.keys, branch.values));
+        let parts: Vec<_> = std::iter::once((prefix.keys, prefix.values)).chain(asking).collect();
+        return attend_one(q, &parts, shape, out);
+    }
     let merged = map_indices(heads, |head| attend_branches(q, prefix, branches, shape, head));
     shape.merge(&merged, queries, out);
 }
@@ -209,16 +185,17 @@ fn attend_branches<T: Remembered>(
     let columns = shared + longest;
     let mut scores = vec![0.0; shape.queries * columns];
     let mut out = vec![0.0; shape.queries * dim];
+    let of_head = |x| StridedRows::new(x, head * dim..(head + 1) * dim, width);
 
     if shared > 0 {
-        let keys = T::rows(prefix.keys, shape, head, shared, &mut room).transposed();
+        let keys = T::widened(of_head(prefix.keys), &mut room).transposed();
         let target = MatMut::strided(&mut scores, (shape.queries, shared), columns);
         gemm_serial(1.0, shape.rows(q, head, shape.queries, 0..shape.queries), keys, 0.0, target);
     }
     let mut first = 0;
     for branch in branches.iter().filter(|branch| branch.queries > 0) {
         let (own, rows) = (branch.keys.len() / width, first..first + branch.queries);
-        let keys = T::rows(branch.keys, shape, head, own, &mut room).transposed();
+        let keys = T::widened(of_head(branch.keys), &mut room).transposed();
         let scores = &mut scores[first * columns..rows.end * columns];
         let target = MatMut::strided(&mut scores[shared..], (rows.len(), own), columns);
         gemm_serial(1.0, shape.rows(q, head, shape.queries, rows.clone()), keys, 0.0, target);
@@ -227,12 +204,12 @@ fn attend_branches<T: Remembered>(
         }
         let weights = MatRef::strided(&scores[shared..], (rows.len(), own), (columns, 1));
         let target = MatMut::new(&mut out[first * dim..rows.end * dim], rows.len(), dim);
-        gemm_serial(1.0, weights, T::rows(branch.values, shape, head, own, &mut room), 0.0, target);
+        gemm_serial(1.0, weights, T::widened(of_head(branch.values), &mut room), 0.0, target);
         first = rows.end;
     }
     if shared > 0 {
         let weights = MatRef::strided(&scores, (shape.queries, shared), (columns, 1));
-        let values = T::rows(prefix.values, shape, head, shared, &mut room);
+        let values = T::widened(of_head(prefix.values), &mut room);
         gemm_serial(1.0, weights, values, 1.0, MatMut::new(&mut out, shape.queries, dim));
     }
     out
@@ -407,7 +384,7 @@ impl Block {
 
 wide! {
     /// Softmax over two stretches of a row together; zero elsewhere.
-    fn softmax_parts(row: &mut [f32], a: Range<usize>, b: Range<usize>, scale: f32) {
+    pub(crate) fn softmax_parts(row: &mut [f32], a: Range<usize>, b: Range<usize>, scale: f32) {
         let (highest_a, highest_b) = (max(&row[a.clone()]), max(&row[b.clone()]));
         let highest = if highest_b > highest_a { highest_b } else { highest_a };
         let mut sum = 0.0;
@@ -457,6 +434,8 @@ wide! {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::test_values::{assert_close, assert_gradient, values};
     use proptest::prelude::*;
@@ -605,6 +584,29 @@ mod tests {
             seed: u64
         ) {
             check_branches(shared, &branches, heads, head_dim, seed);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// A step of decoding, with and without a prefix, beside a branch that asks nothing.
+        #[test]
+        fn one_query_attends_to_prefix_and_branch(
+            shared in 0usize..90,
+            (earlier, idle) in (0usize..40, 0usize..3),
+            (heads, head_dim) in (1usize..5, 1usize..40),
+            seed: u64
+        ) {
+            check_branches(shared, &[(idle, 0), (earlier, 1)], heads, head_dim, seed);
+        }
+    }
+
+    /// Five heads on three threads: two, two and one.
+    #[test]
+    fn the_heads_of_one_query_are_shared_out_among_threads() {
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| check_branches(30, &[(20, 1)], 5, 64, 7));
         }
     }
 

@@ -1,6 +1,6 @@
-//! Four rows of 16-bit weights times a few rows of activations, for each kind of processor.
+//! Rows of 16-bit numbers, multiplied with few rows of activations or mixed into one, for each kind of processor.
 
-use crate::{half_matrix::HalfFormat, simd::sum2};
+use crate::{half_matrix::HalfFormat, remembered::StridedRows, simd::sum2};
 
 /// Rows of weights that are multiplied together.
 pub(crate) const ROWS: usize = 4;
@@ -56,6 +56,39 @@ impl Level {
             Self::Portable => add_portable(format, weights, (x, columns), 0, sums),
         }
     }
+
+    /// The product of one x with every row.
+    ///
+    /// # Shapes
+    /// rows `[n, columns]`, x `[columns]` → out `[n]`
+    pub(crate) fn score(self, format: HalfFormat, rows: StridedRows<'_, u16>, x: &[f32], out: &mut [f32]) {
+        for (index, out) in out.chunks_mut(ROWS).enumerate() {
+            let four = std::array::from_fn(|row| rows.row(index * ROWS + row.min(out.len() - 1)));
+            let mut sums = [[0.0; ROWS]];
+            self.dots(format, four, x, &mut sums);
+            out.copy_from_slice(&sums[0][..out.len()]);
+        }
+    }
+
+    /// Adds every row, times its weight.
+    ///
+    /// # Shapes
+    /// rows `[n, columns]`, weights `[n]` → out `[columns]`
+    pub(crate) fn add_rows(self, format: HalfFormat, rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
+        assert!(out.len() == rows.columns && rows.columns <= rows.stride);
+        let Some(last) = weights.len().checked_sub(1) else { return };
+        assert!(last * rows.stride + rows.columns <= rows.values.len(), "{} rows in {rows:?}", weights.len());
+        match self {
+            // SAFETY: A level that is not portable comes from `available`, which has asked the processor; the rows lie
+            // inside the slice.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512::add_rows(format, rows, weights, out) },
+            // SAFETY: As above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::add_rows(format, rows, weights, out) },
+            Self::Portable => add_rows_portable(format, rows, weights, 0, out),
+        }
+    }
 }
 
 /// The reference: what the other levels compute, with weights that are widened some at a time. Adds the products of
@@ -76,6 +109,19 @@ fn add_portable(
             for (sums, x) in sums.iter_mut().zip(x.chunks_exact(columns)) {
                 sums[row] += sum2(wide, &x[start + index * STRETCH..][..bits.len()], |w, x| w * x);
             }
+        }
+    }
+}
+
+/// The reference. Adds the columns from `start` on.
+fn add_rows_portable(format: HalfFormat, rows: StridedRows<'_, u16>, weights: &[f32], start: usize, out: &mut [f32]) {
+    const STRETCH: usize = 256;
+    let mut wide = [0.0; STRETCH];
+    for (row, &weight) in weights.iter().enumerate() {
+        for (bits, out) in rows.row(row)[start..].chunks(STRETCH).zip(out[start..].chunks_mut(STRETCH)) {
+            let wide = &mut wide[..bits.len()];
+            format.widen(bits, wide);
+            out.iter_mut().zip(wide).for_each(|(out, wide)| *out += weight * *wide);
         }
     }
 }
@@ -162,6 +208,65 @@ mod avx512 {
         }
     }
 
+    /// Registers of columns whose sums stay where they are while all rows go by.
+    const BESIDE: usize = 8;
+
+    /// # Safety
+    /// The last row has to end inside the slice, and `out` to have a place for every column.
+    #[target_feature(enable = "avx512f,avx2")]
+    pub(super) unsafe fn add_rows(format: HalfFormat, rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
+        // SAFETY: As the caller promises.
+        match format {
+            HalfFormat::F16 => unsafe { add_registers::<F16>(rows, weights, out) },
+            HalfFormat::Bf16 => unsafe { add_registers::<Bf16>(rows, weights, out) },
+        }
+        add_rows_portable(format, rows, weights, rows.columns / LANES * LANES, out);
+    }
+
+    /// # Safety
+    /// As for `add_rows`.
+    #[target_feature(enable = "avx512f,avx2")]
+    unsafe fn add_registers<S: Stored>(rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
+        let whole = out.as_chunks_mut::<LANES>().0;
+        let (many, few) = whole.as_chunks_mut::<BESIDE>();
+        let first_of_few = many.len() * BESIDE * LANES;
+        for (index, out) in many.iter_mut().enumerate() {
+            // SAFETY: These columns are among the row's.
+            unsafe { add_columns::<S, BESIDE>(rows, index * BESIDE * LANES, weights, out) };
+        }
+        for (index, out) in few.as_chunks_mut::<1>().0.iter_mut().enumerate() {
+            // SAFETY: As above.
+            unsafe { add_columns::<S, 1>(rows, first_of_few + index * LANES, weights, out) };
+        }
+    }
+
+    /// # Safety
+    /// In every row there have to be N registers of columns from `start` on.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx2")]
+    unsafe fn add_columns<S: Stored, const N: usize>(
+        rows: StridedRows<'_, u16>,
+        start: usize,
+        weights: &[f32],
+        out: &mut [[f32; LANES]; N],
+    ) {
+        // SAFETY: An array of sixteen floats is a register.
+        let mut totals = out.each_ref().map(|out| unsafe { _mm512_loadu_ps(out.as_ptr()) });
+        for (row, &weight) in weights.iter().enumerate() {
+            let weight = _mm512_set1_ps(weight);
+            for (register, total) in totals.iter_mut().enumerate() {
+                let place = row * rows.stride + start + register * LANES;
+                // SAFETY: The caller promises the columns, and the last row ends inside the slice.
+                let bits = unsafe { _mm256_loadu_si256(rows.values.as_ptr().add(place).cast()) };
+                *total = _mm512_fmadd_ps(weight, widen::<S>(bits), *total);
+            }
+        }
+        for (out, total) in out.iter_mut().zip(totals) {
+            // SAFETY: As above.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), total) };
+        }
+    }
+
     #[inline]
     #[target_feature(enable = "avx512f,avx2")]
     fn widen<S: Stored>(bits: __m256i) -> __m512 {
@@ -232,6 +337,65 @@ mod avx2 {
         }
     }
 
+    /// Registers of columns whose sums stay where they are while all rows go by.
+    const BESIDE: usize = 8;
+
+    /// # Safety
+    /// The last row has to end inside the slice, and `out` to have a place for every column.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn add_rows(format: HalfFormat, rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
+        // SAFETY: As the caller promises.
+        match format {
+            HalfFormat::F16 => unsafe { add_registers::<F16>(rows, weights, out) },
+            HalfFormat::Bf16 => unsafe { add_registers::<Bf16>(rows, weights, out) },
+        }
+        add_rows_portable(format, rows, weights, rows.columns / LANES * LANES, out);
+    }
+
+    /// # Safety
+    /// As for `add_rows`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_registers<S: Stored>(rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
+        let whole = out.as_chunks_mut::<LANES>().0;
+        let (many, few) = whole.as_chunks_mut::<BESIDE>();
+        let first_of_few = many.len() * BESIDE * LANES;
+        for (index, out) in many.iter_mut().enumerate() {
+            // SAFETY: These columns are among the row's.
+            unsafe { add_columns::<S, BESIDE>(rows, index * BESIDE * LANES, weights, out) };
+        }
+        for (index, out) in few.as_chunks_mut::<1>().0.iter_mut().enumerate() {
+            // SAFETY: As above.
+            unsafe { add_columns::<S, 1>(rows, first_of_few + index * LANES, weights, out) };
+        }
+    }
+
+    /// # Safety
+    /// In every row there have to be N registers of columns from `start` on.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_columns<S: Stored, const N: usize>(
+        rows: StridedRows<'_, u16>,
+        start: usize,
+        weights: &[f32],
+        out: &mut [[f32; LANES]; N],
+    ) {
+        // SAFETY: An array of eight floats is a register.
+        let mut totals = out.each_ref().map(|out| unsafe { _mm256_loadu_ps(out.as_ptr()) });
+        for (row, &weight) in weights.iter().enumerate() {
+            let weight = _mm256_set1_ps(weight);
+            for (register, total) in totals.iter_mut().enumerate() {
+                let place = row * rows.stride + start + register * LANES;
+                // SAFETY: The caller promises the columns, and the last row ends inside the slice.
+                let bits = unsafe { _mm_loadu_si128(rows.values.as_ptr().add(place).cast()) };
+                *total = _mm256_fmadd_ps(weight, widen::<S>(bits), *total);
+            }
+        }
+        for (out, total) in out.iter_mut().zip(totals) {
+            // SAFETY: As above.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), total) };
+        }
+    }
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn widen<S: Stored>(bits: __m128i) -> __m256 {
@@ -248,5 +412,50 @@ mod avx2 {
         // SAFETY: The array has room for the eight lanes.
         unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), register) };
         lanes.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{f16, slice::HalfFloatSliceExt};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::test_values::values;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Against sums in f64 of the rounded numbers; what lies between the rows is no number.
+        #[test]
+        fn strided_rows_are_scored_and_mixed(rows in 0usize..12, columns in 1usize..300, between in 0usize..20, seed: u64) {
+            let stride = columns + between;
+            let mut stored = vec![f16::NAN; (rows * stride).saturating_sub(between)];
+            for (row, values) in stored.chunks_mut(stride).zip(values(rows * columns, seed).chunks(columns)) {
+                row[..columns].convert_from_f32_slice(values);
+            }
+            let at = |row: usize, column: usize| stored[row * stride + column].to_f64();
+            let (x, weights, before) = (values(columns, seed ^ 1), values(rows, seed ^ 2), values(columns, seed ^ 3));
+            let dot = |row| (0..columns).map(|column| at(row, column) * f64::from(x[column])).sum::<f64>();
+            let mixed = |column| {
+                let shares = weights.iter().enumerate().map(|(row, &weight)| at(row, column) * f64::from(weight));
+                shares.sum::<f64>() + f64::from(before[column])
+            };
+            for level in Level::available() {
+                let view = StridedRows { values: stored.reinterpret_cast(), columns, stride };
+                let (mut scores, mut out) = (vec![f32::NAN; rows], before.clone());
+                level.score(HalfFormat::F16, view, &x, &mut scores);
+                level.add_rows(HalfFormat::F16, view, &weights, &mut out);
+                let near = |got: f32, expected: f64| (f64::from(got) - expected).abs() < 3e-5;
+                prop_assert!(scores.iter().enumerate().all(|(row, &got)| near(got, dot(row))), "{level:?}: {scores:?}");
+                prop_assert!(out.iter().enumerate().all(|(column, &got)| near(got, mixed(column))), "{level:?}: {out:?}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "3 rows in")]
+    fn rows_behind_the_end_are_refused() {
+        let rows = StridedRows { values: &[0; 40], columns: 16, stride: 16 };
+        Level::best().add_rows(HalfFormat::F16, rows, &[1.0; 3], &mut [0.0; 16]);
     }
 }

@@ -31,6 +31,7 @@ mod level;
 mod linear;
 mod mapped_file;
 mod norm;
+mod one_query;
 mod panel;
 mod q4_k;
 mod q6_k;
@@ -41,6 +42,7 @@ mod quant_lanes;
 mod quant_matrix;
 mod quant_product;
 mod quant_rows;
+mod remembered;
 mod resize;
 mod roi_align;
 mod rotary;
@@ -52,9 +54,7 @@ mod test_values;
 
 pub use crate::{
     activation::{gelu, gelu_backward, quick_gelu, quick_gelu_backward, relu, relu_backward, swiglu, swiglu_backward},
-    attention::{
-        AttentionShape, Branch, Prefix, Remembered, Visible, attention, attention_backward, branched_attention,
-    },
+    attention::{AttentionShape, Branch, Prefix, Visible, attention, attention_backward, branched_attention},
     bias::{repeat_row, sum_rows},
     ceiling::{multiply_add, read_all},
     channels_last::{Channels, group_norm_relu_channels, resize_channels},
@@ -69,6 +69,7 @@ pub use crate::{
         GroupNormShape, group_norm, group_norm_backward, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
     },
     quant_matrix::{QuantError, QuantFormat, QuantMatrix},
+    remembered::Remembered,
     resize::{MapSize, resize_bilinear, resize_bilinear_backward},
     roi_align::{RoiAlignShape, roi_align, roi_align_backward, roi_align_channels},
     rotary::{rotary, rotary_backward},

@@ -73,21 +73,17 @@ impl Cost {
     }
 
     /// The language model's part in reading `tokens` tokens behind a context of others, and the logits behind
-    /// `answers` of them. Its weights, in whatever bits, take so many bytes and are read once; so are the keys and
-    /// values of the context, in f32.
+    /// `answers` of them. What it reads, once, are so many bytes: its weights, and the keys and values of the context.
     ///
     /// A layer takes 2·T·(4W² + 3WM) operations for its linear layers, and 4·W for every pair of a token and another
     /// that it sees.
-    pub fn language(config: &LlamaConfig, weight_bytes: usize, context: usize, tokens: usize, answers: usize) -> Self {
+    pub fn language(config: &LlamaConfig, bytes: usize, context: usize, tokens: usize, answers: usize) -> Self {
         let (width, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         let (layers, vocabulary) = (config.num_hidden_layers as u64, config.vocab_size as u64);
         let (context, tokens) = (context as u64, tokens as u64);
         let pairs = tokens * context + tokens * (tokens + 1) / 2;
         let linear = layers * tokens * (4 * width * width + 3 * width * inner) + answers as u64 * width * vocabulary;
-        Self {
-            operations: 2 * linear + layers * 4 * width * pairs,
-            bytes: weight_bytes as u64 + F32 * layers * 2 * width * context,
-        }
+        Self { operations: 2 * linear + layers * 4 * width * pairs, bytes: bytes as u64 }
     }
 }
 
@@ -127,6 +123,6 @@ mod tests {
         let two = Cost::language(&config.llama, 7, 10, 2, 1);
         let layer = 4 * 4096 * 4096 + 3 * 4096 * 11008;
         assert_eq!(two.operations, 2 * (2 * 32 * layer + 4096 * 32006) + 32 * 4 * 4096 * 23);
-        assert_eq!(two.bytes, 7 + 10 * 32 * 2 * 4096 * 4);
+        assert_eq!(two.bytes, 7);
     }
 }
