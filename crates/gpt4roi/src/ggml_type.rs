@@ -8,6 +8,10 @@ use candle_core::{
     Device, Result, Tensor,
     quantized::{GgmlDType, QStorage, QTensor},
 };
+use half::{
+    bf16, f16,
+    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+};
 use rayon::prelude::*;
 
 /// How the numbers of a tensor are stored. Blocks lie along a row.
@@ -104,14 +108,20 @@ impl GgmlType {
         Ok(pieces?.concat())
     }
 
-    /// Widens stored numbers to f32.
+    /// Widens stored numbers to f32, on all threads of the current pool.
     ///
     /// # Errors
     /// If the bytes are not whole blocks.
     pub fn dequantize(self, bytes: &[u8]) -> Result<Vec<f32>> {
-        let piece = PIECE / self.block_len() * self.block_bytes();
-        let pieces: Result<Vec<Vec<f32>>> = bytes.par_chunks(piece).map(|bytes| self.dequantize_piece(bytes)).collect();
-        Ok(pieces?.concat())
+        let blocks = bytes.len() / self.block_bytes();
+        if blocks * self.block_bytes() != bytes.len() {
+            candle_core::bail!("{} bytes where blocks of {} are expected", bytes.len(), self.block_bytes());
+        }
+        let mut values = vec![0.0; blocks * self.block_len()];
+        let pieces = bytes.par_chunks(PIECE / self.block_len() * self.block_bytes());
+        let each = values.par_chunks_mut(PIECE).zip(pieces);
+        each.try_for_each(|(values, bytes)| self.dequantize_piece(bytes, values))?;
+        Ok(values)
     }
 
     fn quantize_piece(self, values: &[f32]) -> Result<Vec<u8>> {
@@ -119,17 +129,30 @@ impl GgmlType {
         Ok(QTensor::quantize(&values, self.layout().4)?.data()?.into_owned())
     }
 
-    fn dequantize_piece(self, bytes: &[u8]) -> Result<Vec<f32>> {
-        let blocks = bytes.len() / self.block_bytes();
-        if blocks * self.block_bytes() != bytes.len() {
-            candle_core::bail!("{} bytes where blocks of {} are expected", bytes.len(), self.block_bytes());
+    fn dequantize_piece(self, bytes: &[u8], values: &mut [f32]) -> Result<()> {
+        match self {
+            Self::F32 => {
+                bytes.as_chunks().0.iter().zip(values).for_each(|(bytes, value)| *value = f32::from_le_bytes(*bytes))
+            }
+            Self::F16 => {
+                each_half(bytes, values, |bits, values| bits.reinterpret_cast::<f16>().convert_to_f32_slice(values))
+            }
+            Self::BF16 => {
+                each_half(bytes, values, |bits, values| bits.reinterpret_cast::<bf16>().convert_to_f32_slice(values))
+            }
+            _ => values.copy_from_slice(&self.dequantize_blocks(bytes)?),
         }
+        Ok(())
+    }
+
+    fn dequantize_blocks(self, bytes: &[u8]) -> Result<Vec<f32>> {
         // The engine reads blocks in place, and they hold numbers of up to four bytes.
         let mut copy = vec![0; bytes.len() + 3];
         let start = copy.as_ptr().align_offset(4).min(3);
         copy[start..start + bytes.len()].copy_from_slice(bytes);
         let storage = QStorage::from_data(copy[start..start + bytes.len()].into(), &Device::Cpu, self.layout().4)?;
-        QTensor::new(storage, blocks * self.block_len())?.dequantize(&Device::Cpu)?.to_vec1()
+        let count = bytes.len() / self.block_bytes() * self.block_len();
+        QTensor::new(storage, count)?.dequantize(&Device::Cpu)?.to_vec1()
     }
 
     /// Number in files, name, numbers per block, bytes per block, and the engine's name.
@@ -154,6 +177,16 @@ impl GgmlType {
 
 /// Numbers that one thread converts at a time; a multiple of every block.
 const PIECE: usize = 1 << 16;
+
+/// Widens 16-bit numbers, which may lie at odd addresses, a few at a time.
+fn each_half(bytes: &[u8], values: &mut [f32], widen: impl Fn(&[u16], &mut [f32])) {
+    const FEW: usize = 512;
+    let mut bits = [0; FEW];
+    for (bytes, values) in bytes.as_chunks().0.chunks(FEW).zip(values.chunks_mut(FEW)) {
+        bits.iter_mut().zip(bytes).for_each(|(bits, bytes)| *bits = u16::from_le_bytes(*bytes));
+        widen(&bits[..values.len()], values);
+    }
+}
 
 impl fmt::Display for GgmlType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,6 +221,27 @@ mod tests {
         let q6_k = [&[0x05; 128][..], &[0x02; 64], &[4; 16], &half].concat();
         let values = GgmlType::Q6K.dequantize(&q6_k).unwrap();
         assert_eq!(values[0], 0.5 * 4.0 * (5.0 + 32.0 - 32.0));
+    }
+
+    /// 1, −2 and the least number of each format, over more than one piece and from an odd address.
+    #[test]
+    fn floats_are_what_their_bits_say() {
+        let least = f32::powi(2.0, -24);
+        let cases = [
+            (GgmlType::F16, vec![[0x00, 0x3c], [0x00, 0xc0], [0x01, 0x00]].concat(), [1.0, -2.0, least]),
+            (
+                GgmlType::BF16,
+                vec![[0x80, 0x3f], [0x00, 0xc0], [0x01, 0x00]].concat(),
+                [1.0, -2.0, f32::from_bits(1 << 16)],
+            ),
+            (GgmlType::F32, [1.0f32, -2.0, 1e-45].map(f32::to_le_bytes).concat(), [1.0, -2.0, 1e-45]),
+        ];
+        for (kind, bytes, expected) in cases {
+            let (bytes, expected) = (bytes.repeat(PIECE / 2), expected.repeat(PIECE / 2));
+            assert_eq!(kind.dequantize(&bytes).unwrap(), expected, "{kind}");
+            assert_eq!(kind.dequantize(&[&[7], &bytes[..]].concat()[1..]).unwrap(), expected, "{kind}");
+            assert!(kind.dequantize(&bytes[1..]).is_err(), "{kind}");
+        }
     }
 
     #[test]

@@ -316,7 +316,8 @@ impl TensorStore for GgufWeights {
         self.release(name);
         let start = elements.start - rows.start * columns;
         values.truncate(start + elements.len());
-        Ok(values.split_off(start))
+        values.drain(..start);
+        Ok(values)
     }
 }
 
