@@ -161,7 +161,7 @@ fn blocks(format: QuantFormat, rows: usize, columns: usize) -> Vec<u8> {
 fn linear_layers(criterion: &mut Criterion) {
     let (rows, columns) = (4096, 11008);
     let floats = values(rows * columns);
-    for n in [1, 64] {
+    for n in [1, 64, 320] {
         let x = values(n * columns);
         let mut y = vec![0.0; n * rows];
         let mut group = criterion.benchmark_group(format!("linear, {n} rows"));

@@ -215,8 +215,8 @@ impl QuantMatrix {
     }
 
     fn product_in<F: BlockFormat>(&self, level: Level, x: &[f32], y: &mut [f32]) {
-        // So many rows of activations stay in the second-level cache while all weights pass by.
-        const CACHED: usize = 1 << 19;
+        // Weights are unpacked once for so many rows of activations, which stay in the cache that all cores share.
+        const CACHED: usize = 1 << 21;
         let at_once = (CACHED / self.columns).next_multiple_of(ROWS_TOGETHER).max(ROWS_TOGETHER);
         let chunks = x.chunks(at_once * self.columns).zip(y.chunks_mut((at_once * self.rows).max(1)));
         chunks.for_each(|(x, y)| self.product_of_chunk::<F>(level, x, y));

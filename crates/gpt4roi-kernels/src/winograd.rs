@@ -217,10 +217,16 @@ impl TransformFilters<'_> {
     #[inline(always)]
     fn transform<S: Simd>(&mut self, simd: S, channel: usize, taps: &[[f32; PANEL]; TAPS]) {
         for lane in (0..PANEL).step_by(S::F32_LANES) {
-            let tap = |index: usize| S::as_simd_f32s(&taps[index][lane..]).0[0];
-            let columns = [0, 1, 2].map(|column| filter(simd, [tap(column), tap(3 + column), tap(6 + column)]));
+            let mut columns = [[simd.splat_f32s(0.0); PATCH]; 3];
+            for (index, column) in columns.iter_mut().enumerate() {
+                let mut rows = [simd.splat_f32s(0.0); 3];
+                for (row, tap) in rows.iter_mut().enumerate() {
+                    *tap = S::as_simd_f32s(&taps[3 * row + index][lane..]).0[0];
+                }
+                *column = filter(simd, rows);
+            }
             for row in 0..PATCH {
-                let values = filter(simd, columns.map(|column| column[row]));
+                let values = filter(simd, in_row(simd, &columns, row));
                 for (column, value) in values.into_iter().enumerate() {
                     let place = ((row * PATCH + column) * self.input + channel) * PANEL + lane;
                     S::as_mut_simd_f32s(&mut self.out[place..place + S::F32_LANES]).0[0] = value;
@@ -246,11 +252,15 @@ impl WithSimd for TransformPatch<'_> {
         for channel in (0..self.input).step_by(CHUNK) {
             let patch = self.patch(channel);
             for lane in (0..CHUNK).step_by(S::F32_LANES) {
-                let value = |index: usize| S::as_simd_f32s(&patch[index][lane..]).0[0];
-                let columns =
-                    [0, 1, 2, 3, 4, 5].map(|x| analyse(simd, [0, 1, 2, 3, 4, 5].map(|y| value(y * PATCH + x))));
+                let mut columns = [[simd.splat_f32s(0.0); PATCH]; PATCH];
+                for (index, column) in columns.iter_mut().enumerate() {
+                    for (row, value) in column.iter_mut().enumerate() {
+                        *value = S::as_simd_f32s(&patch[row * PATCH + index][lane..]).0[0];
+                    }
+                    *column = analyse(simd, *column);
+                }
                 for row in 0..PATCH {
-                    let values = analyse(simd, columns.map(|column| column[row]));
+                    let values = analyse(simd, in_row(simd, &columns, row));
                     for (column, value) in values.into_iter().enumerate() {
                         let place = (row * PATCH + column) * row_length(self.input) + channel + lane;
                         S::as_mut_simd_f32s(&mut self.out[place..place + S::F32_LANES]).0[0] = value;
@@ -301,14 +311,17 @@ impl WithSimd for TransformProducts<'_> {
         let mut results = [[0.0; PANEL]; TILE * TILE];
         for (index, &tile) in self.tiles.iter().enumerate() {
             for lane in (0..PANEL).step_by(S::F32_LANES) {
-                let product = |point: usize| {
-                    let place = (point * self.tiles.len() + index) * PANEL + lane;
-                    S::as_simd_f32s(&self.products[place..place + S::F32_LANES]).0[0]
-                };
-                let columns =
-                    [0, 1, 2, 3, 4, 5].map(|x| synthesise(simd, [0, 1, 2, 3, 4, 5].map(|y| product(y * PATCH + x))));
+                let mut columns = [[simd.splat_f32s(0.0); TILE]; PATCH];
+                for (x, column) in columns.iter_mut().enumerate() {
+                    let mut products = [simd.splat_f32s(0.0); PATCH];
+                    for (y, product) in products.iter_mut().enumerate() {
+                        let place = ((y * PATCH + x) * self.tiles.len() + index) * PANEL + lane;
+                        *product = S::as_simd_f32s(&self.products[place..place + S::F32_LANES]).0[0];
+                    }
+                    *column = synthesise(simd, products);
+                }
                 for row in 0..TILE {
-                    let values = synthesise(simd, columns.map(|column| column[row]));
+                    let values = synthesise(simd, in_row(simd, &columns, row));
                     for (column, value) in values.into_iter().enumerate() {
                         S::as_mut_simd_f32s(&mut results[row * TILE + column][lane..lane + S::F32_LANES]).0[0] = value;
                     }
@@ -330,16 +343,32 @@ impl TransformProducts<'_> {
                 let place = tile.first_place + row * tile.size.width + column;
                 // SAFETY: Each task has a panel of channels to itself, and no tile shares a place with another.
                 let out = unsafe { self.targets[tile.maps].row(place, first..first + count) };
-                if self.beta == 0.0 {
-                    out.copy_from_slice(&results[..count]);
-                } else {
-                    for (out, result) in out.iter_mut().zip(results) {
-                        *out = self.beta * *out + result;
-                    }
+                match out.first_chunk_mut::<PANEL>() {
+                    Some(whole) => self.add(results, whole),
+                    None => self.add(results, out),
                 }
             }
         }
     }
+
+    #[inline(always)]
+    fn add(&self, results: &[f32; PANEL], out: &mut [f32]) {
+        for (out, result) in out.iter_mut().zip(results) {
+            *out = if self.beta == 0.0 { *result } else { self.beta * *out + result };
+        }
+    }
+}
+
+/// One value of each column. A loop, since `array::map` is not inlined into code for wider registers.
+#[inline(always)]
+fn in_row<S: Simd, const N: usize, const ROWS: usize>(
+    simd: S,
+    columns: &[[S::f32s; ROWS]; N],
+    row: usize,
+) -> [S::f32s; N] {
+    let mut values = [simd.splat_f32s(0.0); N];
+    values.iter_mut().zip(columns).for_each(|(value, column)| *value = column[row]);
+    values
 }
 
 /// Three taps at the six points.
