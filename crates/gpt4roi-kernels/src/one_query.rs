@@ -3,6 +3,8 @@
 //! Such a step waits for memory. So keys and values are read in the order in which they lie: a few tokens at a time, and of
 //! these one head after the other.
 
+use std::ops::Range;
+
 use crate::{
     attention::{AttentionShape, softmax_parts},
     parallel::{for_each_chunk, threads},
@@ -41,24 +43,29 @@ fn attend_heads<T: Remembered>(
         StridedRows::new(block, start..start + dim, width)
     };
     let mut scores = vec![0.0; q.len() / dim * tokens];
-    let keys = stretches.iter().flat_map(|(keys, _)| keys.chunks(BESIDE * width));
-    let mut column = 0;
-    for block in keys {
-        let columns = column..column + block.len() / width;
+    for (columns, block) in blocks(stretches.iter().map(|(keys, _)| *keys), width) {
         for ((head, q), scores) in q.chunks_exact(dim).enumerate().zip(scores.chunks_exact_mut(tokens)) {
             T::score(rows(block, head), q, &mut scores[columns.clone()]);
         }
-        column = columns.end;
     }
     scores.chunks_exact_mut(tokens).for_each(|row| softmax_parts(row, 0..tokens, 0..0, shape.scale()));
     out.fill(0.0);
-    let values = stretches.iter().flat_map(|(_, values)| values.chunks(BESIDE * width));
-    let mut column = 0;
-    for block in values {
-        let columns = column..column + block.len() / width;
+    for (columns, block) in blocks(stretches.iter().map(|(_, values)| *values), width) {
         for ((head, out), weights) in out.chunks_exact_mut(dim).enumerate().zip(scores.chunks_exact(tokens)) {
             T::add_rows(rows(block, head), &weights[columns.clone()], out);
         }
-        column = columns.end;
     }
+}
+
+/// Keys or values, a few tokens at a time, and which columns of a row of scores are theirs.
+fn blocks<'a, T: 'a>(
+    stretches: impl Iterator<Item = &'a [T]>,
+    width: usize,
+) -> impl Iterator<Item = (Range<usize>, &'a [T])> {
+    let mut column = 0;
+    stretches.flat_map(move |tokens| tokens.chunks(BESIDE * width)).map(move |block| {
+        let columns = column..column + block.len() / width;
+        column = columns.end;
+        (columns, block)
+    })
 }
