@@ -228,12 +228,8 @@ mod tests {
     fn floats_are_what_their_bits_say() {
         let least = f32::powi(2.0, -24);
         let cases = [
-            (GgmlType::F16, vec![[0x00, 0x3c], [0x00, 0xc0], [0x01, 0x00]].concat(), [1.0, -2.0, least]),
-            (
-                GgmlType::BF16,
-                vec![[0x80, 0x3f], [0x00, 0xc0], [0x01, 0x00]].concat(),
-                [1.0, -2.0, f32::from_bits(1 << 16)],
-            ),
+            (GgmlType::F16, [[0x00, 0x3c], [0x00, 0xc0], [0x01, 0x00]].concat(), [1.0, -2.0, least]),
+            (GgmlType::BF16, [[0x80, 0x3f], [0x00, 0xc0], [0x01, 0x00]].concat(), [1.0, -2.0, f32::from_bits(1 << 16)]),
             (GgmlType::F32, [1.0f32, -2.0, 1e-45].map(f32::to_le_bytes).concat(), [1.0, -2.0, 1e-45]),
         ];
         for (kind, bytes, expected) in cases {
