@@ -243,10 +243,10 @@ impl HalfMatrix {
     /// For many rows of activations: some rows of weights are widened, and used often enough to be worth it.
     fn multiply_panels(&self, level: PanelLevel, x: &[f32], y: &mut [f32]) {
         y.fill(0.0);
-        let panel = |rows: Range<usize>| {
+        let panel = |rows: Range<usize>, panel: &mut [f32]| {
             let mut wide = vec![0.0; rows.len() * self.columns];
             self.format.widen(self.rows_of(rows), &mut wide);
-            turn(&wide, self.columns)
+            turn(&wide, self.columns, panel);
         };
         add_by_panels(level, x, (self.columns, self.rows), panel, y);
     }

@@ -63,6 +63,7 @@ pub use crate::{
     exp::exp,
     gemm::{MatMut, MatRef, gemm},
     half_matrix::{HalfError, HalfFormat, HalfMatrix},
+    large_memory::large_zeros,
     linear::linear,
     mapped_file::MappedFile,
     norm::{

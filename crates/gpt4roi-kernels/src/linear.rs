@@ -12,7 +12,7 @@ use crate::{
     interleave::SixteenRows,
     level::Level,
     panel::{PANEL, Rows, multiply_panel},
-    parallel::{SharedRows, map_chunks, map_indices},
+    parallel::{SharedRows, for_each_index_in, map_chunks, map_indices},
     quant_block::LANES,
     quant_product::Level as QuantLevel,
 };
@@ -52,16 +52,18 @@ fn check(x: &[f32], weight: &[f32], (input, output): (usize, usize), y: &[f32]) 
 
 fn many_rows(level: Level, x: &[f32], weight: &[f32], (input, output): (usize, usize), y: &mut [f32]) {
     check(x, weight, (input, output), y);
-    let panel = |outputs: Range<usize>| turn(&weight[outputs.start * input..outputs.end * input], input);
+    let panel = |outputs: Range<usize>, panel: &mut [f32]| {
+        turn(&weight[outputs.start * input..outputs.end * input], input, panel);
+    };
     add_by_panels(level, x, (input, output), panel, y);
 }
 
-/// y += x·Wᵀ, where `panel` hands out up to 32 rows of W as [`turn`] leaves them.
+/// y += x·Wᵀ, where `panel` writes up to 32 rows of W as [`turn`] does.
 pub(crate) fn add_by_panels(
     level: Level,
     x: &[f32],
     (input, output): (usize, usize),
-    panel: impl Fn(Range<usize>) -> Vec<f32> + Sync,
+    panel: impl Fn(Range<usize>, &mut [f32]) + Sync + Send,
     y: &mut [f32],
 ) {
     let rows = x.len() / input.max(1);
@@ -71,36 +73,34 @@ pub(crate) fn add_by_panels(
     map_chunks(&mut spaced, stride, |row, out| out[..input].copy_from_slice(&x[row * input..][..input]));
     let left = Rows { values: &spaced, rows, stride };
     let y = SharedRows::new(y, output);
-    map_indices(output.div_ceil(PANEL), |index| {
-        let first = index * PANEL;
-        let count = PANEL.min(output - first);
-        let mut products = vec![0.0; rows * PANEL];
-        multiply_panel(level, left, &panel(first..first + count), &mut products);
+    let room = || (vec![0.0; input * PANEL], vec![0.0; rows * PANEL]);
+    for_each_index_in(output.div_ceil(PANEL), room, |(weights, products), index| {
+        let outputs = index * PANEL..output.min((index + 1) * PANEL);
+        panel(outputs.clone(), weights);
+        multiply_panel(level, left, weights, products);
         for (row, products) in products.chunks_exact(PANEL).enumerate() {
             // SAFETY: Each task writes to its own columns.
-            let y = unsafe { y.row(row, first..first + count) };
-            y.iter_mut().zip(products).for_each(|(y, product)| *y += product);
+            let y = unsafe { y.row(row, outputs.clone()) };
+            y.iter_mut().zip(products).for_each(|(y, product)| *y += *product);
         }
     });
 }
 
-/// Up to 32 rows `[count, input]` as a panel `[input, 32]`; absent columns are zeros.
-pub(crate) fn turn(weight: &[f32], input: usize) -> Vec<f32> {
+/// Up to 32 rows `[count, input]` as a panel `[input, 32]`. In columns without a row something stands that does not
+/// matter.
+pub(crate) fn turn(weight: &[f32], input: usize, panel: &mut [f32]) {
     const ROW: usize = 4 * PANEL; // bytes
-    let mut panel = vec![0.0; input * PANEL];
-    let (weight, zeros) = (bytes(weight), vec![0; 4 * input]);
-    for first in (0..PANEL).step_by(LANES).filter(|first| first * 4 * input < weight.len()) {
-        let row =
-            |lane: usize| weight.get((first + lane) * 4 * input..(first + lane + 1) * 4 * input).unwrap_or(&zeros);
-        SixteenRows::new(std::array::from_fn(row)).interleave_apart(
+    let last = (weight.len() / input).saturating_sub(1);
+    let row = |row: usize| bytes(&weight[row.min(last) * input..][..input]);
+    for first in (0..=last).step_by(LANES) {
+        SixteenRows::new(std::array::from_fn(|lane| row(first + lane))).interleave_apart(
             QuantLevel::best(),
             0,
             input,
             ROW,
-            &mut bytes_mut(&mut panel)[4 * first..],
+            &mut bytes_mut(panel)[4 * first..],
         );
     }
-    panel
 }
 
 fn bytes(values: &[f32]) -> &[u8] {

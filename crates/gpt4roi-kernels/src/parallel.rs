@@ -35,6 +35,20 @@ pub(crate) fn map_indices<T: Send>(count: usize, work: impl Fn(usize) -> T + Syn
     (0..count).into_par_iter().map(work).collect()
 }
 
+/// Calls `work` with each number below `count` and with room that one call after another works in. Each call should be
+/// worth a task.
+pub(crate) fn for_each_index_in<R: Send>(
+    count: usize,
+    room: impl Fn() -> R + Sync + Send,
+    work: impl Fn(&mut R, usize) + Sync + Send,
+) {
+    if threads() == 1 || count < 2 {
+        let mut room = room();
+        return (0..count).for_each(|index| work(&mut room, index));
+    }
+    (0..count).into_par_iter().for_each_init(room, work);
+}
+
 /// Calls `work` with each number below `count`; all calls together read about `cost` values.
 pub(crate) fn for_each_index(count: usize, cost: usize, work: impl Fn(usize) + Sync + Send) {
     if threads() == 1 || cost < WORTH_A_TASK {

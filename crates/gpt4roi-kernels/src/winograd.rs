@@ -11,9 +11,10 @@
 use pulp::{Simd, WithSimd};
 
 use crate::{
+    large_memory::large_zeros,
     level::Level,
     panel::{PANEL, Rows, multiply_panel},
-    parallel::{SharedRows, map_chunks, map_indices},
+    parallel::{SharedRows, for_each_index_in, map_chunks},
     resize::MapSize,
 };
 
@@ -95,8 +96,8 @@ impl Winograd {
     fn transform_filters(&mut self, level: Level, weight: &[f32], input: usize) {
         let panel = POINTS * input * PANEL;
         let outputs = weight.chunks((PANEL * input * TAPS).max(1));
-        self.filters.resize(outputs.len() * panel, 0.0);
-        map_chunks(&mut self.filters, panel, |index, out| {
+        make_room(&mut self.filters, outputs.len() * panel);
+        map_chunks(&mut self.filters[..outputs.len() * panel], panel, |index, out| {
             let weight = &weight[index * PANEL * input * TAPS..];
             let weight = &weight[..weight.len().min(PANEL * input * TAPS)];
             level.run(TransformFilters { weight, input, out });
@@ -106,7 +107,7 @@ impl Winograd {
     /// Writes the patches as `[tiles, 36, row]`.
     fn transform_patches(&mut self, level: Level, tiles: &[Tile], sources: &[&[f32]], input: usize) {
         let patch = POINTS * row_length(input);
-        self.patches.resize(BLOCK * patch, 0.0);
+        make_room(&mut self.patches, BLOCK * patch);
         map_chunks(&mut self.patches[..tiles.len() * patch], patch, |index, out| {
             let tile = tiles[index];
             let x = &sources[tile.maps][tile.first_place * input..][..tile.size.area() * input];
@@ -124,16 +125,22 @@ impl Winograd {
         targets: &[SharedRows<'_>],
     ) {
         let row = row_length(input);
-        map_indices(output.div_ceil(PANEL), |panel| {
+        let room = || vec![0.0; POINTS * tiles.len() * PANEL];
+        for_each_index_in(output.div_ceil(PANEL), room, |products, panel| {
             let filters = &self.filters[panel * POINTS * input * PANEL..];
-            let mut products = vec![0.0; POINTS * tiles.len() * PANEL];
             for (point, products) in products.chunks_exact_mut(tiles.len() * PANEL).enumerate() {
                 let left = Rows { values: &self.patches[point * row..], rows: tiles.len(), stride: POINTS * row };
                 multiply_panel(level, left, &filters[point * input * PANEL..][..input * PANEL], products);
             }
             let channels = (panel * PANEL, PANEL.min(output - panel * PANEL));
-            level.run(TransformProducts { products: &products, tiles, channels, beta, targets });
+            level.run(TransformProducts { products, tiles, channels, beta, targets });
         });
+    }
+}
+
+fn make_room(room: &mut Vec<f32>, values: usize) {
+    if room.len() < values {
+        *room = large_zeros(values);
     }
 }
 
@@ -249,8 +256,9 @@ impl WithSimd for TransformPatch<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        let mut patch = [[0.0; CHUNK]; POINTS];
         for channel in (0..self.input).step_by(CHUNK) {
-            let patch = self.patch(channel);
+            self.read(channel, &mut patch);
             for lane in (0..CHUNK).step_by(S::F32_LANES) {
                 let mut columns = [[simd.splat_f32s(0.0); PATCH]; PATCH];
                 for (index, column) in columns.iter_mut().enumerate() {
@@ -274,9 +282,8 @@ impl WithSimd for TransformPatch<'_> {
 impl TransformPatch<'_> {
     /// Some channels of what the tile depends on; zeros beyond the map and the last channel.
     #[inline(always)]
-    fn patch(&self, channel: usize) -> [[f32; CHUNK]; POINTS] {
+    fn read(&self, channel: usize, patch: &mut [[f32; CHUNK]; POINTS]) {
         let Tile { size, row, column, .. } = self.tile;
-        let mut patch = [[0.0; CHUNK]; POINTS];
         for (index, values) in patch.iter_mut().enumerate() {
             // The ring of zeros comes first, hence one row and one column back; what is before 0 wraps around.
             let (row, column) = ((row + index / PATCH).wrapping_sub(1), (column + index % PATCH).wrapping_sub(1));
@@ -285,11 +292,15 @@ impl TransformPatch<'_> {
                 let here = &self.x[place * self.input + channel..(place + 1) * self.input];
                 match here.first_chunk() {
                     Some(here) => *values = *here,
-                    None => values[..here.len()].copy_from_slice(here),
+                    None => {
+                        *values = [0.0; CHUNK];
+                        values[..here.len()].copy_from_slice(here);
+                    }
                 }
+            } else {
+                *values = [0.0; CHUNK];
             }
         }
-        patch
     }
 }
 

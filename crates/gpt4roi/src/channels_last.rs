@@ -27,7 +27,7 @@ struct Level {
 
 impl Level {
     fn zeros(size: MapSize, channels: usize) -> Self {
-        Self { values: vec![0.0; size.height * size.width * channels], size }
+        Self { values: kernels::large_zeros(size.height * size.width * channels), size }
     }
 
     /// # Shapes
@@ -111,7 +111,7 @@ pub(crate) fn sum_of_convolutions(convs: &[Conv3x3], maps: &[Tensor]) -> Result<
     for conv in convs.iter().filter_map(|conv| conv.bias.as_ref()) {
         kernels::sum_rows(&values(conv)?, &mut bias);
     }
-    let mut out = vec![0.0; batch * height * width * channels];
+    let mut out = kernels::large_zeros(batch * height * width * channels);
     kernels::repeat_row(&bias, &mut out);
     let mut winograd = Winograd::default();
     for (conv, map) in convs.iter().zip(maps) {
@@ -138,7 +138,7 @@ fn by_place(map: &Tensor) -> Result<Tensor> {
 /// map `[1, C, h, w]` → `[N, C, size, size]`
 pub(crate) fn roi_align(map: &Tensor, boxes: &[[f32; 4]], shape: RoiAlignShape) -> Result<Tensor> {
     let RoiAlignShape { channels, size, .. } = shape;
-    let mut out = vec![0.0; boxes.len() * size * size * channels];
+    let mut out = kernels::large_zeros(boxes.len() * size * size * channels);
     let map = by_place(map)?;
     kernels::roi_align_channels(&values(&map)?, boxes, shape, &mut out);
     map_tensor(out, boxes.len(), channels, MapSize { height: size, width: size })
