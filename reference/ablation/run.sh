@@ -5,7 +5,9 @@
 #   reference/ablation/run.sh [OUT]          OUT is runs/ablation if not given
 #
 # In the environment: SEEDS ("1 2 3"), VARIANTS (names; all), COUNT (scenes per variant and seed; 300), STEPS (replaces the
-# steps of every stage, to try the path), GPT4ROI (the program), TABLE (the table's file; docs/ablation.md).
+# steps of every stage, to try the path), REGION_STEPS (replaces those of the last two stages, to see what a larger budget
+# changes), GPT4ROI (the program), TABLE (the table's file; docs/ablation.md). Several may run side by side on variants of
+# different seeds; the costs are measured at the end of each, and true where nothing else runs.
 set -euo pipefail
 
 out=${1:-runs/ablation}
@@ -37,10 +39,17 @@ language_of() {
     esac
 }
 
+# The variants that are wanted, as lines "NAME|REGION|JOINT" without spaces around the name.
+variants() {
+    while IFS='|' read -r name region joint; do
+        name=$(tr -d ' ' <<<"$name")
+        [[ -z $name || $name == \#* || " ${VARIANTS:-$name} " != *" $name "* ]] || echo "$name|$region|$joint"
+    done <$configs/variants.txt
+}
+
 measure() {
-    local directory=$1 region=("${@:2}")
+    local directory=$1
     "$program" export "$directory/3-joint" --out "$directory/model"
-    "$program" bench --preset pico --threads 1 --runs 9 --json "${region[@]/#/--set=}" >"$directory/bench.json"
     "$program" eval scenes --seed $((9000 + seed)) --count "${COUNT:-300}" --kinds $kinds --json \
         --model "$directory/model" >"$directory/eval.part"
     mv "$directory/eval.part" "$directory/eval.json"
@@ -49,20 +58,25 @@ measure() {
 for seed in ${SEEDS:-1 2 3}; do
     train 0-tower "$out/$seed/0-tower" ""
     while IFS='|' read -r name region joint; do
-        name=$(tr -d ' ' <<<"$name") directory=$out/$seed/$(tr -d ' ' <<<"$name")
-        if [[ -z $name || $name == \#* || " ${VARIANTS:-$name} " != *" $name "* || -e $directory/eval.json ]]; then
-            continue
-        fi
+        directory=$out/$seed/$name
+        [[ -e $directory/eval.json ]] && continue
         mapfile -t region < <(fields "$region")
         mapfile -t joint < <(fields "$joint")
         changes=("${region[@]/#/model.region.}")
         language=$(language_of "${region[*]}") own=()
         [[ $language == "$directory" ]] && own=("${changes[@]}")
         train 1-language "$language/1-language" "{path='$out/$seed/0-tower', take=['vision_model.']}" "${own[@]}"
+        changes+=(${REGION_STEPS:+"steps=$REGION_STEPS"})
         train 2-region "$directory/2-region" "{path='$language/1-language'}" "${changes[@]}"
         train 3-joint "$directory/3-joint" "{path='$directory/2-region'}" "${changes[@]}" "${joint[@]}"
-        measure "$directory" "${region[@]}"
-    done <$configs/variants.txt
+        measure "$directory"
+    done < <(variants)
 done
+
+mkdir -p "$out/cost"
+while IFS='|' read -r name region _; do
+    mapfile -t region < <(fields "$region")
+    "$program" bench --preset pico --threads 1 --runs 9 --json "${region[@]/#/--set=}" >"$out/cost/$name.json"
+done < <(variants)
 
 python3 reference/ablation/table.py "$out" "${TABLE:-docs/ablation.md}"
