@@ -40,7 +40,10 @@ impl HalfFormat {
     }
 
     /// The numbers behind bits.
-    pub(crate) fn widen(self, bits: &[u16], values: &mut [f32]) {
+    ///
+    /// # Panics
+    /// If there are not as many values as bits.
+    pub fn widen(self, bits: &[u16], values: &mut [f32]) {
         match self {
             Self::F16 => bits.reinterpret_cast::<f16>().convert_to_f32_slice(values),
             Self::Bf16 => bits.reinterpret_cast::<bf16>().convert_to_f32_slice(values),

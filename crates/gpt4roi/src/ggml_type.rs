@@ -8,10 +8,7 @@ use candle_core::{
     Device, Result, Tensor,
     quantized::{GgmlDType, QStorage, QTensor},
 };
-use half::{
-    bf16, f16,
-    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
-};
+use gpt4roi_kernels::HalfFormat;
 use rayon::prelude::*;
 
 /// How the numbers of a tensor are stored. Blocks lie along a row.
@@ -134,12 +131,8 @@ impl GgmlType {
             Self::F32 => {
                 bytes.as_chunks().0.iter().zip(values).for_each(|(bytes, value)| *value = f32::from_le_bytes(*bytes))
             }
-            Self::F16 => {
-                each_half(bytes, values, |bits, values| bits.reinterpret_cast::<f16>().convert_to_f32_slice(values))
-            }
-            Self::BF16 => {
-                each_half(bytes, values, |bits, values| bits.reinterpret_cast::<bf16>().convert_to_f32_slice(values))
-            }
+            Self::F16 => widen(HalfFormat::F16, bytes, values),
+            Self::BF16 => widen(HalfFormat::Bf16, bytes, values),
             _ => values.copy_from_slice(&self.dequantize_blocks(bytes)?),
         }
         Ok(())
@@ -179,12 +172,12 @@ impl GgmlType {
 const PIECE: usize = 1 << 16;
 
 /// Widens 16-bit numbers, which may lie at odd addresses, a few at a time.
-fn each_half(bytes: &[u8], values: &mut [f32], widen: impl Fn(&[u16], &mut [f32])) {
+fn widen(format: HalfFormat, bytes: &[u8], values: &mut [f32]) {
     const FEW: usize = 512;
     let mut bits = [0; FEW];
     for (bytes, values) in bytes.as_chunks().0.chunks(FEW).zip(values.chunks_mut(FEW)) {
         bits.iter_mut().zip(bytes).for_each(|(bits, bytes)| *bits = u16::from_le_bytes(*bytes));
-        widen(&bits[..values.len()], values);
+        format.widen(&bits[..values.len()], values);
     }
 }
 
