@@ -27,7 +27,7 @@ use crate::{
     conversation::{Conversation, Mentions, Message},
     engine::{Question, Update},
     fault::{Fault, Result},
-    generation::Wishes,
+    generation::{When, Wishes},
     limits::{Few, Limits, MAX_MESSAGES, MAX_REGIONS},
     metrics::Tally,
     regions::{self, Region},
@@ -53,6 +53,7 @@ pub(crate) struct Request {
     top_p: Option<f64>,
     top_k: Option<u64>,
     seed: Option<i64>,
+    zoom: Option<When>,
     stop: Option<Stops>,
     n: Option<u64>,
     response_format: Option<ResponseFormat>,
@@ -145,8 +146,8 @@ impl Request {
     }
 
     fn wishes(&self) -> Wishes {
-        let &Self { temperature, top_p, top_k, seed, .. } = self;
-        Wishes { max_tokens: self.max_completion_tokens.or(self.max_tokens), temperature, top_p, top_k, seed }
+        let &Self { temperature, top_p, top_k, seed, zoom, .. } = self;
+        Wishes { max_tokens: self.max_completion_tokens.or(self.max_tokens), temperature, top_p, top_k, seed, zoom }
     }
 
     /// Whether the answer is streamed, and whether its last event tells the usage.
@@ -266,6 +267,19 @@ struct Ending {
     answer: Option<Answer>,
 }
 
+impl Ending {
+    /// What an answer's message has besides its text.
+    fn besides(&self, regions: &[ResolvedRegion]) -> Value {
+        let regions: Vec<Value> = regions.iter().map(regions::resolved).collect();
+        let answer = self.answer.as_ref();
+        json!({
+            "regions": regions,
+            "probability": answer.and_then(Answer::probability),
+            "mean_log_probability": answer.and_then(|answer| answer.mean_log_probability),
+        })
+    }
+}
+
 impl Talk {
     async fn news(&mut self) -> Result<News> {
         loop {
@@ -345,8 +359,8 @@ struct Completion {
 
 impl Completion {
     fn whole(&self, content: &str, ending: &Ending, regions: &[ResolvedRegion]) -> Value {
-        let regions: Vec<Value> = regions.iter().map(regions::resolved).collect();
-        let message = json!({"role": "assistant", "content": content, "refusal": null, "regions": regions});
+        let mut message = ending.besides(regions);
+        (message["role"], message["content"], message["refusal"]) = ("assistant".into(), content.into(), Value::Null);
         json!({
             "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
             "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": ending.finish}],
@@ -370,15 +384,14 @@ impl Completion {
         sse::event(&self.chunk(&json!({"content": text}), None))
     }
 
-    /// All that comes at an answer's end. Regions stand in the last piece, so that clients that put an
-    /// answer together have them on the message, as if it had not been streamed.
+    /// All that comes at an answer's end. Regions and confidence stand in the last piece, so that clients that put
+    /// an answer together have them on the message, as if it had not been streamed.
     fn last(&self, ending: &Ending, regions: &[ResolvedRegion], with_usage: bool) -> Bytes {
         let mut events = Vec::new();
         if !ending.text.is_empty() {
             events.push(self.text(&ending.text));
         }
-        let regions: Vec<Value> = regions.iter().map(regions::resolved).collect();
-        events.push(sse::event(&self.chunk(&json!({"regions": regions}), Some(ending.finish))));
+        events.push(sse::event(&self.chunk(&ending.besides(regions), Some(ending.finish))));
         if with_usage {
             let mut usage = self.envelope(&json!([]));
             usage["usage"] = self.usage(ending);

@@ -1,6 +1,11 @@
 //! How an answer is to be generated: OpenAI's parameters, as this model takes them.
 
-use gpt4roi::{chat::AskOptions, sampling::Sampling};
+use gpt4roi::{
+    chat::AskOptions,
+    sampling::Sampling,
+    zoom::{Glass, Zoom},
+};
+use serde::Deserialize;
 
 use crate::{
     app::unique,
@@ -21,6 +26,26 @@ pub(crate) struct Wishes {
     pub(crate) top_p: Option<f64>,
     pub(crate) top_k: Option<u64>,
     pub(crate) seed: Option<i64>,
+    pub(crate) zoom: Option<When>,
+}
+
+/// When to look at regions in crops of their own.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum When {
+    /// Where they are small.
+    Auto,
+    /// Never.
+    Off,
+}
+
+impl From<When> for Zoom {
+    fn from(when: When) -> Self {
+        match when {
+            When::Auto => Self::Auto(Glass::STANDARD),
+            When::Off => Self::Off,
+        }
+    }
 }
 
 impl Wishes {
@@ -42,7 +67,8 @@ impl Wishes {
         let seed = self.seed.map_or_else(unique, i64::cast_unsigned);
         let random = Sampling::Random { temperature, top_k, top_p, seed };
         let sampling = if temperature == 0.0 { Sampling::Greedy } else { random };
-        Ok(AskOptions { max_new_tokens, sampling, ..AskOptions::default() })
+        let zoom = self.zoom.map_or_else(Zoom::default, Zoom::from);
+        Ok(AskOptions { max_new_tokens, sampling, zoom, ..AskOptions::default() })
     }
 
     fn tokens(&self, most: usize) -> Result<usize> {
@@ -77,6 +103,15 @@ mod tests {
         assert_eq!((random.sampling, random.max_new_tokens), (expected, 9));
         let by_chance = Wishes { temperature: Some(1.0), ..Wishes::default() };
         assert_ne!(options(by_chance).unwrap().sampling, options(by_chance).unwrap().sampling);
+    }
+
+    #[test]
+    fn regions_are_looked_at_closely_where_that_is_wished() {
+        for (wish, expected) in
+            [(None, Zoom::Off), (Some(When::Off), Zoom::Off), (Some(When::Auto), Zoom::Auto(Glass::STANDARD))]
+        {
+            assert_eq!(options(Wishes { zoom: wish, ..Wishes::default() }).unwrap().zoom, expected);
+        }
     }
 
     #[test]

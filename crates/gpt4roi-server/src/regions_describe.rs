@@ -27,7 +27,7 @@ use crate::{
     chat_completions::finish_reason,
     engine::{Bulk, Update},
     fault::{Fault, Result},
-    generation::Wishes,
+    generation::{When, Wishes},
     limits::{Few, Limits, MAX_DESCRIBED, MAX_TEXT},
     metrics::Tally,
     picture_source::{ImageUrl, Source},
@@ -52,6 +52,7 @@ pub(crate) struct Request {
     top_p: Option<f64>,
     top_k: Option<u64>,
     seed: Option<i64>,
+    zoom: Option<When>,
 }
 
 /// How much to say.
@@ -119,8 +120,8 @@ impl Request {
     /// # Errors
     /// If something is asked for that can't be.
     pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, Source)> {
-        let &Self { max_tokens, temperature, top_p, top_k, seed, .. } = self;
-        let wishes = Wishes { max_tokens, temperature, top_p, top_k, seed };
+        let &Self { max_tokens, temperature, top_p, top_k, seed, zoom, .. } = self;
+        let wishes = Wishes { max_tokens, temperature, top_p, top_k, seed, zoom };
         Ok((wishes.options(limits)?, Source::parse(&self.image.url, "image")?))
     }
 
@@ -241,6 +242,8 @@ impl Descriptions {
         let mut line = self.line(index);
         line["status"] = "done".into();
         line["text"] = answer.text.clone().into();
+        line["probability"] = answer.probability().into();
+        line["mean_log_probability"] = answer.mean_log_probability.into();
         line["finish_reason"] = finish_reason(answer.finish).into();
         line["completion_tokens"] = answer.generated_tokens.into();
         line

@@ -19,6 +19,9 @@ fn a_question_is_answered_with_its_regions_and_tokens() {
     assert_eq!(choice["message"]["content"], "An octopus.");
     let region = json!({"id": "region1", "box": OCTOPUS, "coords": "pixel", "origin": "given"});
     assert_eq!(choice["message"]["regions"][0], region);
+    let sure = |name: &str| choice["message"][name].as_f64().unwrap();
+    assert!(sure("probability") > 0.5 && sure("probability") < 1.0, "{choice}");
+    assert!((sure("mean_log_probability").exp() - sure("probability")).abs() < 1e-9, "{choice}");
     let usage = &answer["usage"];
     let count = |name: &str| usage[name].as_u64().unwrap();
     assert_eq!(count("total_tokens"), count("prompt_tokens") + count("completion_tokens"));
@@ -123,7 +126,9 @@ fn a_stream_says_the_same_in_pieces() {
     assert_eq!(usage["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
     let (last, words) = pieces.split_last().unwrap();
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
-    assert_eq!(last["choices"][0]["delta"]["regions"], whole["choices"][0]["message"]["regions"]);
+    let (delta, message) = (&last["choices"][0]["delta"], &whole["choices"][0]["message"]);
+    assert_eq!(delta["regions"], message["regions"]);
+    assert!((delta["probability"].as_f64().unwrap() - message["probability"].as_f64().unwrap()).abs() < 1e-4);
     let text: String = words.iter().map(|event| event["choices"][0]["delta"]["content"].as_str().unwrap()).collect();
     assert_eq!(text, whole["choices"][0]["message"]["content"].as_str().unwrap());
     assert!(words.len() > 5, "it comes in pieces");
@@ -257,11 +262,31 @@ fn many_regions_are_described_at_once() {
     assert_eq!(seen[1], (Some(1), &json!("region2"), &done, &json!("given")));
     assert_eq!(seen[2], (Some(2), &json!("region3"), &done, &json!("point")));
     assert!(answer["usage"]["completion_tokens"].as_u64().unwrap() > 6);
+    assert!(data.iter().all(|one| (0.5..1.0).contains(&one["probability"].as_f64().unwrap())), "{answer}");
 
     let mut asked = body.clone();
     asked["question"] = "Where is <region1>?".into();
     let answer = server.post("/v1/regions/describe", &asked).json();
     assert!(answer["data"][0]["text"].as_str().unwrap().contains("left"), "{answer}");
+}
+
+/// A part of the octopus that is small on the tower's grid of 224 pixels.
+#[test]
+fn small_regions_are_looked_at_closely_where_that_is_wished() {
+    let server = start(|_| {});
+    let small = json!([{"id": "region1", "box": [18, 22, 44, 50]}]);
+    let sure = |zoom: Value| {
+        let mut body = question("What is <region1>?", &small);
+        body["zoom"] = zoom.clone();
+        let chat = server.chat(&body).json()["choices"][0]["message"]["mean_log_probability"].as_f64().unwrap();
+        let body = json!({"image": data_url(PICTURE), "regions": small, "zoom": zoom});
+        let answer = server.post("/v1/regions/describe", &body).json();
+        let described = answer["data"][0]["mean_log_probability"].as_f64().unwrap();
+        assert!((chat - described).abs() < 1e-3, "{zoom}: {chat} and {described}");
+        chat
+    };
+    let (unsaid, off, auto) = (sure(Value::Null), sure("off".into()), sure("auto".into()));
+    assert!((unsaid - off).abs() < 1e-4 && (off - auto).abs() > 1e-3, "{unsaid}, {off}, {auto}");
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn impossible_wishes_are_named() {
         ("stop", json!(""), "invalid_value"),
         ("stream", json!("yes"), "invalid_value"),
         ("mentions", json!("maybe"), "invalid_value"),
+        ("zoom", json!("always"), "invalid_value"),
     ] {
         let mut body = question("?", &Value::Null);
         body[field] = value;
