@@ -82,15 +82,16 @@ def differences(variants):
     yield ""
     yield "| variant | " + " | ".join(SHARES) + " |"
     yield "|---" * (len(SHARES) + 1) + "|"
-    columns = []
-    for share in SHARES:
-        def points(name, seed):
-            return 100 * (accuracy(variants[name][seed], share)["accuracy"] - accuracy(original[seed], share)["accuracy"])
-        columns.append({name: [points(name, seed) for seed in seeds] for name, seeds in shared.items()})
+    columns = [{name: [gain(variants[name][seed], original[seed], share) for seed in seeds]
+                for name, seeds in shared.items()} for share in SHARES]
     spreads = [Spread(column.values()) for column in columns]
     for name in shared:
         cells = [difference(column[name], spread) for column, spread in zip(columns, spreads)]
         yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def gain(run, other, share):
+    return 100 * (accuracy(run, share)["accuracy"] - accuracy(other, share)["accuracy"])
 
 
 def difference(points, spread):

@@ -23,7 +23,7 @@ export interface Upload {
 export type ChatEvent =
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'regions'; readonly regions: readonly ResolvedRegion[] }
-  | { readonly kind: 'finish'; readonly reason: string };
+  | { readonly kind: 'finish'; readonly reason: string; readonly probability: number | null };
 
 /** A description of the region at this place of the list that was sent, or why there is none. */
 export interface Description {
@@ -31,6 +31,7 @@ export interface Description {
   readonly text: string;
   readonly fault: string | null;
   readonly box: Box | null;
+  readonly probability: number | null;
 }
 
 export interface Api {
@@ -194,7 +195,11 @@ interface Chunk {
   readonly error?: WireFault;
   readonly regions?: readonly WireResolved[];
   readonly choices?: readonly {
-    readonly delta?: { readonly content?: string | null; readonly regions?: readonly WireResolved[] };
+    readonly delta?: {
+      readonly content?: string | null;
+      readonly regions?: readonly WireResolved[];
+      readonly probability?: number | null;
+    };
     readonly finish_reason?: string | null;
   }[];
 }
@@ -206,7 +211,9 @@ export function* chatEvents(chunk: Chunk): Generator<ChatEvent> {
   if (choice?.delta?.content) yield { kind: 'text', text: choice.delta.content };
   const regions = chunk.regions ?? choice?.delta?.regions;
   if (regions) yield { kind: 'regions', regions: regions.map(({ id, box }) => ({ id: numberOf(id), box })) };
-  if (choice?.finish_reason) yield { kind: 'finish', reason: choice.finish_reason };
+  if (choice?.finish_reason) {
+    yield { kind: 'finish', reason: choice.finish_reason, probability: choice.delta?.probability ?? null };
+  }
 }
 
 interface WireDescription {
@@ -215,6 +222,7 @@ interface WireDescription {
   readonly id?: string | number;
   readonly text?: string;
   readonly box?: Box;
+  readonly probability?: number | null;
 }
 
 /** What a line of a bulk reply says; lines that describe no region, such as the last one, say nothing. */
@@ -225,7 +233,7 @@ function* descriptions(line: WireDescription, places: ReadonlyMap<string, number
     return;
   }
   const fault = line.error ? sentence(line.error.message ?? 'It could not be described') : null;
-  yield { index, text: line.text ?? '', fault, box: line.box ?? null };
+  yield { index, text: line.text ?? '', fault, box: line.box ?? null, probability: line.probability ?? null };
 }
 
 function numberOf(id: string | number): number {

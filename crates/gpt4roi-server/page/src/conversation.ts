@@ -20,8 +20,10 @@ export interface Round {
   /** The regions it is about, as they were when it was asked. */
   readonly regions: readonly Region[];
   readonly answer: string;
+  /** How sure the model is of its answer, 0 to 1, where it said so. */
+  readonly probability?: number | null;
   /** Descriptions of a bulk round, region by region. */
-  readonly each: readonly { readonly region: number; readonly text: string }[];
+  readonly each: readonly { readonly region: number; readonly text: string; readonly probability?: number | null }[];
   readonly state: 'running' | 'done' | 'cut' | 'stopped' | 'failed';
   readonly fault: string | null;
 }

@@ -1,6 +1,6 @@
 // Regions and conversation as files: an annotated picture, JSON, and COCO.
 
-import { type Conversation, readBox } from './conversation.ts';
+import { type Conversation, readBox, type Round } from './conversation.ts';
 import { colour } from './palette.ts';
 import { decode, encoded, type Picture } from './picture.ts';
 import { anchor, area, bounds, type Point, type Region, type Shape } from './regions.ts';
@@ -17,9 +17,10 @@ export function toJson({ name, width, height }: Pictured, { title, regions, roun
     title,
     image: { name, width, height },
     regions: regions.map(written),
-    rounds: rounds.map(({ question, answer, each, regions, state }) => ({
+    rounds: rounds.map(({ question, answer, probability, each, regions, state }) => ({
       question,
       answer: each.length > 0 ? each : answer,
+      ...(typeof probability === 'number' && { probability }),
       regions: regions.map(written),
       state,
     })),
@@ -28,10 +29,11 @@ export function toJson({ name, width, height }: Pictured, { title, regions, roun
 
 /**
  * COCO's form. A point is an annotation with one keypoint, an outline has its polygon as
- * segmentation; what was found by asking about each region stands in `caption`.
+ * segmentation; what was found by asking about each region stands in `caption`, and how sure the
+ * model was in `caption_probability`.
  */
 export function toCoco({ name, width, height }: Pictured, { regions, rounds }: Conversation): object {
-  const captions = new Map(rounds.flatMap((round) => round.each.map(({ region, text }) => [region, text] as const)));
+  const captions = new Map(rounds.flatMap((round) => round.each.map((each) => [each.region, each] as const)));
   return {
     info: { description: 'Regions drawn on the page of gpt4roi serve' },
     images: [{ id: 1, file_name: name, width, height }],
@@ -42,9 +44,15 @@ export function toCoco({ name, width, height }: Pictured, { regions, rounds }: C
       category_id: 1,
       iscrowd: 0,
       ...cocoShape(region),
-      ...(captions.has(region.id) && { caption: captions.get(region.id) }),
+      ...cocoCaption(captions.get(region.id)),
     })),
   };
+}
+
+function cocoCaption(description: Round['each'][number] | undefined): object {
+  if (!description) return {};
+  const { text, probability } = description;
+  return { caption: text, ...(typeof probability === 'number' && { caption_probability: probability }) };
 }
 
 function written({ id, shape, read }: Region): object {

@@ -335,7 +335,10 @@ export class Session {
     for await (const event of this.around.api.chat(sent, { signal, temperature })) {
       if (event.kind === 'text') change((round) => ({ ...round, answer: round.answer + event.text }));
       else if (event.kind === 'regions') this.#settle(change, event.regions, declared(sent));
-      else change((round) => ({ ...round, state: event.reason === 'length' ? 'cut' : 'done' }));
+      else {
+        const { reason, probability } = event;
+        change((round) => ({ ...round, probability, state: reason === 'length' ? 'cut' : 'done' }));
+      }
     }
   }
 
@@ -414,11 +417,11 @@ function interrupted(round: Round): Round {
   return round.state === 'running' ? { ...round, state: 'stopped' } : round;
 }
 
-function withDescription(round: Round, { index, text, fault, box }: Description): Round {
+function withDescription(round: Round, { index, text, fault, box, probability }: Description): Round {
   const region = round.regions[index];
   if (!region) return round;
   const regions = round.regions.map((other) => (other === region && box ? { ...other, read: box } : other));
-  const found = { region: region.id, text: fault ?? text };
+  const found = { region: region.id, text: fault ?? text, probability };
   const order = round.regions.map(({ id }) => id);
   const each = [...round.each, found].sort((a, b) => order.indexOf(a.region) - order.indexOf(b.region));
   return { ...round, regions, each };

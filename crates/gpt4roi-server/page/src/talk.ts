@@ -59,13 +59,13 @@ export class Talk {
   }
 
   #descriptions(round: Round, words: (text: string) => Node[]): HTMLElement {
-    const rows = round.each.map(({ region, text }) =>
-      element('li', {}, ...words(`<region${region}>`), element('span', {}, ...words(text))));
+    const rows = round.each.map(({ region, text, probability }) =>
+      element('li', {}, ...words(`<region${region}>`), element('span', {}, ...words(text)), sureness(probability)));
     return element('ul', { class: 'descriptions' }, ...rows);
   }
 
   #actions(round: Round, last: boolean): HTMLElement {
-    const row = element('div', { class: 'actions' });
+    const row = element('div', { class: 'actions' }, sureness(round.probability));
     const text = round.answer || round.each.map(({ region, text }) => `region${region}: ${text}`).join('\n');
     if (text !== '' && 'clipboard' in navigator) {
       row.append(this.#button('copy', 'Copy the answer', () => void navigator.clipboard.writeText(text)));
@@ -91,6 +91,14 @@ export class Talk {
     const select = () => this.wishes.select(id);
     return element('button', { type: 'button', class: `chip ${colourClass(id)}`, 'data-chip': id, onclick: select }, `region ${id}`);
   }
+}
+
+/** How sure the model is of its words. */
+function sureness(probability: number | null | undefined): HTMLElement | null {
+  if (typeof probability !== 'number') return null;
+  const title = 'The geometric mean of the probabilities of its words. It can be sure and wrong.';
+  const percent = Math.round(100 * probability);
+  return element('span', { class: 'sure', title }, `${percent > 99 ? '> 99' : percent} % sure`);
 }
 
 function noteOf(round: Round): string | null {

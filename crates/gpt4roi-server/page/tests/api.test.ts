@@ -23,10 +23,12 @@ test('a stream that breaks off is a fault', async () => {
 test('boxes are found in a chunk or in its delta', () => {
   const regions = [{ id: 'region7', box: [1, 2, 3, 4] as const }];
   const found = { kind: 'regions', regions: [{ id: 7, box: [1, 2, 3, 4] }] };
+  const end = (probability: number | null) => ({ kind: 'finish', reason: 'stop', probability });
   assert.deepEqual([...chatEvents({ regions, choices: [] })], [found]);
   assert.deepEqual([...chatEvents({ choices: [{ delta: { content: 'x', regions }, finish_reason: 'stop' }] })], [
-    { kind: 'text', text: 'x' }, found, { kind: 'finish', reason: 'stop' },
+    { kind: 'text', text: 'x' }, found, end(null),
   ]);
+  assert.deepEqual([...chatEvents({ choices: [{ delta: { probability: 0.5 }, finish_reason: 'stop' }] })], [end(0.5)]);
   assert.throws(() => [...chatEvents({ error: { message: 'the engine failed' } })], /The engine failed\. Try again/);
 });
 

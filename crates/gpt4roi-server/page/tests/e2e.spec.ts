@@ -102,6 +102,7 @@ test('two boxes, a question, the right names in their colours', async ({ page })
   await expect(region(page, 1)).toHaveAttribute('aria-label', 'Region 1, box, 46 by 45 pixels at 8, 14');
   await ask(page, 'What are <region1> and <region2>?');
   await expect(answer(page)).toContainText(BOTH);
+  await expect(answer(page).locator('.sure')).toHaveText(/^(> 99|\d\d) % sure$/);
   for (const id of [1, 2]) {
     const line = await region(page, id).locator('.line').evaluate((node) => getComputedStyle(node).stroke);
     for (const part of ['.question', '.answer']) {
@@ -385,6 +386,7 @@ test('all regions are described in one go', async ({ page }) => {
   await expect(page.locator('.answer.done .descriptions li')).toHaveCount(3);
   await expect(page.locator('.descriptions li').nth(0)).toContainText(/^region 1.*octopus/);
   await expect(page.locator('.descriptions li').nth(1)).toContainText(/^region 2.*loaf of bread/);
+  await expect(page.locator('.descriptions li .sure')).toHaveCount(3);
   await expect(region(page, 3).locator('.read')).toHaveAttribute('d', /^M.+Z$/);
 });
 

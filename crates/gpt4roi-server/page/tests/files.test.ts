@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { type Conversation, started } from '../src/conversation.ts';
+import { bulk, type Conversation, question, started } from '../src/conversation.ts';
 import { toCoco, toJson } from '../src/export.ts';
 import { readRegions } from '../src/import.ts';
 import type { Region } from '../src/regions.ts';
@@ -31,6 +31,18 @@ test('COCO says what its readers expect', () => {
   assert.deepEqual(annotations.map(({ area }) => area), [2000, 100, 1000]);
   assert.deepEqual(annotations[2]?.segmentation, [[20, 30, 60, 30, 20, 80]]);
   assert.deepEqual(annotations[1]?.keypoints, [7, 9, 2]);
+});
+
+test('how sure the model was is written where it is known', () => {
+  const rounds = [
+    { ...question('What is <region1>?', REGIONS), answer: 'A cup.', probability: 0.9, state: 'done' as const },
+    { ...bulk(REGIONS), each: [{ region: 1, text: 'A cup.', probability: 0.8 }, { region: 4, text: 'A hat.' }] },
+  ];
+  const json = toJson(PICTURE, { ...CONVERSATION, rounds }) as { rounds: Record<string, unknown>[] };
+  assert.deepEqual(json.rounds.map(({ probability }) => probability), [0.9, undefined]);
+  const coco = toCoco(PICTURE, { ...CONVERSATION, rounds }) as { annotations: Record<string, unknown>[] };
+  const said = coco.annotations.map(({ caption, caption_probability }) => [caption, caption_probability]);
+  assert.deepEqual(said, [['A cup.', 0.8], ['A hat.', undefined], [undefined, undefined]]);
 });
 
 test('a file about a picture of another size is scaled', () => {

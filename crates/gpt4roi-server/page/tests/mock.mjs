@@ -40,7 +40,7 @@ async function chat(request, response) {
   const typed = /\[([\d, .]+)\]/.exec(question);
   const found = typed ? [...picture.regions, { id: `region${picture.regions.length + 1}`, box: typed[1].split(',').map(Number) }] : picture.regions;
   const regions = found.map(({ id, box, point, polygon }) => ({ id, box: box ?? around(point ? [point] : polygon) }));
-  send({ regions }, { finish_reason: 'stop' });
+  send({ regions, probability: 0.97 }, { finish_reason: 'stop' });
   response.end('data: [DONE]\n\n');
 }
 
@@ -67,8 +67,9 @@ function around(points) {
 async function describe(request, response) {
   const { regions } = JSON.parse(await body(request));
   response.writeHead(200, { 'content-type': 'application/x-ndjson' });
-  for (const [index, { id, box }] of regions.entries()) {
-    response.write(`${JSON.stringify({ index, id, box, text: `This is ${nameOf(regions[index])}.` })}\n`);
+  for (const [index, { id, box, point, polygon }] of regions.entries()) {
+    const read = box ?? around(point ? [point] : polygon);
+    response.write(`${JSON.stringify({ index, id, box: read, text: `This is ${nameOf(regions[index])}.`, probability: 0.97 })}\n`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
   response.end();
