@@ -34,6 +34,7 @@ const { message, finish_reason } = answer.choices[0];
 assert.equal(message.content, 'A loaf of bread.');
 assert.equal(finish_reason, 'stop');
 assert.deepEqual(message.regions[0], { ...octopus, coords: 'pixel', origin: 'given' });
+assert.ok(message.probability > 0.5 && message.probability < 1, JSON.stringify(message));
 assert.equal(answer.usage.prompt_tokens_details.region_tokens, 1);
 
 let text = '';
@@ -50,6 +51,7 @@ assert.ok(usage.completion_tokens > 0);
 const whole = await client.chat.completions.stream(asking).finalChatCompletion();
 assert.equal(whole.choices[0].message.content, 'A loaf of bread.');
 assert.deepEqual(whole.choices[0].message.regions.map(({ id }) => id), ['region1', 'region2']);
+assert.ok(whole.choices[0].message.probability < 1, JSON.stringify(whole.choices[0].message));
 
 // Whoever goes away in the middle is not waited for.
 const broken = await client.chat.completions.create({ ...asking, stream: true });

@@ -26,6 +26,7 @@ def main(base_url, key, picture):
     assert answer.choices[0].message.content == "A loaf of bread.", answer
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].message.regions[0] == {"id": "region1", "box": OCTOPUS, "coords": "pixel", "origin": "given"}
+    assert 0.5 < answer.choices[0].message.probability < 1, answer
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.prompt_tokens_details.region_tokens == 1
 
@@ -57,6 +58,7 @@ def check_streams(client, asking):
     assert "content.delta" in kinds and "content.done" in kinds, kinds
     assert whole.choices[0].message.content == "A loaf of bread."
     assert [region["id"] for region in whole.choices[0].message.regions] == ["region1", "region2"]
+    assert 0.5 < whole.choices[0].message.probability < 1, whole
 
     # Whoever goes away in the middle is not waited for.
     with client.chat.completions.create(**asking, stream=True) as stream:
