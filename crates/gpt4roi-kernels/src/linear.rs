@@ -90,7 +90,7 @@ pub(crate) fn add_by_panels(
 /// matter.
 pub(crate) fn turn(weight: &[f32], input: usize, panel: &mut [f32]) {
     const ROW: usize = 4 * PANEL; // bytes
-    let last = (weight.len() / input).saturating_sub(1);
+    let last = (weight.len() / input.max(1)).saturating_sub(1);
     let row = |row: usize| bytes(&weight[row.min(last) * input..][..input]);
     for first in (0..=last).step_by(LANES) {
         SixteenRows::new(std::array::from_fn(|lane| row(first + lane))).interleave_apart(

@@ -14,6 +14,7 @@ use futures_util::{Stream, StreamExt, stream};
 use gpt4roi::{
     chat::{Answer, AskOptions, ResolvedRegion},
     generate::FinishReason,
+    zoom::Zoom,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -28,7 +29,7 @@ use crate::{
     engine::{Question, Update},
     fault::{Fault, Result},
     generation::{When, Wishes},
-    limits::{Few, Limits, MAX_MESSAGES, MAX_REGIONS},
+    limits::{Few, Limits, MAX_CLOSE_UPS, MAX_MESSAGES, MAX_REGIONS},
     metrics::Tally,
     regions::{self, Region},
     sse,
@@ -112,6 +113,11 @@ pub(crate) async fn create(
         })
         .await?;
     drop(body_held);
+    let region_tokens = conversation.region_tokens(size);
+    if options.zoom != Zoom::Off && region_tokens > MAX_CLOSE_UPS {
+        let expected = format!("auto for a question about at most {MAX_CLOSE_UPS} regions, got {region_tokens}");
+        return Err(Fault::Value { param: "zoom".into(), expected });
+    }
     let question = Question {
         image: picture.image,
         regions,
@@ -125,7 +131,7 @@ pub(crate) async fn create(
         created: unix_seconds(SystemTime::now()),
         model: app.model.clone(),
         image_tokens: app.engine.config().vision.patches(),
-        region_tokens: conversation.region_tokens(size),
+        region_tokens,
     };
     let reply = app.engine.ask(question).map_err(|refused| conversation.refused(refused))?;
     let talk = Talk { updates: app.updates(reply, picture.held, tally), stops, completion, regions: Vec::new() };

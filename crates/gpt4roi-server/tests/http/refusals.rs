@@ -44,6 +44,24 @@ fn impossible_wishes_are_named() {
     check(&server, &body, 404, "model_not_found", "model");
 }
 
+/// Each costs a run of the tower, during which others wait.
+#[test]
+fn no_question_has_many_regions_looked_at_closely() {
+    let server = start(|_| {});
+    let ask = |count: usize| {
+        let regions: Vec<Value> = (0..count).map(|index| json!({"box": [index, 0, index + 20, 20]})).collect();
+        let text: Vec<String> = (1..=count).map(|id| format!("<region{id}>")).collect();
+        let mut body = question(&text.join(" "), &json!(regions));
+        (body["zoom"], body["max_tokens"]) = ("auto".into(), 1.into());
+        body
+    };
+    assert_eq!(server.chat(&ask(16)).status, 200);
+    check(&server, &ask(17), 400, "invalid_value", "zoom");
+    let mut many = ask(17);
+    many["zoom"] = "off".into();
+    assert_eq!(server.chat(&many).status, 200);
+}
+
 #[test]
 fn regions_that_can_not_be_are_named() {
     let server = start(|_| {});
