@@ -60,7 +60,7 @@ export class Talk {
 
   #descriptions(round: Round, words: (text: string) => Node[]): HTMLElement {
     const rows = round.each.map(({ region, text, probability }) =>
-      element('li', {}, ...words(`<region${region}>`), element('span', {}, ...words(text)), sureness(probability)));
+      element('li', {}, ...words(`<region${region}>`), element('span', {}, ...words(text), ' ', sureness(probability))));
     return element('ul', { class: 'descriptions' }, ...rows);
   }
 
