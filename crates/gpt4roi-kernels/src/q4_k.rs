@@ -5,7 +5,7 @@ use crate::{
     quant_block::{BlockFormat, LANES, Panel, half, lanes},
 };
 #[cfg(target_arch = "x86_64")]
-use crate::{quant_product::Totals, quant_rows::RowStretch};
+use crate::{quant_lanes::add_row, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q4_K` (`ggml/src/ggml-common.h`), 4.5 bits a weight:
 ///
@@ -33,6 +33,7 @@ impl BlockFormat for Q4K {
     const HALVES: &'static [usize] = &[0, 2];
     const GROUP: usize = 32;
     const OFFSET: u8 = 0;
+    const LARGEST: u8 = 15;
     const HAS_MIN: bool = true;
 
     #[inline(always)]
@@ -60,6 +61,12 @@ impl BlockFormat for Q4K {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn add_row_avx512(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
         avx512::add_row(tile, x, totals);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_row_avx2(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
+        avx2::add_row(tile, x, totals);
     }
 }
 
@@ -97,47 +104,31 @@ impl Factors {
     }
 }
 
-/// One row of activations straight from a tile (see [`crate::quant_lanes`]).
+// One row of activations straight from a tile.
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::{HEAD, WORDS};
-    use crate::{interleave::WORD, quant_lanes::*, quant_product::Totals, quant_rows::RowStretch};
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(super) fn add_row(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
-        let (head, values) = tile.as_chunks::<WORD>().0.split_at(HEAD);
-        let halves = load_words(&head[0]);
-        let (d, dmin) = (low_halves(halves), low_halves(_mm512_srli_epi32::<16>(halves)));
-        let (scales, mins, rest) = (load_words(&head[1]), load_words(&head[2]), load_words(&head[3]));
-        let (six_bits, four_bits, top_bits) = (_mm512_set1_epi8(0x3f), _mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x30));
-        // Shifts of whole words: what comes over from the neighbouring byte is masked away.
-        let with_top = |low, top| {
-            let top = _mm512_and_si512(_mm512_srli_epi32::<2>(top), top_bits);
-            _mm512_or_si512(_mm512_and_si512(low, four_bits), top)
-        };
-        let scales = [_mm512_and_si512(scales, six_bits), with_top(rest, scales)];
-        let mins = [_mm512_and_si512(mins, six_bits), with_top(_mm512_srli_epi32::<4>(rest), mins)];
-        let mut sum = load(totals);
-        let parts = values.as_chunks::<WORDS>().0.iter().zip(x.values.as_chunks::<64>().0);
-        for (part, (values, x_values)) in parts.enumerate() {
-            let (first, second) = (2 * part, 2 * part + 1);
-            let (mut low, mut high) = (_mm512_set1_epi32(x.starts[first]), _mm512_set1_epi32(x.starts[second]));
-            for (word, packed) in values.iter().enumerate() {
-                let packed = load_words(packed);
-                let low_values = _mm512_and_si512(packed, four_bits);
-                let high_values = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), four_bits);
-                low = _mm512_dpbusd_epi32(low, low_values, four_columns(x_values, word));
-                high = _mm512_dpbusd_epi32(high, high_values, four_columns(x_values, WORDS + word));
-            }
-            for (group, dots) in [(first, low), (second, high)] {
-                let scale = _mm512_mul_ps(d, byte_as_float(scales[group / 4], group % 4));
-                sum = add_scaled(sum, dots, scale, x.scales[group]);
-                let min = _mm512_mul_ps(dmin, byte_as_float(mins[group / 4], group % 4));
-                sum = _mm512_fnmadd_ps(min, _mm512_set1_ps(x.sums[group]), sum);
-            }
+add_row! { |tile, x, totals| {
+    let (head, values) = tile.as_chunks::<WORD>().0.split_at(HEAD);
+    let halves = load_words(&head[0]);
+    let (d, dmin) = (low_halves(halves), low_halves(shift_right::<16>(halves)));
+    let (scales, mins, rest) = (load_words(&head[1]), load_words(&head[2]), load_words(&head[3]));
+    let with_top = |low, top| or(masked(low, 0x0f), masked(shift_right::<2>(top), 0x30));
+    let scales = [masked(scales, 0x3f), with_top(rest, scales)];
+    let mins = [masked(mins, 0x3f), with_top(shift_right::<4>(rest), mins)];
+    let mut sum = load(totals);
+    let parts = values.as_chunks::<WORDS>().0.iter().zip(x.values.as_chunks::<64>().0);
+    for (part, (values, x_values)) in parts.enumerate() {
+        let (mut low, mut high) = (splat(0), splat(0));
+        for (word, packed) in values.iter().enumerate() {
+            let packed = load_words(packed);
+            low = add_products(low, masked(packed, 0x0f), four_columns(x_values, word));
+            high = add_products(high, masked(shift_right::<4>(packed), 0x0f), four_columns(x_values, WORDS + word));
         }
-        store(sum, totals);
+        for (group, dots) in [(2 * part, low), (2 * part + 1, high)] {
+            let scale = multiply(d, byte_as_float(scales[group / 4], group % 4));
+            sum = add_scaled(sum, dots, scale, x.scales[group]);
+            let min = multiply(dmin, byte_as_float(mins[group / 4], group % 4));
+            sum = subtract_min(sum, min, x.sums[group]);
+        }
     }
-}
+    store(sum, totals);
+} }

@@ -5,7 +5,7 @@ use crate::{
     quant_block::{BlockFormat, LANES, Panel, halves, lanes},
 };
 #[cfg(target_arch = "x86_64")]
-use crate::{quant_product::Totals, quant_rows::RowStretch};
+use crate::{quant_lanes::add_row, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q6_K` (`ggml/src/ggml-common.h`), 6.5625 bits a weight:
 ///
@@ -34,6 +34,7 @@ impl BlockFormat for Q6K {
     const HALVES: &'static [usize] = &[208];
     const GROUP: usize = 16;
     const OFFSET: u8 = 32;
+    const LARGEST: u8 = 63;
     const HAS_MIN: bool = false;
 
     #[inline(always)]
@@ -68,52 +69,47 @@ impl BlockFormat for Q6K {
     unsafe fn add_row_avx512(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
         avx512::add_row(tile, x, totals);
     }
-}
 
-/// One row of activations straight from a tile (see [`crate::quant_lanes`]).
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::{HIGH, Q6K, SCALES, WORDS};
-    use crate::{
-        interleave::WORD, quant_block::BlockFormat, quant_lanes::*, quant_product::Totals, quant_rows::RowStretch,
-    };
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(super) fn add_row(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
-        let words = tile.as_chunks::<WORD>().0;
-        let d = load_halves(&tile[Q6K::WORDS * WORD..]);
-        let (four_bits, top_bits) = (_mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x30));
-        // Two bits of `top` go on top of four of `low`.
-        let with_top = |low, top| _mm512_or_si512(_mm512_and_si512(low, four_bits), _mm512_and_si512(top, top_bits));
-        let mut sum = load(totals);
-        for (half, x_values) in x.values.as_chunks::<128>().0.iter().enumerate() {
-            let mut dots = [_mm512_setzero_si512(); 8];
-            for (group, dots) in dots.iter_mut().enumerate() {
-                *dots = _mm512_set1_epi32(x.starts[8 * half + group]);
-            }
-            for word in 0..WORDS {
-                let first = load_words(&words[2 * WORDS * half + word]);
-                let second = load_words(&words[2 * WORDS * half + WORDS + word]);
-                let high = load_words(&words[HIGH + WORDS * half + word]);
-                let quarters = [
-                    with_top(first, _mm512_slli_epi16::<4>(high)),
-                    with_top(second, _mm512_slli_epi16::<2>(high)),
-                    with_top(_mm512_srli_epi16::<4>(first), high),
-                    with_top(_mm512_srli_epi16::<4>(second), _mm512_srli_epi16::<2>(high)),
-                ];
-                for (quarter, values) in quarters.into_iter().enumerate() {
-                    let dots = &mut dots[2 * quarter + word / 4];
-                    *dots = _mm512_dpbusd_epi32(*dots, values, four_columns(x_values, WORDS * quarter + word));
-                }
-            }
-            for (group, dots) in dots.into_iter().enumerate() {
-                let place = 8 * half + group;
-                let scale = signed_byte_as_float(load_words(&words[SCALES + place / 4]), place % 4);
-                sum = add_scaled(sum, dots, _mm512_mul_ps(d, scale), x.scales[place / 2]);
-            }
-        }
-        store(sum, totals);
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_row_avx2(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
+        avx2::add_row(tile, x, totals);
     }
 }
+
+// One row of activations straight from a tile.
+#[cfg(target_arch = "x86_64")]
+add_row! { |tile, x, totals| {
+    let words = tile.as_chunks::<WORD>().0;
+    let d = load_halves(&tile[Q6K::WORDS * WORD..]);
+    // Two bits of `top` go on top of four of `low`.
+    let with_top = |low, top| or(masked(low, 0x0f), masked(top, 0x30));
+    let mut sum = load(totals);
+    for (half, x_values) in x.values.as_chunks::<128>().0.iter().enumerate() {
+        let mut dots = [splat(0); 8];
+        for (group, dots) in dots.iter_mut().enumerate() {
+            *dots = splat(x.starts[8 * half + group]);
+        }
+        for word in 0..WORDS {
+            let first = load_words(&words[2 * WORDS * half + word]);
+            let second = load_words(&words[2 * WORDS * half + WORDS + word]);
+            let high = load_words(&words[HIGH + WORDS * half + word]);
+            let quarters = [
+                with_top(first, shift_left::<4>(high)),
+                with_top(second, shift_left::<2>(high)),
+                with_top(shift_right::<4>(first), high),
+                with_top(shift_right::<4>(second), shift_right::<2>(high)),
+            ];
+            for (quarter, values) in quarters.into_iter().enumerate() {
+                let dots = &mut dots[2 * quarter + word / 4];
+                *dots = add_products(*dots, values, four_columns(x_values, WORDS * quarter + word));
+            }
+        }
+        for (group, dots) in dots.into_iter().enumerate() {
+            let place = 8 * half + group;
+            let scale = signed_byte_as_float(load_words(&words[SCALES + place / 4]), place % 4);
+            sum = add_scaled(sum, dots, multiply(d, scale), x.scales[place / 2]);
+        }
+    }
+    store(sum, totals);
+} }

@@ -5,7 +5,7 @@ use crate::{
     quant_block::{BlockFormat, LANES, Panel, halves},
 };
 #[cfg(target_arch = "x86_64")]
-use crate::{quant_product::Totals, quant_rows::RowStretch};
+use crate::{quant_lanes::add_row, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q8_0` (`ggml/src/ggml-common.h`), 8.5 bits a weight:
 ///
@@ -27,6 +27,7 @@ impl BlockFormat for Q8_0 {
     const HALVES: &'static [usize] = &[0];
     const GROUP: usize = COLUMNS;
     const OFFSET: u8 = 128;
+    const LARGEST: u8 = 255;
     const HAS_MIN: bool = false;
 
     #[inline(always)]
@@ -44,36 +45,26 @@ impl BlockFormat for Q8_0 {
     unsafe fn add_row_avx512(tiles: &[u8], x: &RowStretch, totals: &mut Totals) {
         avx512::add_row(tiles, x, totals);
     }
-}
 
-/// One row of activations straight from tiles (see [`crate::quant_lanes`]).
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::{COLUMNS, Q8_0};
-    use crate::{
-        interleave::WORD,
-        quant_block::{BlockFormat, LANES},
-        quant_lanes::*,
-        quant_product::Totals,
-        quant_rows::RowStretch,
-    };
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(super) fn add_row(tiles: &[u8], x: &RowStretch, totals: &mut Totals) {
-        let sign = _mm512_set1_epi8(i8::MIN);
-        let mut sum = load(totals);
-        let tiles = tiles.as_chunks::<{ LANES * Q8_0::BYTES }>().0;
-        for (group, (tile, x_values)) in tiles.iter().zip(x.values.as_chunks::<COLUMNS>().0).enumerate() {
-            let (values, d) = tile.split_at(Q8_0::WORDS * WORD);
-            let mut dots = _mm512_set1_epi32(x.starts[group]);
-            for (word, values) in values.as_chunks::<WORD>().0.iter().enumerate() {
-                let values = _mm512_xor_si512(load_words(values), sign);
-                dots = _mm512_dpbusd_epi32(dots, values, four_columns(x_values, word));
-            }
-            sum = add_scaled(sum, dots, load_halves(d), x.scales[group]);
-        }
-        store(sum, totals);
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_row_avx2(tiles: &[u8], x: &RowStretch, totals: &mut Totals) {
+        avx2::add_row(tiles, x, totals);
     }
 }
+
+// One row of activations straight from tiles.
+#[cfg(target_arch = "x86_64")]
+add_row! { |tiles, x, totals| {
+    let mut sum = load(totals);
+    let tiles = tiles.as_chunks::<{ LANES * Q8_0::BYTES }>().0;
+    for (group, (tile, x_values)) in tiles.iter().zip(x.values.as_chunks::<COLUMNS>().0).enumerate() {
+        let (values, d) = tile.split_at(Q8_0::WORDS * WORD);
+        let mut dots = signed_start(x.starts[group]);
+        for (word, values) in values.as_chunks::<WORD>().0.iter().enumerate() {
+            dots = add_signed_products(dots, load_words(values), four_columns(x_values, word));
+        }
+        sum = add_scaled(sum, dots, load_halves(d), x.scales[group]);
+    }
+    store(sum, totals);
+} }

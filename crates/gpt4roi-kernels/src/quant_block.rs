@@ -38,6 +38,10 @@ pub(crate) trait BlockFormat: Sync {
     const GROUP: usize;
     /// What the quantised value 0 is stored as.
     const OFFSET: u8;
+    /// The largest value that is stored.
+    const LARGEST: u8;
+    /// Whether stored values exceed a signed byte. Without their offset they are signed bytes.
+    const IS_SHIFTED: bool = Self::LARGEST > 127;
     /// Whether groups have a min.
     const HAS_MIN: bool;
 
@@ -62,6 +66,13 @@ pub(crate) trait BlockFormat: Sync {
     /// The processor has to have AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     unsafe fn add_row_avx512(tiles: &[u8], x: &RowStretch, totals: &mut Totals);
+
+    /// As [`Self::add_row_avx512`].
+    ///
+    /// # Safety
+    /// The processor has to have AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn add_row_avx2(tiles: &[u8], x: &RowStretch, totals: &mut Totals);
 }
 
 /// A stretch of sixteen rows, ready to be multiplied.

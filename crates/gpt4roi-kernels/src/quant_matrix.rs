@@ -494,6 +494,34 @@ mod tests {
         }
     }
 
+    /// Sums of a few products are held in 16 bits.
+    #[test]
+    fn the_largest_values_do_not_overflow() {
+        let columns = 256;
+        for (format, fill) in FORMATS.into_iter().flat_map(|format| [0xff, 0x80, 0x7f].map(|fill| (format, fill))) {
+            let mut blocks = vec![fill; 16 * columns / format.block_columns() * format.block_bytes()];
+            for block in blocks.chunks_exact_mut(format.block_bytes()) {
+                let quarter = half::f16::from_f32(0.25).to_le_bytes();
+                match format {
+                    QuantFormat::Q4K => block[..4].copy_from_slice(&[quarter, quarter].concat()),
+                    QuantFormat::Q6K => block[208..].copy_from_slice(&quarter),
+                    QuantFormat::Q8_0 => block[..2].copy_from_slice(&quarter),
+                }
+            }
+            let matrix = QuantMatrix::new(format, 16, columns, &blocks).unwrap();
+            let weights = dequantized(format, &blocks);
+            let x: Vec<f32> = (0..8 * columns).map(|i| if i / columns % 2 == 0 { 127.0 } else { -127.0 }).collect();
+            for (level, n) in Level::available().flat_map(|level| [(level, 1), (level, 8)]) {
+                let x = &x[(8 - n) * columns..];
+                let mut y = vec![f32::NAN; 16 * n];
+                matrix.product_at(level, x, &mut y);
+                for (&got, (expected, _)) in y.iter().zip(reference(&weights, x, columns)) {
+                    assert_eq!(f64::from(got), expected, "{level:?} {format:?} {fill:#x} {n} rows");
+                }
+            }
+        }
+    }
+
     #[test]
     fn threads_and_pieces_of_activations_change_nothing() {
         let (rows, columns, n) = (33, 8192, 150); // two pieces
@@ -508,6 +536,24 @@ mod tests {
         let expected = product(1, n);
         assert_eq!(product(3, n), expected);
         assert_eq!(product(3, 1), expected[149 * rows..]);
+    }
+
+    /// Decoding gives a token the numbers that reading it with others would.
+    #[test]
+    fn a_row_by_itself_is_what_it_is_among_others() {
+        for format in FORMATS {
+            let (rows, columns, n) = (35, 768, 17);
+            let (matrix, _) = random(format, rows, columns, 15);
+            let x = values(n * columns, 16);
+            for level in Level::available() {
+                let (mut together, mut alone) = (vec![f32::NAN; n * rows], vec![f32::NAN; n * rows]);
+                matrix.product_at(level, &x, &mut together);
+                for (x, y) in x.chunks_exact(columns).zip(alone.chunks_exact_mut(rows)) {
+                    matrix.product_at(level, x, y);
+                }
+                assert_eq!(alone, together, "{level:?} {format:?}");
+            }
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ impl Level {
         let vector = {
             use std::arch::is_x86_feature_detected as has;
             let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni");
-            [(Self::Avx512Vnni, avx512), (Self::Avx2, has!("avx2") && has!("fma"))]
+            [(Self::Avx512Vnni, avx512), (Self::Avx2, has!("avx2") && has!("fma") && has!("f16c"))]
         };
         #[cfg(target_arch = "aarch64")]
         let vector = [(Self::NeonDot, std::arch::is_aarch64_feature_detected!("dotprod")), (Self::Neon, true)];
@@ -116,7 +116,7 @@ mod avx512 {
         panel: &mut Panel,
         totals: &mut [Totals],
     ) {
-        prefetch(tiles);
+        prefetch(tiles, tiles.len());
         if let ([x], [totals]) = (x, &mut *totals) {
             // SAFETY: This function's features are those that it needs.
             return unsafe { F::add_row_avx512(tiles, x, totals) };
@@ -207,10 +207,15 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
+    use crate::quant_lanes::prefetch;
 
     const HALF: usize = LANES / 2;
+    /// Bytes asked for ahead of one row's products: four tiles of `q4_k`.
+    const AHEAD: usize = 4 * 144 * LANES;
+    /// So many rows are multiplied together: their sums, and those of pairs, fit sixteen registers.
+    const TOGETHER: usize = 6;
 
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn add_stretch<F: BlockFormat>(
         tiles: &[u8],
         groups: usize,
@@ -218,20 +223,33 @@ mod avx2 {
         panel: &mut Panel,
         totals: &mut [Totals],
     ) {
+        if let ([x], [totals]) = (x, &mut *totals) {
+            prefetch(tiles, AHEAD);
+            // SAFETY: This function's features are those that it needs.
+            return unsafe { F::add_row_avx2(tiles, x, totals) };
+        }
         F::unpack(tiles, panel);
-        let ((fours, ones), (four_totals, one_totals)) = (x.as_chunks::<4>(), totals.as_chunks_mut::<4>());
+        let ((many, few), (many_totals, few_totals)) = (x.as_chunks::<TOGETHER>(), totals.as_chunks_mut::<TOGETHER>());
         for half in 0..2 {
-            for (x, totals) in fours.iter().zip(&mut *four_totals) {
-                add_rows::<F, 4>(panel, half, groups, x, totals);
+            for (x, totals) in many.iter().zip(&mut *many_totals) {
+                add_rows::<F, TOGETHER>(panel, half, groups, x, totals);
             }
-            for (x, totals) in ones.as_chunks::<1>().0.iter().zip(one_totals.as_chunks_mut::<1>().0) {
+            for (x, totals) in few.as_chunks::<1>().0.iter().zip(few_totals.as_chunks_mut::<1>().0) {
                 add_rows::<F, 1>(panel, half, groups, x, totals);
             }
         }
     }
 
-    /// Eight of the sixteen rows of weights. The even and the odd columns of a word are multiplied apart,
-    /// widened to 16 bits, so that no sum of two products saturates.
+    /// How many words can be multiplied before 16 bits are too few for the sum of a pair of columns. The largest
+    /// activation is 127.
+    const fn words_before_widening<F: BlockFormat>() -> usize {
+        let largest_weight = if F::IS_SHIFTED { 128 } else { F::LARGEST as usize };
+        let words = i16::MAX as usize / (2 * 127 * largest_weight);
+        if words < F::GROUP / 4 { words } else { F::GROUP / 4 }
+    }
+
+    /// Eight of the sixteen rows of weights. Bytes are multiplied and added by pairs into 16 bits, which are widened as
+    /// seldom as they may be.
     #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
     fn add_rows<F: BlockFormat, const N: usize>(
@@ -241,6 +259,7 @@ mod avx2 {
         x: &[RowStretch; N],
         totals: &mut [Totals; N],
     ) {
+        let ones = _mm256_set1_epi16(1);
         let mut sums = [_mm256_setzero_ps(); N];
         for (sum, totals) in sums.iter_mut().zip(&*totals) {
             *sum = load(totals, half);
@@ -248,19 +267,22 @@ mod avx2 {
         for part in 0..groups * ACTIVATION_GROUP / F::GROUP {
             let group = part * F::GROUP / ACTIVATION_GROUP;
             let mut dots = [_mm256_setzero_si256(); N];
-            for (dot, x) in dots.iter_mut().zip(x) {
-                *dot = _mm256_set1_epi32(x.starts[part]);
-            }
-            for word in 0..F::GROUP / 4 {
-                let word = part * F::GROUP / 4 + word;
-                let weights = word_of_weights(panel, half, word);
-                let (even, odd) = (_mm256_and_si256(weights, _mm256_set1_epi16(255)), _mm256_srli_epi16::<8>(weights));
+            if F::OFFSET > 0 && !F::IS_SHIFTED {
                 for (dot, x) in dots.iter_mut().zip(x) {
-                    let values = word_of_row(x, word);
-                    let even_values = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(values));
-                    let odd_values = _mm256_srai_epi16::<8>(values);
-                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(even, even_values));
-                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(odd, odd_values));
+                    *dot = _mm256_set1_epi32(x.starts[part]);
+                }
+            }
+            let (start, end) = (part * F::GROUP / 4, (part + 1) * F::GROUP / 4);
+            for start in (start..end).step_by(words_before_widening::<F>()) {
+                let mut pairs = [_mm256_setzero_si256(); N];
+                for word in start..start + words_before_widening::<F>() {
+                    let weights = word_of_weights(panel, half, word);
+                    for (pairs, x) in pairs.iter_mut().zip(x) {
+                        *pairs = _mm256_add_epi16(*pairs, pairs_of_products::<F>(weights, word_of_row(x, word)));
+                    }
+                }
+                for (dot, pairs) in dots.iter_mut().zip(pairs) {
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
                 }
             }
             let scale = load(&panel.scales[part], half);
@@ -279,6 +301,19 @@ mod avx2 {
             let half: &mut [f32; HALF] = &mut totals.as_chunks_mut().0[half];
             // SAFETY: The array has room for the eight lanes.
             unsafe { _mm256_storeu_ps(half.as_mut_ptr(), sum) };
+        }
+    }
+
+    /// The products of two columns each, added. One factor of the instruction has no sign: where weights have one, it
+    /// goes over to the activations.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn pairs_of_products<F: BlockFormat>(weights: __m256i, values: __m256i) -> __m256i {
+        if F::IS_SHIFTED {
+            let weights = _mm256_xor_si256(weights, _mm256_set1_epi8(i8::MIN));
+            _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(values, weights))
+        } else {
+            _mm256_maddubs_epi16(weights, values)
         }
     }
 
@@ -349,16 +384,10 @@ mod neon {
     /// 128, which is taken away instead of being accounted for in the start.
     pub(super) struct DotOfBytes;
 
-    impl DotOfBytes {
-        const fn is_shifted<F: BlockFormat>() -> bool {
-            F::OFFSET == 128
-        }
-    }
-
     impl Dot for DotOfBytes {
         #[inline(always)]
         fn start<F: BlockFormat>(x: &RowStretch, part: usize) -> i32 {
-            if Self::is_shifted::<F>() { 0 } else { x.starts[part] }
+            if F::IS_SHIFTED { 0 } else { x.starts[part] }
         }
 
         #[inline(always)]
@@ -366,7 +395,7 @@ mod neon {
             // SAFETY: The level comes from `available`, which has asked the processor for SDOT. Neither memory nor
             // flags are touched.
             unsafe {
-                let weights = if Self::is_shifted::<F>() { veorq_u8(weights, vdupq_n_u8(128)) } else { weights };
+                let weights = if F::IS_SHIFTED { veorq_u8(weights, vdupq_n_u8(128)) } else { weights };
                 asm!(
                     ".arch_extension dotprod",
                     "sdot {dots:v}.4s, {weights:v}.16b, {values:v}.16b",
