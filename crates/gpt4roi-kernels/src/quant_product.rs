@@ -212,8 +212,6 @@ mod avx2 {
     const HALF: usize = LANES / 2;
     /// Bytes asked for ahead of one row's products: four tiles of `q4_k`.
     const AHEAD: usize = 4 * 144 * LANES;
-    /// So many rows are multiplied together: their sums, and those of pairs, fit sixteen registers.
-    const TOGETHER: usize = 6;
 
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn add_stretch<F: BlockFormat>(
@@ -229,12 +227,12 @@ mod avx2 {
             return unsafe { F::add_row_avx2(tiles, x, totals) };
         }
         F::unpack(tiles, panel);
-        let ((many, few), (many_totals, few_totals)) = (x.as_chunks::<TOGETHER>(), totals.as_chunks_mut::<TOGETHER>());
+        let ((fours, ones), (four_totals, one_totals)) = (x.as_chunks::<4>(), totals.as_chunks_mut::<4>());
         for half in 0..2 {
-            for (x, totals) in many.iter().zip(&mut *many_totals) {
-                add_rows::<F, TOGETHER>(panel, half, groups, x, totals);
+            for (x, totals) in fours.iter().zip(&mut *four_totals) {
+                add_rows::<F, 4>(panel, half, groups, x, totals);
             }
-            for (x, totals) in few.as_chunks::<1>().0.iter().zip(few_totals.as_chunks_mut::<1>().0) {
+            for (x, totals) in ones.as_chunks::<1>().0.iter().zip(one_totals.as_chunks_mut::<1>().0) {
                 add_rows::<F, 1>(panel, half, groups, x, totals);
             }
         }
@@ -267,6 +265,7 @@ mod avx2 {
         for part in 0..groups * ACTIVATION_GROUP / F::GROUP {
             let group = part * F::GROUP / ACTIVATION_GROUP;
             let mut dots = [_mm256_setzero_si256(); N];
+            // Shifted weights get their sign back below: nothing has to be taken away for their offset.
             if F::OFFSET > 0 && !F::IS_SHIFTED {
                 for (dot, x) in dots.iter_mut().zip(x) {
                     *dot = _mm256_set1_epi32(x.starts[part]);
