@@ -17,7 +17,7 @@ pub(crate) enum Level {
     /// Dot products of bytes in 512-bit registers.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
-    /// Products of 16-bit integers in 256-bit registers.
+    /// Products of bytes, added by pairs, in 256-bit registers.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// Dot products of bytes in 128-bit registers.
@@ -257,6 +257,7 @@ mod avx2 {
         x: &[RowStretch; N],
         totals: &mut [Totals; N],
     ) {
+        const { assert!((F::GROUP / 4) % words_before_widening::<F>() == 0, "a group ends where pairs are widened") };
         let ones = _mm256_set1_epi16(1);
         let mut sums = [_mm256_setzero_ps(); N];
         for (sum, totals) in sums.iter_mut().zip(&*totals) {
