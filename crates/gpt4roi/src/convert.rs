@@ -79,6 +79,12 @@ pub enum ConvertError {
         /// The place.
         path: PathBuf,
     },
+    /// Another process is writing the same output.
+    #[error("{} is being written by another process", path.display())]
+    InUse {
+        /// The place.
+        path: PathBuf,
+    },
     /// A checkpoint can't be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
