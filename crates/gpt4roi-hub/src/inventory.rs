@@ -52,7 +52,8 @@ pub struct CachedFile {
     pub path: String,
     /// Bytes; 0 if the content is gone.
     pub size: u64,
-    /// Where the content lies: the file itself, or what it links to.
+    /// Where the content lies: in the model's `blobs` if the file links there, or else the file itself, even if it
+    /// is a link to something that is not the cache's.
     pub content: PathBuf,
     /// Whether there is a content.
     pub is_there: bool,
@@ -109,7 +110,19 @@ impl Cache {
     fn revision(&self, id: &ModelId, commit: String, refs: &[(String, String)]) -> Result<CachedRevision> {
         let snapshot = self.snapshot(id, &commit);
         let refs = refs.iter().filter(|(_, meant)| *meant == commit).map(|(name, _)| name.clone()).collect();
-        Ok(CachedRevision { refs, files: files(&snapshot)?, snapshot, commit })
+        Ok(CachedRevision { refs, files: self.files(id, &commit)?, snapshot, commit })
+    }
+
+    /// The files of a commit, by path.
+    pub(crate) fn files(&self, id: &ModelId, commit: &str) -> Result<Vec<CachedFile>> {
+        let (snapshot, blobs) = (self.snapshot(id, commit), self.folder(id).join("blobs"));
+        let file = |path: String| {
+            let shown = snapshot.join(&path);
+            let blob = linked(&shown).filter(|content| content.parent() == Some(&blobs));
+            let size = fs::metadata(&shown).ok().map(|content| content.len());
+            CachedFile { path, size: size.unwrap_or(0), content: blob.unwrap_or(shown), is_there: size.is_some() }
+        };
+        Ok(walk(&snapshot)?.into_iter().map(file).collect())
     }
 
     /// Branches and tags with the commits that they meant.
@@ -121,17 +134,6 @@ impl Cache {
         };
         Ok(walk(&refs)?.into_iter().filter_map(meaning).collect())
     }
-}
-
-/// The files of a snapshot, by path.
-pub(crate) fn files(snapshot: &Path) -> Result<Vec<CachedFile>> {
-    let file = |path: String| {
-        let shown = snapshot.join(&path);
-        let content = linked(&shown).unwrap_or_else(|| shown.clone());
-        let size = fs::metadata(&shown).ok().map(|content| content.len());
-        CachedFile { path, size: size.unwrap_or(0), content, is_there: size.is_some() }
-    };
-    Ok(walk(snapshot)?.into_iter().map(file).collect())
 }
 
 /// What a link leads to, without `..`.
@@ -148,26 +150,36 @@ fn linked(link: &Path) -> Option<PathBuf> {
     Some(path)
 }
 
-/// Everything of a model that takes room, each once: its blobs, and files of snapshots that are no links to them.
+/// Everything of a model that takes room, each once: its blobs, and files of snapshots that are no links to them. What
+/// links lead to elsewhere takes no room here.
 fn contents(folder: &Path, revisions: &[CachedRevision]) -> Result<Vec<(PathBuf, Metadata)>> {
     let blobs = folder.join("blobs");
     let mut paths: BTreeSet<PathBuf> = names(&blobs)?.iter().map(|name| blobs.join(name)).collect();
     paths.extend(revisions.iter().flat_map(|revision| &revision.files).map(|file| file.content.clone()));
-    Ok(paths.into_iter().filter_map(|path| fs::metadata(&path).ok().map(|content| (path, content))).collect())
+    Ok(paths.into_iter().filter_map(|path| fs::symlink_metadata(&path).ok().map(|content| (path, content))).collect())
 }
 
-/// The paths of all files below a directory, in order, with `/` between their names. Links are not followed.
+/// The paths of all files below a directory, in order, with `/` between their names. Links are not followed, not even
+/// one in the directory's place.
 fn walk(directory: &Path) -> Result<Vec<String>> {
     let mut paths = Vec::new();
+    if !is_directory(directory) {
+        return Ok(paths);
+    }
     for name in names(directory)? {
         let path = directory.join(&name);
-        if fs::symlink_metadata(&path).is_ok_and(|entry| entry.is_dir()) {
+        if is_directory(&path) {
             paths.extend(walk(&path)?.iter().map(|below| format!("{name}/{below}")));
         } else {
             paths.push(name);
         }
     }
     Ok(paths)
+}
+
+/// Whether it is a directory and no link to one.
+pub(crate) fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|entry| entry.is_dir())
 }
 
 /// The names in a directory, in order; none if there is no directory.

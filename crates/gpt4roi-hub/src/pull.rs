@@ -16,7 +16,6 @@ use crate::{
     config::HubConfig,
     error::{HubError, Result},
     fetch::Fetch,
-    inventory,
     listing::{self, Listing, RemoteFile},
     model::ModelRef,
     partial::{OpenStorage, open_file},
@@ -126,7 +125,7 @@ impl Hub {
         let absent = |_| HubError::Offline { model: model.to_string(), cache: self.cache.root().to_owned() };
         let snapshot = self.cache.find(model).map_err(absent)?;
         let commit = self.cache.commit(model).unwrap_or_default();
-        let files = inventory::files(&snapshot)?.into_iter();
+        let files = self.cache.files(&model.id, &commit)?.into_iter();
         let files = files.map(|file| PulledFile { path: file.path, size: file.size, downloaded: false }).collect();
         Ok(Pulled { commit, snapshot, files })
     }

@@ -11,7 +11,7 @@ use crate::{
     cache::Cache,
     digest::Digest,
     error::{HubError, Result},
-    inventory::{CachedModel, CachedRevision, names},
+    inventory::{CachedModel, CachedRevision, is_directory, names},
     model::{ModelId, ModelRef},
 };
 
@@ -70,7 +70,8 @@ impl Cache {
             kept.extend(contents(revision));
         }
         let contents: Vec<_> = contents(gone).difference(&kept).cloned().collect();
-        let bytes = contents.iter().filter_map(|path| fs::metadata(path).ok()).map(|content| content.len()).sum();
+        let bytes =
+            contents.iter().filter_map(|path| fs::symlink_metadata(path).ok()).map(|content| content.len()).sum();
         let refs = gone.refs.iter().map(|name| cached.folder.join("refs").join(name));
         let paths = refs.chain([gone.snapshot.clone()]).chain(contents).collect();
         Ok(Removal { commits: vec![gone.commit.clone()], bytes, paths, _locks: Vec::new() })
@@ -103,8 +104,7 @@ impl Removal {
 
 /// Removes a file, a link or a whole directory. One that is gone already is fine.
 pub(crate) fn remove(path: &Path) -> Result<()> {
-    let is_directory = fs::symlink_metadata(path).is_ok_and(|entry| entry.is_dir());
-    let removed = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed = if is_directory(path) { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(HubError::file(path)),

@@ -597,6 +597,33 @@ fn revisions_share_contents_and_leave_alone_what_the_other_shows() {
     assert!(matches!(place.cache().removal(&model()), Err(HubError::NotCached { .. })));
 }
 
+/// Somebody has put a link to a file of their own into a snapshot, and one to a directory in the place of another.
+#[cfg(unix)]
+#[test]
+fn what_links_lead_to_outside_of_the_cache_is_neither_counted_nor_removed() {
+    let (place, outside) = (Place::new(), tempfile::tempdir().unwrap());
+    let (id, snapshot) = (model().id, place.pull().unwrap().snapshot);
+    let (photo, shown) = (outside.path().join(sha256().hex()), snapshot.join("photo"));
+    fs::write(&photo, vec![0; 5000]).unwrap();
+    std::os::unix::fs::symlink(&photo, &shown).unwrap();
+    std::os::unix::fs::symlink(outside.path(), snapshot.with_file_name("f".repeat(40))).unwrap();
+
+    let cached = place.cache().model(&id).unwrap();
+    assert!((SIZE as u64..SIZE as u64 + 1000).contains(&cached.bytes), "{}", cached.bytes);
+    assert_eq!(cached.revisions.iter().map(|revision| revision.files.len()).collect::<Vec<_>>(), [3, 0]);
+    let checks = cached.checks();
+    let check = checks.iter().find(|check| check.content == shown).unwrap();
+    assert_eq!(check.run().unwrap(), State::Unknown);
+    check.discard().unwrap();
+    assert!(photo.exists() && fs::symlink_metadata(&shown).is_err());
+
+    std::os::unix::fs::symlink(&photo, &shown).unwrap();
+    place.cache().removal(&"org/name@main".parse().unwrap()).unwrap().carry_out().unwrap();
+    assert!(!place.blob().exists() && !snapshot.exists());
+    place.cache().removal(&model()).unwrap().carry_out().unwrap();
+    assert_eq!(fs::read(&photo).unwrap().len(), 5000);
+}
+
 #[test]
 fn a_model_that_is_being_downloaded_is_not_removed() {
     let place = Place::new();
