@@ -51,12 +51,14 @@ impl Cache {
         }
     }
 
+    /// The locks' directory stays: whoever waits for one of them holds its file open, and would share the content with
+    /// the next one, who makes a new file.
     fn removal_of_model(&self, cached: &CachedModel) -> Result<Removal> {
         let folder = |name| cached.folder.join(name);
         Ok(Removal {
             commits: cached.revisions.iter().map(|revision| revision.commit.clone()).collect(),
             bytes: cached.bytes,
-            paths: vec![folder("refs"), folder("snapshots"), cached.folder.clone(), self.locks(&cached.id)],
+            paths: vec![folder("refs"), folder("snapshots"), cached.folder.clone()],
             _locks: self.lock_partials(&cached.id)?,
         })
     }

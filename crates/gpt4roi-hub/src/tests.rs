@@ -634,6 +634,19 @@ fn a_model_that_is_being_downloaded_is_not_removed() {
 }
 
 #[test]
+fn who_waits_for_a_model_that_is_removed_keeps_the_next_one_out() {
+    let place = Place::new();
+    place.leave_partial(b"begun");
+    let removal = place.cache().removal(&model()).unwrap();
+    let (waiting, taken) = place.cache().try_lock(&model().id, &sha256()).unwrap();
+    assert!(!taken, "the removal holds the lock");
+    removal.carry_out().unwrap();
+    waiting.lock().unwrap();
+    let (_next, taken) = place.cache().try_lock(&model().id, &sha256()).unwrap();
+    assert!(!taken, "two would download the same content into the same file");
+}
+
+#[test]
 fn verifying_finds_what_is_damaged_and_what_is_gone() {
     let place = Place::new();
     let snapshot = place.pull().unwrap().snapshot;
