@@ -23,7 +23,7 @@ pub struct HubConfig {
     pub token: Option<Token>,
     /// Whether to stay off the network.
     pub offline: bool,
-    /// Files that are downloaded at a time.
+    /// Files that are downloaded at a time; 0 is one, too.
     pub connections: usize,
     /// How long a connection may take to be made.
     pub connect_limit: Duration,

@@ -137,7 +137,7 @@ fn missing(fetch: &Fetch<'_>, files: &[RemoteFile]) -> Vec<RemoteFile> {
     files.iter().filter(|file| seen.insert(&file.digest) && !fetch.is_there(file)).cloned().collect()
 }
 
-/// Does something with every item, several at a time, until one fails.
+/// Does something with every item, several at a time and at least one, until one fails.
 fn in_parallel<T: Sync>(
     threads: usize,
     items: &[T],
@@ -156,7 +156,7 @@ fn in_parallel<T: Sync>(
         }
     };
     thread::scope(|scope| {
-        for _ in 0..threads.min(items.len()) {
+        for _ in 0..threads.max(1).min(items.len()) {
             scope.spawn(worker);
         }
     });

@@ -570,6 +570,13 @@ fn many_shards_come_side_by_side() {
 }
 
 #[test]
+fn no_connections_at_a_time_are_one() {
+    let place = Place::new();
+    let pulled = place.pull_with(HubConfig { connections: 0, ..place.config() }).unwrap();
+    place.assert_whole(&pulled);
+}
+
+#[test]
 fn revisions_share_contents_and_leave_alone_what_the_other_shows() {
     let place = Place::new();
     let old = place.pull().unwrap();
