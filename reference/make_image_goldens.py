@@ -1,6 +1,9 @@
 """Makes crates/gpt4roi/tests/data/{image.safetensors, pictures/*}.
 
-    pip install pillow numpy torch safetensors && python reference/make_image_goldens.py
+    pip install 'pillow<13' numpy torch safetensors && python reference/make_image_goldens.py
+
+The original ran on a Pillow of 2023. Since version 13 Pillow takes the two passes of the bicubic the other way round
+where a picture is tall, which gives other bytes.
 
 Pillow resizes and decodes, PyTorch squashes; the pictures are computed here. `pictures/NAME` is a file
 to decode, `image.safetensors` holds under `NAME` the colours that Pillow reads from it, and under
@@ -13,6 +16,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageOps
 from safetensors.numpy import save_file
@@ -114,6 +118,8 @@ def as_seen(name: str, file: bytes) -> np.ndarray:
 
 
 def main():
+    if int(PIL.__version__.split(".")[0]) >= 13:
+        raise SystemExit(f"expected Pillow before 13, got {PIL.__version__}")
     tensors = resized()
     (DATA / "pictures").mkdir(parents=True, exist_ok=True)
     for name, file in files().items():

@@ -237,16 +237,6 @@ struct Bytes {
     pixels: Vec<u8>,
 }
 
-impl Bytes {
-    /// Rows become columns.
-    fn transposed(&self) -> Self {
-        let height = self.pixels.len() / (3 * self.width).max(1);
-        let pixel = |row: usize, column: usize| &self.pixels[3 * (row * self.width + column)..][..3];
-        let columns = (0..self.width).flat_map(|column| (0..height).flat_map(move |row| pixel(row, column)));
-        Self { width: height, pixels: columns.copied().collect() }
-    }
-}
-
 /// Normalises and squashes.
 ///
 /// # Shapes
@@ -278,23 +268,12 @@ fn colour_tables(config: &VisionConfig) -> [[f32; 256]; 3] {
 
 /// Pillow's bicubic filter on bytes, for those rows and columns of the result that are looked at.
 ///
-/// Two steps with bytes in between, columns first; since version 13 rows first, if the picture loses rows
-/// and more than twice as many of them as columns. Where the two orders differ, they do so by a byte's last bit.
+/// Two steps with bytes in between: along the rows, then along the columns, in the order of every Pillow that the
+/// original can have run on. Pillow 13 takes tall pictures the other way round, which moves bytes by several levels.
+/// Only the source rows that some result row needs pass through the first step.
 ///
-/// Source: `src/libImaging/Resample.c` of Pillow 13.
+/// Source: `src/libImaging/Resample.c` of Pillow before 13.
 fn bicubic(picture: &RgbImage, across: &Squash, down: &Squash) -> Bytes {
-    let lost = |side: u32, target: &Squash| i64::from(side).saturating_sub_unsigned(target.input as u64);
-    let (rows, columns) = (lost(picture.height(), down), lost(picture.width(), across));
-    if rows > 2 * columns.max(0) {
-        let turned = image::imageops::flip_horizontal(&image::imageops::rotate90(picture));
-        return columns_first(&turned, down, across).transposed();
-    }
-    columns_first(picture, across, down)
-}
-
-/// The filter along the rows, then along the columns; only the source rows that some result row needs
-/// pass through the first step.
-fn columns_first(picture: &RgbImage, across: &Squash, down: &Squash) -> Bytes {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let (across, down) = (taps(width, across), taps(height, down));
     let mut rows: Vec<usize> = down.iter().flat_map(|tap| tap.start..tap.start + tap.weights.len()).collect();
