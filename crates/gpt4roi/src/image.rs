@@ -22,7 +22,7 @@ pub const DEFAULT_MAX_PIXELS: u64 = 50_000_000;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The file can't be opened.
+    /// The file can't be opened or read.
     #[error("{path}: {source}")]
     File {
         /// Which file.
@@ -38,6 +38,9 @@ pub enum ImageError {
         /// What is wrong with it.
         source: Box<Self>,
     },
+    /// The bytes can't be read. That says nothing about the picture.
+    #[error("expected to read a picture: {0}")]
+    Unread(#[source] std::io::Error),
     /// Neither PNG nor JPEG nor WebP, or a rare kind of these.
     #[error("expected a PNG, JPEG or WebP picture: {0}")]
     Unsupported(String),
@@ -74,9 +77,12 @@ impl Image {
     /// Opens a PNG, JPEG or WebP file of at most `max_pixels`; see [`Image::decode`].
     pub fn open(path: impl AsRef<std::path::Path>, max_pixels: u64) -> Result<Self, ImageError> {
         let path = path.as_ref();
-        let file = std::fs::File::open(path).map_err(|source| ImageError::File { path: path.to_path_buf(), source })?;
-        read(std::io::BufReader::new(file), max_pixels)
-            .map_err(|source| ImageError::InFile { path: path.to_path_buf(), source: Box::new(source) })
+        let in_file = |error| match error {
+            ImageError::Unread(source) => ImageError::File { path: path.to_path_buf(), source },
+            source => ImageError::InFile { path: path.to_path_buf(), source: Box::new(source) },
+        };
+        let file = std::fs::File::open(path).map_err(|source| in_file(ImageError::Unread(source)))?;
+        read(std::io::BufReader::new(file), max_pixels).map_err(in_file)
     }
 
     /// Decodes a PNG, JPEG or WebP file of at most `max_pixels`, of which the first frame counts.
@@ -142,7 +148,7 @@ fn read<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<Image, ImageErr
 
 /// The picture in the colours of its file, turned as its EXIF orientation says.
 pub(crate) fn upright<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<DynamicImage, ImageError> {
-    let mut reader = ImageReader::new(reader).with_guessed_format().map_err(|e| ImageError::Corrupt(e.to_string()))?;
+    let mut reader = ImageReader::new(reader).with_guessed_format().map_err(ImageError::Unread)?;
     // The decoders' own scratch space counts too, hence not only the bytes of the pixels.
     let mut limits = image::Limits::no_limits();
     limits.max_alloc = Some(max_pixels.saturating_mul(LARGEST_PIXEL).saturating_add(SCRATCH));
@@ -170,6 +176,8 @@ const SCRATCH: u64 = 64 << 20;
 fn decoding_error(error: image::ImageError) -> ImageError {
     match error {
         image::ImageError::Unsupported(error) => ImageError::Unsupported(error.to_string()),
+        // Decoders call bytes that are missing a failure of reading, too; the system's own have a number.
+        image::ImageError::IoError(error) if error.raw_os_error().is_some() => ImageError::Unread(error),
         other => ImageError::Corrupt(other.to_string()),
     }
 }
@@ -490,7 +498,8 @@ mod tests {
         std::fs::write(&missing, "no picture").unwrap();
         let error = Image::open(&missing, 9).unwrap_err();
         assert!(matches!(&error, ImageError::InFile { .. }) && error.to_string().contains("missing.png"), "{error}");
-        assert!(Image::open(folder.path(), 9).is_err(), "a folder");
+        let error = Image::open(folder.path(), 9).unwrap_err();
+        assert!(matches!(&error, ImageError::File { path, .. } if path == folder.path()), "a folder: {error}");
     }
 
     #[test]
