@@ -30,6 +30,9 @@ const MAX_PICKLE: u64 = 4 << 20;
 /// Bytes of all names together; those of the 7B take some 30 kB. A pickle may say a name once and use it often.
 const MAX_NAMES: usize = 4 << 20;
 
+/// Dimensions of a tensor; the published models have four at most. A pickle may say a shape once and use it often.
+const MAX_DIMENSIONS: usize = 8;
+
 /// The tensors of a torch checkpoint, by name.
 ///
 /// # Errors
@@ -504,8 +507,13 @@ impl<'a> Machine<'a> {
         Ok(Value::Module(self.modules.len() - 1))
     }
 
+    /// The numbers of a shape or of strides.
     fn sizes(&self, tuple: usize) -> Result<Vec<usize>, String> {
-        let sizes = self.tuples[tuple].iter().map(|item| match item {
+        let tuple = &self.tuples[tuple];
+        if tuple.len() > MAX_DIMENSIONS {
+            return Err(format!("a tensor of {} dimensions, expected at most {MAX_DIMENSIONS}", tuple.len()));
+        }
+        let sizes = tuple.iter().map(|item| match item {
             Value::Int(value) => size(*value),
             other => Err(format!("{other:?} where a size is expected")),
         });
@@ -720,6 +728,25 @@ mod tests {
         let held: Vec<u8> = (0..1000).flat_map(|i| [text(&i.to_string()), shared.clone()].concat()).collect();
         let names = names_of(&[b"\x80\x02", MODULE, b"}(", &text("w"), MODULE, &dict, b"q\x05b", &held, b"ub."]);
         assert_eq!(names.unwrap(), ["999.w"]);
+    }
+
+    /// A pickle of one tensor whose shape and strides are so many ones.
+    fn tensor_of_ones(dimensions: usize) -> Vec<u8> {
+        let flat = one_tensor(6, 0, [2, 3], [3, 1]);
+        let tuples = [b'K', 2, b'K', 3, 0x86, b'K', 3, b'K', 1, 0x86];
+        let at = flat.windows(tuples.len()).position(|window| window == tuples).unwrap();
+        let ones = [b"(", &b"K\x01".repeat(dimensions)[..], b"t"].concat();
+        [&flat[..at], &ones, &ones, &flat[at + tuples.len()..]].concat()
+    }
+
+    /// Twenty thousand tensors with one shape of sixty thousand numbers would take 19 GB, out of a pickle of 220 kB.
+    #[test]
+    fn a_shape_of_many_dimensions_is_refused_before_it_is_copied() {
+        assert_eq!(names_of(&[&tensor_of_ones(MAX_DIMENSIONS)]).unwrap(), ["w"]);
+        for dimensions in [MAX_DIMENSIONS + 1, 60_000] {
+            let error = names_of(&[&tensor_of_ones(dimensions)]).unwrap_err();
+            assert!(error.contains(&format!("a tensor of {dimensions} dimensions, expected at most 8")), "{error}");
+        }
     }
 
     #[test]
