@@ -388,7 +388,6 @@ impl Config {
             ("vision intermediate_size", vision.intermediate_size),
             ("vision image_size", vision.image_size),
             ("region.dim", region.dim),
-            ("region.levels", region.levels),
             ("region.roi_size", region.roi_size),
             ("region.sampling_ratio", region.sampling_ratio),
             ("region.pos_hidden", region.pos_hidden),
@@ -397,11 +396,14 @@ impl Config {
             // No convolution without a round is fine.
             ("region.fuse_rounds", region.fuse_rounds.max(1)),
         ] {
-            // No product of a tensor's dimensions may overflow.
             let most = if field.starts_with("region") || field.ends_with("layers") { 1 << 14 } else { 1 << 20 };
             if !(1..=most).contains(&value) {
                 return Err(Error::config(field, format!("1 to {most}"), value.to_string()));
             }
+        }
+        // Unless `scales` says otherwise, each level is twice as fine as the next: powers of two have an end.
+        if !(1..=MAX_LEVELS).contains(&region.levels) {
+            return Err(Error::config("region.levels", format!("1 to {MAX_LEVELS}"), region.levels.to_string()));
         }
         let divides = |field: &str, part: usize, whole: usize| {
             if part == 0 || whole == 0 || !whole.is_multiple_of(part) {
@@ -433,9 +435,55 @@ impl Config {
                 format!("{:?}", self.region),
             ));
         }
+        self.check_sizes()?;
         self.level_states().map(|_| ())
     }
+
+    /// Refuses tensors that no memory holds, before a part of the network asks for one.
+    fn check_sizes(&self) -> Result<()> {
+        let Self { llama, vision, region, .. } = self;
+        let (grid, seen) = (vision.grid(), self.input_width());
+        let cell = region.roi_size / region.cells();
+        let finest = grid.saturating_mul(region.scales().into_iter().max().unwrap_or(1));
+        let tensors: [(&str, &[usize]); 18] = [
+            ("the token embedding", &[llama.vocab_size, llama.hidden_size]),
+            ("attention", &[llama.hidden_size, llama.hidden_size]),
+            ("the feed-forward part", &[llama.hidden_size, llama.intermediate_size]),
+            ("rotary positions", &[llama.max_position_embeddings, llama.hidden_size / llama.num_attention_heads]),
+            ("the picture", &[3, vision.image_size, vision.image_size]),
+            ("the patch embedding", &[vision.hidden_size, 3, vision.patch_size, vision.patch_size]),
+            ("the tower's positions", &[vision.hidden_size, grid, grid]),
+            ("the tower's attention", &[vision.hidden_size, vision.hidden_size]),
+            ("the tower's feed-forward part", &[vision.hidden_size, vision.intermediate_size]),
+            ("the projector", &[vision.hidden_size, llama.hidden_size]),
+            ("the pyramid's input", &[region.dim, seen]),
+            ("the pyramid's convolution", &[region.dim, region.dim, 3, 3]),
+            ("the pyramid's finest map", &[region.dim, finest, finest]),
+            ("what is cut out for a region", &[region.levels, region.dim, region.roi_size, region.roi_size]),
+            (
+                "the sample points of a region",
+                &[region.roi_size, region.sampling_ratio, region.roi_size, region.sampling_ratio],
+            ),
+            ("what flattens a region", &[region.dim, region.dim, cell, cell]),
+            ("the box embedding", &[region.dim, region.pos_hidden]),
+            ("a region's token", &[region.dim, llama.hidden_size]),
+        ];
+        for (tensor, dimensions) in tensors {
+            let numbers = dimensions.iter().try_fold(1usize, |product, extent| product.checked_mul(*extent));
+            if numbers.is_none_or(|numbers| numbers > MAX_NUMBERS) {
+                let expected = format!("at most {MAX_NUMBERS} numbers");
+                return Err(Error::config(tensor, expected, format!("{dimensions:?}")));
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Levels of a pyramid; the original has four.
+const MAX_LEVELS: usize = 16;
+
+/// Numbers in one tensor: 4 GiB of f32. The largest of the published 7B has a fifth of that.
+const MAX_NUMBERS: usize = 1 << 30;
 
 /// Language models with something that this one does not have would compute, but compute nonsense.
 fn refuse_variants(model: &serde_json::Value) -> Result<()> {
@@ -582,6 +630,37 @@ mod tests {
                 let error = Config::from_json(&model.to_string(), &tower, None).unwrap_err().to_string();
                 assert!(error.contains(field) && error.contains(&value.to_string()), "{error}");
             }
+        }
+    }
+
+    /// Each of these numbers is possible, and together they ask for up to terabytes.
+    #[test]
+    fn no_product_of_dimensions_can_exhaust_memory() {
+        use serde_json::json;
+        let large = 1 << 20;
+        for (model, tower, expected) in [
+            (json!({"hidden_size": large, "max_position_embeddings": large}), json!({}), "attention"),
+            (json!({"vocab_size": large, "hidden_size": 4096}), json!({}), "the token embedding"),
+            (
+                json!({"max_position_embeddings": large, "hidden_size": 8192, "num_attention_heads": 4}),
+                json!({}),
+                "rotary positions",
+            ),
+            (json!({}), json!({"image_size": large, "patch_size": large}), "the picture"),
+            (json!({}), json!({"image_size": 16384, "patch_size": 16384}), "the patch embedding"),
+            (json!({}), json!({"image_size": 16384, "patch_size": 2}), "the tower's positions"),
+            (json!({"region": {"scales": [16384, 2, 1, 1]}}), json!({}), "the pyramid's finest map"),
+            (json!({"region": {"levels": 100}}), json!({}), "region.levels"),
+            (json!({"region": {"roi_size": 16384}}), json!({}), "what is cut out for a region"),
+        ] {
+            let config = Config::nano(600);
+            let changed = |mut given: serde_json::Value, changes: &serde_json::Value| {
+                given.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+                given.to_string()
+            };
+            let (model, tower) = (changed(config.to_json(), &model), changed(config.tower_to_json(), &tower));
+            let error = Config::from_json(&model, &tower, None).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{expected}: ")), "{error}, expected {expected}");
         }
     }
 }
