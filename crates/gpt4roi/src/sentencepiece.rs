@@ -95,6 +95,9 @@ impl SentencePiece {
         Roles { unknown, bos, eos }: Roles,
         dummy_prefix: bool,
     ) -> Result<Self, TokenizerError> {
+        if pieces.iter().any(|piece| piece.text.is_empty()) {
+            return Err(corrupt("pieces with a text", "an empty one".into()));
+        }
         let mut by_text = HashMap::with_capacity(pieces.len());
         for (id, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.kind == Kind::Normal) {
             if by_text.insert(piece.text.clone(), id as u32).is_some() {
@@ -400,9 +403,6 @@ fn read_piece(bytes: &[u8]) -> Result<Piece, TokenizerError> {
         6 => Kind::Byte(byte_of(text)?),
         _ => return Err(corrupt("normal, unknown, control or byte pieces", format!("{text:?} of type {kind}"))),
     };
-    if text.is_empty() {
-        return Err(corrupt("pieces with a text", "an empty one".into()));
-    }
     Ok(Piece { text: text.into(), score, kind })
 }
 

@@ -27,6 +27,12 @@ pub enum TokenizerError {
         /// The tokens that have one.
         got: Vec<String>,
     },
+    /// A token without a text would be found everywhere.
+    #[error("added_tokens.json: expected a text for {id}, got an empty one")]
+    Empty {
+        /// Its id.
+        id: u32,
+    },
     /// Two texts share an id.
     #[error("added_tokens.json: expected an id of its own for {second:?}, got {id}, which is {first:?}")]
     Duplicate {
@@ -86,7 +92,7 @@ impl Tokenizer {
     /// Reads `tokenizer.model` (SentencePiece, BPE) and `added_tokens.json`.
     ///
     /// # Errors
-    /// A model that is damaged or of another kind, an added token that is missing, and ids that are
+    /// A model that is damaged or of another kind, an added token that is missing or empty, and ids that are
     /// used twice or do not follow those of the pieces.
     pub fn from_bytes(model: &[u8], added_tokens: &str) -> Result<Self, TokenizerError> {
         Self::new(SentencePiece::from_bytes(model)?, serde_json::from_str(added_tokens)?)
@@ -221,6 +227,7 @@ fn added_in_order(sentencepiece: &SentencePiece, added: BTreeMap<String, u32>) -
     let mut by_id: BTreeMap<u32, String> = BTreeMap::new();
     for (token, id) in added {
         match sentencepiece.piece(id) {
+            _ if token.is_empty() => return Err(TokenizerError::Empty { id }),
             Some(piece) if piece == token => {}
             Some(piece) => return Err(TokenizerError::Duplicate { id, first: piece.into(), second: token }),
             None => {
@@ -417,6 +424,7 @@ pub(crate) mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::sentencepiece::Roles;
 
     const MODEL: &[u8] = include_bytes!("../tests/data/tokenizer.model");
     const ADDED: &str = include_str!("../tests/data/added_tokens.json");
@@ -487,6 +495,7 @@ pub(crate) mod tests {
             Case { added: replace("801", "7"), message: "got 7, which is \"<0x04>\"" },
             Case { added: replace("803", "4000000000"), message: "got 4000000000 for \"<point>\"" },
             Case { added: replace("803", "-1"), message: "expected an object" },
+            Case { added: replace("<point>", ""), message: "expected a text for 803, got an empty one" },
         ];
         for Case { added, message } in cases {
             let error = Tokenizer::from_bytes(MODEL, &added).unwrap_err().to_string();
@@ -494,6 +503,17 @@ pub(crate) mod tests {
         }
         let repeated = ADDED.replacen('{', "{\"<s>\": 1,", 1);
         assert_eq!(Tokenizer::from_bytes(MODEL, &repeated).unwrap().vocab_size(), 806, "a piece by its own name");
+    }
+
+    /// GGUF files hold pieces of their own. `</s>` is searched for in what is typed to the original.
+    #[test]
+    fn a_piece_without_a_text_is_refused_whoever_wrote_it() {
+        let tokenizer = small();
+        let mut pieces = tokenizer.sentencepiece().pieces().to_vec();
+        pieces[2].text = "".into();
+        let roles = Roles { unknown: 0, bos: 1, eos: 2 };
+        let error = SentencePiece::from_pieces(pieces, roles, true).unwrap_err().to_string();
+        assert!(error.contains("expected pieces with a text, got an empty one"), "{error}");
     }
 
     #[test]
