@@ -170,8 +170,8 @@ fn renamed(tensors: BTreeMap<String, StreamedTensor>) -> ConvertResult<Vec<Strea
         let (layer, rest) = rest.split_once('.').ok_or_else(unknown)?;
         let layer = format!("vision_model.encoder.layers.{layer}");
         match rest {
-            "attn.in_proj_weight" => renamed.extend(split(tensor, &layer, "weight")),
-            "attn.in_proj_bias" => renamed.extend(split(tensor, &layer, "bias")),
+            "attn.in_proj_weight" => renamed.extend(split(tensor, &layer, "weight")?),
+            "attn.in_proj_bias" => renamed.extend(split(tensor, &layer, "bias")?),
             _ => {
                 let new = OF_LAYER.iter().find_map(|(from, to)| Some(format!("{to}{}", rest.strip_prefix(from)?)));
                 renamed.push(tensor.renamed(format!("{layer}.{}", new.ok_or_else(unknown)?)));
@@ -183,8 +183,13 @@ fn renamed(tensors: BTreeMap<String, StreamedTensor>) -> ConvertResult<Vec<Strea
 }
 
 /// The three parts of a fused matrix or bias.
-fn split(tensor: StreamedTensor, layer: &str, kind: &str) -> Vec<StreamedTensor> {
-    let rows = tensor.shape.first().map_or(0, |rows| rows / 3);
+fn split(tensor: StreamedTensor, layer: &str, kind: &str) -> ConvertResult<Vec<StreamedTensor>> {
+    let fused = tensor.shape.first().copied().unwrap_or(0);
+    let rows = fused / 3;
+    if fused == 0 || fused != 3 * rows {
+        let (name, expected, got) = (tensor.name, vec![3 * rows.max(1)], tensor.shape);
+        return Err(WeightsError::Shape { name, expected, got }.into());
+    }
     let tensor = Arc::new(tensor);
     let part = |(index, projection): (usize, &str)| {
         let whole = tensor.clone();
@@ -192,7 +197,7 @@ fn split(tensor: StreamedTensor, layer: &str, kind: &str) -> Vec<StreamedTensor>
         let shared = StreamedTensor::new(name, &tensor.shape, move |range| whole.read(range));
         shared.rows(index * rows..(index + 1) * rows)
     };
-    ["q_proj", "k_proj", "v_proj"].into_iter().enumerate().map(part).collect()
+    Ok(["q_proj", "k_proj", "v_proj"].into_iter().enumerate().map(part).collect())
 }
 
 #[cfg(test)]
@@ -293,6 +298,21 @@ mod tests {
         let tower = Tower::open(&write(directory.path(), &tensors)).unwrap();
         assert_eq!(tower.config["hidden_act"], "quick_gelu");
         assert!(tower.tensors.iter().all(|tensor| tensor.name.starts_with("vision_model.")));
+    }
+
+    #[test]
+    fn what_can_t_be_cut_into_three_is_refused_by_name() {
+        let cases: [(&[usize], &str); 2] =
+            [(&[], "has shape [], expected [3]"), (&[16], "has shape [16], expected [15]")];
+        for (shape, expected) in cases {
+            let directory = tempfile::tempdir().unwrap();
+            let mut tensors = originals();
+            let bias = Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+            tensors.insert("visual.transformer.resblocks.0.attn.in_proj_bias".into(), bias);
+            tensors.insert("input_resolution".into(), Tensor::new(&[224i64], &Device::Cpu).unwrap());
+            let error = Tower::open(&write(directory.path(), &tensors)).unwrap_err().to_string();
+            assert!(error.contains("in_proj_bias") && error.contains(expected), "{error}");
+        }
     }
 
     #[test]

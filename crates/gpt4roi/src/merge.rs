@@ -107,7 +107,7 @@ fn grown(matrix: StreamedTensor, rows: usize, tail: Option<StreamedTensor>) -> C
     };
     let mut last = Vec::new();
     if let Some(tail) = tail {
-        if tail.shape.get(1) != Some(&width) || tail.shape[0] > rows.saturating_sub(old) {
+        if !matches!(*tail.shape, [new, columns] if columns == width && new <= rows.saturating_sub(old)) {
             let (name, expected, got) = (tail.name, vec![rows.saturating_sub(old), width], tail.shape);
             return Err(WeightsError::Shape { name, expected, got }.into());
         }
@@ -224,5 +224,9 @@ mod tests {
         assert_eq!(values(&tensors, "model.mm_projector.weight"), [1.0, 2.0]);
         let error = with_projector(&base, &base, 5).unwrap_err().to_string();
         assert!(error.contains("`model.mm_projector.weight` is missing"), "{error}");
+        let (weight, bias) = ("model.mm_projector.weight", "model.mm_projector.bias");
+        let deep = store(&[(embed, &[1, 2, 9], &[0.0; 18]), (weight, &[2, 1], &[1.0, 2.0]), (bias, &[2], &[3.0, 4.0])]);
+        let error = with_projector(&base, &deep, 5).unwrap_err().to_string();
+        assert!(error.contains("has shape [1, 2, 9], expected [3, 2]"), "{error}");
     }
 }

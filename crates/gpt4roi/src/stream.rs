@@ -54,18 +54,18 @@ impl StreamedTensor {
         Self { name: name.into(), ..self }
     }
 
-    /// Some of its rows, counted along the first dimension.
+    /// Some of its rows, counted along the first dimension; a tensor without dimensions has one.
     pub fn rows(self, rows: Range<usize>) -> Self {
-        let width: usize = self.shape[1..].iter().product();
-        let (name, shape) = (self.name.clone(), [&[rows.len()], &self.shape[1..]].concat());
+        let width = self.row_width();
+        let (name, mut shape) = (self.name.clone(), vec![rows.len()]);
+        shape.extend(self.shape.iter().skip(1));
         let offset = rows.start * width;
         Self::new(name, &shape, move |range| self.read(range.start + offset..range.end + offset))
     }
 
     /// Its rows in another order: row `r` of the result is row `order(r)` of this.
     pub fn reordered(self, order: impl Fn(usize) -> usize + Send + Sync + 'static) -> Self {
-        let (name, shape) = (self.name.clone(), self.shape.clone());
-        let width: usize = shape[1..].iter().product();
+        let (name, shape, width) = (self.name.clone(), self.shape.clone(), self.row_width());
         Self::new(name, &shape, move |range| {
             let mut values = Vec::with_capacity(range.len());
             let mut at = range.start;
@@ -78,6 +78,10 @@ impl StreamedTensor {
             }
             Ok(values)
         })
+    }
+
+    fn row_width(&self) -> usize {
+        self.shape.iter().skip(1).product()
     }
 
     /// How many numbers it has.
@@ -138,6 +142,15 @@ mod tests {
         let turned = counting(&[3, 2]).reordered(|row| 2 - row);
         assert_eq!(turned.read(0..6).unwrap(), [4.0, 5.0, 2.0, 3.0, 0.0, 1.0]);
         assert_eq!(turned.read(1..4).unwrap(), [5.0, 2.0, 3.0], "a stretch may begin and end within a row");
+    }
+
+    #[test]
+    fn a_number_without_dimensions_is_one_row() {
+        let row = counting(&[]).rows(0..1);
+        assert_eq!((row.shape.as_slice(), row.read(0..1).unwrap()), (&[1][..], vec![0.0]));
+        let same = counting(&[]).reordered(|row| row);
+        assert!(same.shape.is_empty());
+        assert_eq!(same.read(0..1).unwrap(), [0.0]);
     }
 
     #[test]
