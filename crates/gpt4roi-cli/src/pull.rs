@@ -63,7 +63,7 @@ Examples:
     HF_TOKEN=hf_… gpt4roi pull org/gpt4roi-7b
 
 Heeded as by the hub's other clients: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HUB_OFFLINE,
-HF_HUB_DOWNLOAD_TIMEOUT, HTTPS_PROXY, NO_PROXY.";
+HF_HUB_DOWNLOAD_TIMEOUT, HTTPS_PROXY, ALL_PROXY, NO_PROXY.";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let Args { model, all, files, connections, json, quiet } = args;

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use ureq::Proxy;
+
 use crate::{
     cache::Cache,
     error::{HubError, Result},
@@ -32,7 +34,7 @@ pub struct HubConfig {
     /// When to try again.
     pub retry: Retry,
     /// Through which proxy, if any.
-    pub proxy: Option<ureq::Proxy>,
+    pub proxy: Option<Proxy>,
 }
 
 /// The hub that is meant when none is named.
@@ -81,7 +83,7 @@ impl HubConfig {
     /// from `lookup`: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`,
     /// `HF_HUB_DOWNLOAD_TIMEOUT` (seconds without a byte), `HF_HUB_DISABLE_IMPLICIT_TOKEN`, and the older
     /// `HUGGINGFACE_HUB_CACHE` and `HUGGING_FACE_HUB_TOKEN`. Without `HF_TOKEN` the token file is read. The proxy
-    /// is the one of `HTTPS_PROXY` and `NO_PROXY`.
+    /// is that of `HTTPS_PROXY`, or else of `ALL_PROXY`; hosts in `NO_PROXY` are reached without. Small letters do, too.
     ///
     /// # Errors
     /// If a value can't be, there is no home directory to put the cache in, or the token file can't be read.
@@ -94,7 +96,7 @@ impl HubConfig {
         if let Some(limit) = variables.seconds("HF_HUB_DOWNLOAD_TIMEOUT")? {
             config.stall_limit = limit;
         }
-        config.proxy = ureq::Proxy::try_from_env();
+        config.proxy = variables.proxy()?;
         Ok(config)
     }
 }
@@ -154,6 +156,21 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         limit.map(Some).ok_or(HubError::Setting { setting: name, expected: "seconds above zero", got: text })
     }
 
+    /// A variable that other programs write in small letters, too.
+    fn either(&self, name: &'static str) -> Option<String> {
+        self.text(name).or_else(|| self.text(&name.to_ascii_lowercase()))
+    }
+
+    fn proxy(&self) -> Result<Option<Proxy>> {
+        let named = |name| Some((name, self.either(name)?));
+        let Some((setting, text)) = named("HTTPS_PROXY").or_else(|| named("ALL_PROXY")) else { return Ok(None) };
+        let excepted = self.either("NO_PROXY").unwrap_or_default();
+        let proxy = Proxy::new(&text).and_then(|proxy| with_exceptions(&proxy, &excepted));
+        // Before the last `@` may stand a password.
+        let got = text.rsplit('@').next().unwrap_or_default().to_owned();
+        proxy.map(Some).map_err(|_| HubError::Setting { setting, expected: "a proxy like http://proxy:8080", got })
+    }
+
     fn token(&self) -> Result<Option<Token>> {
         let given = self.text("HF_TOKEN").or_else(|| self.text("HUGGING_FACE_HUB_TOKEN"));
         if let Some(token) = given {
@@ -164,6 +181,19 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
             _ => Ok(None),
         }
     }
+}
+
+/// The proxy for all hosts but some, which stand between commas. An address alone has none of these exceptions.
+fn with_exceptions(proxy: &Proxy, hosts: &str) -> Result<Proxy, ureq::Error> {
+    let mut builder = Proxy::builder(proxy.protocol()).host(proxy.host()).port(proxy.port());
+    if let Some(user) = proxy.username() {
+        builder = builder.username(user);
+    }
+    if let Some(password) = proxy.password() {
+        builder = builder.password(password);
+    }
+    let hosts = hosts.split(',').map(str::trim).filter(|host| !host.is_empty());
+    hosts.fold(builder, |builder, host| builder.no_proxy(host)).build()
 }
 
 fn token_file(file: &Path) -> Result<Option<Token>> {
@@ -228,6 +258,36 @@ mod tests {
         for text in ["0", "-1", "soon", "nan", "inf", "1e40"] {
             assert!(limit(text).unwrap_err().to_string().contains("HF_HUB_DOWNLOAD_TIMEOUT"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_proxy_is_that_of_the_variables_given() {
+        let proxy = |variables: &[(&str, &str)]| {
+            let proxy = config(&[&[("HOME", "/")], variables].concat()).unwrap().proxy?;
+            let excepted = |uri: &str| proxy.is_no_proxy(&uri.parse().unwrap());
+            Some((proxy.uri().to_string(), excepted("https://hub.example"), excepted("https://a.b")))
+        };
+        let (first, second) = ("http://first:1/", "http://second:2/");
+        for (variables, expected) in [
+            (&[][..], None),
+            (&[("HTTPS_PROXY", "")], None),
+            (&[("HTTP_PROXY", first)], None),
+            (&[("https_proxy", first), ("ALL_PROXY", second)], Some((first, false, false))),
+            (&[("HTTPS_PROXY", first), ("https_proxy", second)], Some((first, false, false))),
+            (&[("all_proxy", second), ("NO_PROXY", "hub.example")], Some((second, true, false))),
+            (&[("HTTPS_PROXY", first), ("no_proxy", "x, .b,*.hub.example")], Some((first, false, true))),
+            (&[("HTTPS_PROXY", first), ("NO_PROXY", "*")], Some((first, true, true))),
+        ] {
+            assert_eq!(proxy(variables), expected.map(|(uri, a, b)| (uri.to_owned(), a, b)), "{variables:?}");
+        }
+        let with_user = config(&[("HOME", "/"), ("HTTPS_PROXY", "http://me:p%40ss@first:1")]).unwrap().proxy.unwrap();
+        assert_eq!((with_user.username(), with_user.password()), (Some("me"), Some("p@ss")));
+    }
+
+    #[test]
+    fn a_proxy_that_is_none_is_refused_without_its_password() {
+        let error = config(&[("HOME", "/"), ("ALL_PROXY", "carrier://me:secret@pigeon")]).unwrap_err().to_string();
+        assert!(error.starts_with("ALL_PROXY: expected a proxy") && error.ends_with("`pigeon`"), "{error}");
     }
 
     #[test]
