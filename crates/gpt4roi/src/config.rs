@@ -313,7 +313,7 @@ impl Config {
             None | Some(serde_json::Value::Null) => RegionConfig::default(),
             Some(given) => fields("config.json, \"region\"", given)?,
         };
-        let select_layer = model.get("mm_vision_select_layer").and_then(|v| v.as_i64()).unwrap_or(-2);
+        let select_layer = select_layer(&model)?;
         refuse_variants(&model)?;
         let config = Self {
             llama: fields("config.json", &model)?,
@@ -485,6 +485,18 @@ const MAX_LEVELS: usize = 16;
 /// Numbers in one tensor: 4 GiB of f32. The largest of the published 7B has a fifth of that.
 const MAX_NUMBERS: usize = 1 << 30;
 
+/// Every published model names its layer. The original would take the last one where none is named, which is no
+/// layer that a model was trained with.
+fn select_layer(model: &serde_json::Value) -> Result<i64> {
+    const FIELD: &str = "mm_vision_select_layer";
+    let given = model.get(FIELD);
+    let refuse = || {
+        let got = given.map_or("nothing".into(), serde_json::Value::to_string);
+        Error::config(format!("config.json, {FIELD:?}"), "an integer, such as -2".into(), got)
+    };
+    given.and_then(serde_json::Value::as_i64).ok_or_else(refuse)
+}
+
 /// Language models with something that this one does not have would compute, but compute nonsense.
 fn refuse_variants(model: &serde_json::Value) -> Result<()> {
     let default = serde_json::Value::Null;
@@ -600,6 +612,31 @@ mod tests {
         let json = Config::gpt4roi_7b().to_json()["region"].to_string();
         for field in ["coordinates", "shuffle", "box_embedding", "tokens"] {
             assert!(!json.contains(field), "{json}");
+        }
+    }
+
+    #[test]
+    fn the_layer_to_select_is_never_guessed() {
+        let (given, tower) = (Config::nano(600).to_json(), Config::nano(600).tower_to_json().to_string());
+        let read = |layer: Option<serde_json::Value>| {
+            let mut model = given.clone();
+            match layer {
+                Some(layer) => model["mm_vision_select_layer"] = layer,
+                None => drop(model.as_object_mut().unwrap().remove("mm_vision_select_layer")),
+            }
+            Config::from_json(&model.to_string(), &tower, None)
+        };
+        assert_eq!(read(Some((-1).into())).unwrap().level_states().unwrap(), [3, 6, 9, 12]);
+        for (layer, got) in [
+            (None, "nothing"),
+            (Some("-1".into()), "\"-1\""),
+            (Some((-1.0).into()), "-1.0"),
+            (Some(serde_json::Value::Null), "null"),
+        ] {
+            let error = read(layer).unwrap_err().to_string();
+            let expected =
+                format!("config.json, \"mm_vision_select_layer\": expected an integer, such as -2, got {got}");
+            assert_eq!(error, expected);
         }
     }
 
