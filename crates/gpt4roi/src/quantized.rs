@@ -13,7 +13,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     ggml_type::GgmlType,
     gguf::GgufTensor,
+    gguf_names,
     layers::Matrix,
+    quantize::Quantization,
     random_weights::RandomWeights,
     weights::{StoredTensor, TensorSource, WeightsError, WeightsResult},
 };
@@ -108,20 +110,11 @@ impl RandomQuantized {
         Self { floats: self.floats.on(device), device: device.clone(), ..self }
     }
 
-    /// llama.cpp's mixture gives six bits to the output layer and, in half of the layers, to the values and to
-    /// the way out of the feed-forward part. Source: `llama_tensor_get_type` in `src/llama-quant.cpp`.
-    fn format_of(&self, name: &str) -> QuantFormat {
-        if self.format != QuantFormat::Q4K {
-            return self.format;
-        }
-        let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
-        let eighth = self.layers / 8;
-        let is_favoured = |layer| layer < eighth || layer >= 7 * eighth || (layer - eighth) % 3 == 2;
-        let is_sensitive = name.ends_with("v_proj.weight") || name.ends_with("down_proj.weight");
-        if name == "lm_head.weight" || is_sensitive && layer.is_some_and(is_favoured) {
-            QuantFormat::Q6K
-        } else {
-            QuantFormat::Q4K
+    /// The format that a file of this kind has a matrix in; `None` if no kernel computes with it there.
+    fn format_of(&self, name: &str, shape: [usize; 2]) -> Option<QuantFormat> {
+        match self.format {
+            QuantFormat::Q4K => quant_format(Quantization::Q4K.kind(&gguf_names::to_gguf(name)?, &shape, self.layers)),
+            other => Some(other),
         }
     }
 }
@@ -133,8 +126,8 @@ impl TensorSource for RandomQuantized {
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
         let [rows, columns] = shape;
-        let format = self.format_of(name);
-        let Some(bytes) = format.bytes(rows, columns) else {
+        let format = self.format_of(name, shape);
+        let Some((format, bytes)) = format.and_then(|format| Some((format, format.bytes(rows, columns)?))) else {
             return self.tensor(name, &shape).map(Matrix::Dense);
         };
         let blocks = random_blocks(format, bytes, columns, name);
@@ -248,15 +241,21 @@ mod tests {
         }
     }
 
+    /// As llama.cpp's `use_more_bits` has it, for numbers of layers that are no multiple of eight, too.
     #[test]
     fn half_of_the_sensitive_matrices_get_six_bits() {
-        let source = RandomQuantized::new(QuantFormat::Q4K, 32);
-        let six = |name: &str| source.format_of(name) == QuantFormat::Q6K;
-        let favoured: Vec<usize> =
-            (0..32).filter(|layer| six(&format!("model.layers.{layer}.mlp.down_proj.weight"))).collect();
-        assert_eq!(favoured, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
-        assert!(six("lm_head.weight") && !six("model.embed_tokens.weight"));
-        assert!(!six("model.layers.0.mlp.up_proj.weight") && six("model.layers.0.self_attn.v_proj.weight"));
+        let six = |layers: usize, name: &str| {
+            let source = RandomQuantized::new(QuantFormat::Q4K, layers);
+            source.format_of(name, [256, 256]).unwrap() == QuantFormat::Q6K
+        };
+        let favoured = |layers: usize| -> Vec<usize> {
+            let down = |layer: &usize| six(layers, &format!("model.layers.{layer}.mlp.down_proj.weight"));
+            (0..layers).filter(down).collect()
+        };
+        assert_eq!(favoured(32), [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
+        assert_eq!(favoured(12), [0, 3, 6, 9, 10, 11]);
+        assert!(six(32, "lm_head.weight") && !six(32, "model.embed_tokens.weight"));
+        assert!(!six(32, "model.layers.0.mlp.up_proj.weight") && six(32, "model.layers.0.self_attn.v_proj.weight"));
     }
 
     #[test]
