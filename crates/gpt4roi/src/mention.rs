@@ -138,11 +138,12 @@ fn known(
 
 /// `region 1` or `region1` at this place, as words of their own, if there is such a region.
 fn bare(question: &str, place: usize, declared: &[RegionId]) -> Option<Found<Part>> {
+    // First of all, since what stands before may be long and is looked at once for each word, not for each place.
+    let after = strip_region(&question[place..])?;
     let before = &question[..place];
     if before.chars().next_back().is_some_and(is_word) || before.trim_end_matches(' ').ends_with('<') {
         return None;
     }
-    let after = strip_region(&question[place..])?;
     let (number, rest) = split_digits(after.strip_prefix(' ').unwrap_or(after))?;
     let mut next = rest.chars();
     let goes_on = match next.next() {
@@ -334,6 +335,14 @@ mod tests {
         for question in alike {
             assert_eq!(parse(question, &DECLARED, SIZE).unwrap(), [text(question)], "{question:?}");
         }
+    }
+
+    /// Were the spaces before each place looked at, this would take half an hour.
+    #[test]
+    fn a_megabyte_of_spaces_is_read_once() {
+        let question = " ".repeat(1 << 20) + "region 1";
+        let parts = parse(&question, &DECLARED, SIZE).unwrap();
+        assert_eq!(parts, [text(&question[..1 << 20]), mention(1)]);
     }
 
     #[test]
