@@ -313,7 +313,7 @@ impl<'m> Chat<'m> {
         on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
         let (size, mut declared) = (self.image.size(), self.regions.iter().map(Into::into).collect());
-        let question = pieces(&[Said::Text(question.trim().to_owned())], &mut declared, size)?;
+        let question = pieces(&[Said::Text(question.to_owned())], &mut declared, size)?;
         let open = Round { question, answer: None };
         let mut rounds: Vec<Round> = self.turns.iter().map(|turn| turn.round.clone()).collect();
         rounds.push(open.clone());
@@ -630,6 +630,21 @@ mod tests {
         fresh.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
         fresh.ask_with("What is <region1>?", &short()).unwrap();
         assert_same(&again, &fresh.ask_with("What is region 1 for?", &short()).unwrap());
+    }
+
+    /// Blanks around a question are no part of it, but they are of what was typed.
+    #[test]
+    fn an_error_names_the_place_as_it_was_typed() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let error = chat.ask_with("\n  Is <region1> red? ", &short()).unwrap_err().to_string();
+        assert!(error.starts_with("character 7: <region1> is not declared"), "{error}");
+        chat.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
+        let (padded, bare) = ("\n  Is <region1> red? ", "Is <region1> red?");
+        let answer = chat.ask_with(padded, &short()).unwrap();
+        assert_eq!((answer.question.as_str(), chat.transcript().rounds[0].question.as_str()), (bare, bare));
+        chat.undo();
+        assert_same(&answer, &chat.ask_with(bare, &short()).unwrap());
     }
 
     #[test]
