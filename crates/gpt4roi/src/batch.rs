@@ -88,7 +88,8 @@ impl Reading {
     }
 
     /// What holds the tokens that were read.
-    pub fn into_branch(self) -> Branch {
+    #[cfg(test)]
+    pub(crate) fn into_branch(self) -> Branch {
         self.branch
     }
 }

@@ -98,11 +98,6 @@ impl Gguf {
         self.metadata.get(key)
     }
 
-    /// All values by key.
-    pub fn all_metadata(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.metadata.iter().map(|(key, value)| (key.as_str(), value))
-    }
-
     /// A tensor by its name.
     pub fn tensor(&self, name: &str) -> Option<GgufTensor<'_>> {
         self.tensors.get_key_value(name).map(|(name, entry)| self.tensor_at(name, entry))
@@ -652,7 +647,7 @@ mod tests {
         assert_eq!(gguf.metadata("general.architecture").and_then(Value::as_str), Some("llama"));
         let texts = Array::String(vec!["a".into(), String::new(), "▁b".into()]);
         assert_eq!(gguf.metadata("texts").and_then(Value::as_array), Some(&texts));
-        assert_eq!(gguf.all_metadata().count(), 9);
+        assert_eq!(gguf.metadata.len(), 9);
         let a = gguf.tensor("a").unwrap();
         assert_eq!((a.shape, a.rows(), a.columns()), ([2, 3].as_slice(), 2, 3));
         assert_eq!(a.dequantize().unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);

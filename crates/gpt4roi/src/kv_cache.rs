@@ -170,11 +170,6 @@ impl Branch {
         &self.own
     }
 
-    /// The branch's own tokens, without what stands before it.
-    pub fn into_own(self) -> KvCache {
-        self.own
-    }
-
     pub(crate) fn own_mut(&mut self) -> &mut KvCache {
         &mut self.own
     }

@@ -76,10 +76,17 @@ pub fn parse(question: &str, declared: &[RegionId], size: ImageSize) -> Result<V
     Ok(split(question, scan)?.into_iter().map(|(_, part)| part).collect())
 }
 
-/// Splits a question as the original does: only `<region1>` and `<1>` are mentions, `region 1` and
-/// coordinates are words.
+/// Splits a question as the original does: only `<region1>` and `<1>`, in small letters, are mentions; `region 1`
+/// and coordinates are words.
+///
+/// # Errors
+/// A mention of a region that is not declared.
 pub fn parse_as_original(question: &str, declared: &[RegionId]) -> Result<Vec<Part>, MentionError> {
-    let scan = |place: usize| bracketed(question, place).map(|found| known(question, found, declared));
+    let is_small = |range: &Range<usize>| !question[range.clone()].contains(|letter: char| letter.is_ascii_uppercase());
+    let scan = |place: usize| {
+        let found = bracketed(question, place).filter(|(range, _)| is_small(range))?;
+        Some(known(question, found, declared))
+    };
     Ok(split(question, scan)?.into_iter().map(|(_, part)| part).collect())
 }
 
@@ -391,6 +398,10 @@ mod tests {
         let parts = parse_as_original("region 2, <region2>, <1> at (0.5, 0.6)", &DECLARED).unwrap();
         assert_eq!(parts, [text("region 2, "), mention(2), text(", "), mention(1), text(" at (0.5, 0.6)")]);
         assert!(parse_as_original("<region7>", &DECLARED).is_err());
+        for words in ["a < b <region> <> <regionx> <-1>", "<Region1>", "<region1", " \n"] {
+            assert_eq!(parse_as_original(words, &DECLARED).unwrap(), [text(words)]);
+        }
+        assert_eq!(parse_as_original("<<1>>", &DECLARED).unwrap(), [text("<"), mention(1), text(">")]);
     }
 
     proptest! {

@@ -234,7 +234,7 @@ mod tests {
 
         fn begin(&self, asked: &Asked) -> Arc<KvCache> {
             let none = Branch::behind(self.model.network.llama.new_cache());
-            let prefix = Arc::new(self.read(none, asked, asked.rendered().picture_end()).into_own());
+            let prefix = Arc::new(self.read(none, asked, asked.rendered().picture_end()).own().clone());
             self.cache.keep_beginning(&self.image, asked, prefix.clone());
             prefix
         }
@@ -280,7 +280,7 @@ mod tests {
         let long = asked.rendered().before(RegionId(1));
         let stem = reader.cache.stem(&reader.image, &asked, long).unwrap();
         assert_eq!(stem.len(), short.len());
-        let grown = reader.read(Branch::behind(stem), &asked, long).into_own();
+        let grown = reader.read(Branch::behind(stem), &asked, long).own().clone();
         reader.cache.keep_beginning(&reader.image, &asked, Arc::new(grown));
         assert_eq!(reader.reused(&asked), long);
         assert_eq!(short.len(), asked.rendered().picture_end(), "and leaves it as it was");

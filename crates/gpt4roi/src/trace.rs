@@ -5,7 +5,7 @@
 //! is first looked for behind the second token, and answers are tidied up in the original's way. The
 //! one difference is that a region belongs to its mention by number, not by order.
 
-use std::{collections::BTreeMap, ops::ControlFlow};
+use std::{collections::BTreeMap, fmt::Display, ops::ControlFlow};
 
 use candle_core::{Device, Result as TensorResult, Tensor};
 use serde::Deserialize;
@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     generate::{Decoder, FinishReason, Generation, Halt, Limits, LlamaDecoder, generate},
     image::Image,
+    mention::{self, MentionError, Part},
     model::{Gpt4Roi, ImageFeatures},
     prompt::{self, Piece, Round, TURN, TextMode},
     sampling::{Sampler, Sampling},
@@ -106,7 +107,7 @@ pub fn trace(model: &Gpt4Roi, case: &Case, image: &Image) -> Result<Trace> {
     trace.tensors.insert("pixel_values".into(), pixel_values);
     trace.tensors.insert("image_tokens".into(), features.image_tokens.clone());
 
-    let questions: Vec<_> = case.turns.iter().map(|turn| pieces(&turn.question)).collect();
+    let questions = case.turns.iter().map(|turn| pieces(&turn.question, case)).collect::<Result<Vec<_>>>()?;
     let regions = trace.regions(model, case, image, &features, &mentioned(&questions))?;
     let mut rounds = Vec::new();
     for (index, (turn, question)) in case.turns.iter().zip(questions).enumerate() {
@@ -136,8 +137,7 @@ impl Trace {
         }
         let of = |id: &RegionId| {
             let pixels = case.boxes.get(&id.0).copied();
-            let pixels = pixels.ok_or_else(|| Error::config("\"boxes\"", format!("a box for {id}"), "none".into()))?;
-            Ok(BBox::from_pixels(pixels, image.size())?)
+            Ok(BBox::from_pixels(pixels.ok_or_else(|| without_box(id))?, image.size())?)
         };
         let boxes = order.iter().map(of).collect::<Result<Vec<_>>>()?;
         let boxes = BBox::tensor(&boxes, case.box_precision.into(), &model.device)?;
@@ -189,34 +189,23 @@ impl Trace {
 
 /// Splits a question at its mentions, `<regionN>` and `<N>`. What the original asks when nothing was
 /// typed is up to [`prompt::encode`].
-fn pieces(question: &str) -> Vec<Piece> {
-    let mut rest = question.trim_matches(is_python_space);
-    let mut pieces = Vec::new();
-    let mut words = String::new();
-    while let Some(at) = rest.find('<') {
-        let (before, from) = rest.split_at(at);
-        words.push_str(before);
-        if let Some((id, length)) = mention(from) {
-            pieces.push(Piece::Text(std::mem::take(&mut words)));
-            pieces.push(Piece::Region(id));
-            rest = &from[length..];
-        } else {
-            words.push('<');
-            rest = &from[1..];
-        }
-    }
-    words.push_str(rest);
-    pieces.push(Piece::Text(words));
-    pieces.retain(|piece| !matches!(piece, Piece::Text(text) if text.is_empty()));
-    pieces
+fn pieces(question: &str, case: &Case) -> Result<Vec<Piece>> {
+    let declared: Vec<RegionId> = case.boxes.keys().copied().map(RegionId).collect();
+    let parts = mention::parse_as_original(question, &declared).map_err(|error| match error {
+        MentionError::UnknownRegion { mention, .. } => without_box(mention),
+        other => other.into(),
+    })?;
+    let piece = |part| match part {
+        Part::Text(text) => Some(Piece::Text(text)),
+        Part::Mention(region) => Some(Piece::Region(region)),
+        // The original knows no coordinates.
+        Part::Box(_) | Part::Point(_) => None,
+    };
+    Ok(parts.into_iter().filter_map(piece).collect())
 }
 
-/// The mention that a text begins with, and its length.
-fn mention(text: &str) -> Option<(RegionId, usize)> {
-    let inside = &text[1..text.find('>')?];
-    let digits = inside.strip_prefix("region").unwrap_or(inside);
-    let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
-    Some((RegionId(number), inside.len() + 2))
+fn without_box(mention: impl Display) -> Error {
+    Error::config("\"boxes\"", format!("a box for {mention}"), "none".into())
 }
 
 /// All regions of a conversation, in the order of their first mention.
@@ -313,21 +302,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mentions_are_cut_out_of_a_question() {
-        let text = |text: &str| Piece::Text(text.into());
+    fn mentions_are_cut_out_of_a_question_and_need_a_box() {
+        let case = Case {
+            image: String::new(),
+            boxes: [1, 2, 7].map(|number| (number, [0.0, 0.0, 1.0, 1.0])).into(),
+            turns: Vec::new(),
+            max_new_tokens: 1,
+            box_precision: CasePrecision::F32,
+            level_stride: Vec::new(),
+        };
         let region = |number| Piece::Region(RegionId(number));
-        for (question, expected) in [
-            ("  What colour is <7>?\n", vec![text("What colour is "), region(7), text("?")]),
-            ("<region2><1>,<region2>", vec![region(2), region(1), text(","), region(2)]),
-            ("a < b <region> <> <regionx> <-1>", vec![text("a < b <region> <> <regionx> <-1>")]),
-            ("<<region3>>", vec![text("<"), region(3), text(">")]),
-            ("<region1", vec![text("<region1")]),
-            (" \n", vec![]),
-        ] {
-            assert_eq!(pieces(question), expected, "{question:?}");
-        }
-        let questions = [pieces("<2> or <region1>?"), pieces("<region2> and <3>")];
-        assert_eq!(mentioned(&questions), [RegionId(2), RegionId(1), RegionId(3)]);
+        let (colour, mark) = (Piece::Text("What colour is ".into()), Piece::Text("?".into()));
+        assert_eq!(pieces("What colour is <7>?", &case).unwrap(), [colour, region(7), mark]);
+        let error = pieces("Is <region3> at (0.5, 0.5)?", &case).unwrap_err().to_string();
+        assert_eq!(error, "\"boxes\": expected a box for <region3>, got none");
+        let questions = [pieces("<2> or <region1>?", &case).unwrap(), pieces("<region2> and <7>", &case).unwrap()];
+        assert_eq!(mentioned(&questions), [RegionId(2), RegionId(1), RegionId(7)]);
     }
 
     #[test]
