@@ -433,7 +433,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::tokenizer::tests::small;
+    use crate::tokenizer::tests::{goldens, small};
 
     fn text(text: &str) -> Piece {
         Piece::Text(text.into())
@@ -482,6 +482,18 @@ mod tests {
 
     /// Patches in the goldens.
     const PATCHES: usize = 4;
+
+    /// What `reference/make_tokenizer_goldens.py` computed as the original's slow tokenizer does.
+    #[test]
+    fn typed_tokens_split_the_words_and_strip_them() {
+        let tokenizer = small();
+        for (text, ids) in goldens().with_added_tokens {
+            let mut renderer = Renderer::new(&tokenizer, 0, TextMode::Compat);
+            renderer.words.push(&text, Author::Speaker, false);
+            renderer.flush(false);
+            assert_eq!(renderer.encoded.ids[1..], ids, "{text:?}");
+        }
+    }
 
     #[test]
     fn a_region_of_several_tokens_moves_what_follows() {
