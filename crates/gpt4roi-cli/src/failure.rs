@@ -3,6 +3,7 @@
 use std::{fmt, io, process::ExitCode};
 
 use gpt4roi::{Error, convert::ConvertError, image::ImageError, prompt::PromptError};
+use gpt4roi_data::DataError;
 use gpt4roi_hub::{HubError, Refused};
 
 /// A refusal of this program's own, with advice.
@@ -95,7 +96,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<HubError>() {
         return hint_about_hub(error).map(str::to_owned);
     }
-    let hint = match error.downcast_ref::<Error>()? {
+    if let Some(DataError::Exists { .. }) = error.downcast_ref() {
+        return Some("--force writes over what lies there; --out takes another directory".into());
+    }
+    let hint = match model_error(error)? {
         Error::Image(image) => hint_about_image(image)?,
         Error::Mention(_) => {
             "regions are declared with --region, --point, --polygon or --mask (in a chat: /region …) and numbered from 1 in that order"

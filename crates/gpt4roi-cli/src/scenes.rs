@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
+use clap::{ValueEnum, builder::FalseyValueParser, value_parser};
+use gpt4roi::convert::IfExists;
 use gpt4roi_data::{QuestionMix, Questions, SceneConfig, Scenes, Split, Style, export::write_scenes};
 
 use crate::failure::tell;
@@ -19,12 +20,16 @@ pub(crate) struct Args {
     seed: u64,
 
     /// How many scenes
-    #[arg(long, value_name = "N", env = "GPT4ROI_COUNT", default_value_t = 10)]
+    #[arg(long, value_name = "N", env = "GPT4ROI_COUNT", default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
     count: u64,
 
-    /// The directory to write to; it is made if need be
+    /// The directory to write to; it is made if need be. Files that lie there are not written over
     #[arg(long, value_name = "DIR", env = "GPT4ROI_OUT")]
     out: PathBuf,
+
+    /// Write over annotations.json, questions.jsonl and pictures of the same names
+    #[arg(long, env = "GPT4ROI_FORCE", value_parser = FalseyValueParser::new())]
+    force: bool,
 
     /// How many kinds of objects
     #[arg(long, value_name = "N", env = "GPT4ROI_KINDS", default_value_t = SceneConfig::default().kinds)]
@@ -62,7 +67,7 @@ Example:
   gpt4roi scenes --seed 7 --count 20 --out scenes";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let Args { seed, count, out, kinds, style, split } = args;
+    let Args { seed, count, out, force, kinds, style, split } = args;
     let style = match style {
         Drawings::Noto => Style::Noto,
         Drawings::Fluent => Style::Fluent,
@@ -74,7 +79,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     };
     let scenes = Scenes::new(SceneConfig { kinds, style, split, seed, ..SceneConfig::default() })?;
     let questions = Questions::new(QuestionMix::default(), scenes.kinds())?;
-    let written = write_scenes(&out, &scenes, &questions, count)?;
+    let if_exists = if force { IfExists::Replace } else { IfExists::Refuse };
+    let written = write_scenes(&out, &scenes, &questions, count, if_exists)?;
     let (scenes, objects, conversations) = (written.scenes, written.objects, written.conversations);
     tell(&format!("{scenes} scenes with {objects} objects and {conversations} conversations in {}", out.display()));
     Ok(())

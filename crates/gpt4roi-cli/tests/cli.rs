@@ -660,6 +660,21 @@ fn scenes_are_written_with_annotations_and_questions() {
 }
 
 #[test]
+fn scenes_leave_the_files_alone_that_lie_there() {
+    let place = Place::new();
+    fs::write(place.path("annotations.json"), "labels of years").unwrap();
+    let scenes = ["scenes", "--count", "1", "--out", "."];
+    let says = contains("annotations.json exists already").and(contains("hint: --force"));
+    place.gpt4roi(&scenes).assert().code(1).stderr(says);
+    assert_eq!(fs::read_to_string(place.path("annotations.json")).unwrap(), "labels of years");
+    assert!(!place.path("images").exists(), "nothing is begun");
+    place.gpt4roi(&scenes).arg("--force").assert().success();
+    assert!(fs::read_to_string(place.path("annotations.json")).unwrap().starts_with('{'));
+    place.gpt4roi(&["scenes", "--count", "0", "--out", "none"]).assert().code(2).stderr(contains("--count"));
+    assert!(!place.path("none").exists());
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     for arguments in [&["completions", "bash"][..], &["--help"]] {
         let program = assert_cmd::cargo::cargo_bin("gpt4roi");

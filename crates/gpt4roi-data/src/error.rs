@@ -41,6 +41,12 @@ pub enum DataError {
         /// Why.
         source: image::ImageError,
     },
+    /// A file that would be written over.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// Which one.
+        path: std::path::PathBuf,
+    },
     /// A file can't be written.
     #[error("{path}: {source}")]
     File {

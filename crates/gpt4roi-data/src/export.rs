@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use gpt4roi::prompt::Piece;
+use gpt4roi::{convert::IfExists, prompt::Piece};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -39,8 +39,24 @@ type Rendered = (Vec<SceneObject>, Vec<Conversation>);
 ///   object that can be seen.
 /// * `questions.jsonl`: a conversation per line; regions are `<region1>` in its questions, with boxes
 ///   `[x1, y1, x2, y2]` in pixels and the id of their annotation.
-pub fn write_scenes(dir: &Path, scenes: &Scenes, questions: &Questions, count: u64) -> Result<Written, DataError> {
+///
+/// # Errors
+/// If there are no scenes to write; if one of these files exists and is to stay, before anything is written; if
+/// one can't be written.
+pub fn write_scenes(
+    dir: &Path,
+    scenes: &Scenes,
+    questions: &Questions,
+    count: u64,
+    if_exists: IfExists,
+) -> Result<Written, DataError> {
+    if count == 0 {
+        return Err(DataError::Setting { setting: "count", expected: "at least 1".into(), got: "0".into() });
+    }
     let images = dir.join("images");
+    if if_exists == IfExists::Refuse {
+        refuse_to_write_over(dir, &images, count)?;
+    }
     fs::create_dir_all(&images).map_err(|source| DataError::File { path: images.clone(), source })?;
     let rendered: Vec<Rendered> = (0..count)
         .into_par_iter()
@@ -59,6 +75,16 @@ pub fn write_scenes(dir: &Path, scenes: &Scenes, questions: &Questions, count: u
         objects: rendered.iter().map(|(objects, _)| objects.len()).sum(),
         conversations: rendered.iter().map(|(_, asked)| asked.len()).sum(),
     })
+}
+
+/// People keep their own labels under the same names.
+fn refuse_to_write_over(dir: &Path, images: &Path, count: u64) -> Result<(), DataError> {
+    let lists = ["annotations.json", "questions.jsonl"].map(|name| dir.join(name));
+    let mut written = lists.into_iter().chain((0..count).map(|index| images.join(file_name(index))));
+    match written.find(|path| path.symlink_metadata().is_ok()) {
+        Some(path) => Err(DataError::Exists { path }),
+        None => Ok(()),
+    }
 }
 
 fn file_name(index: u64) -> String {
@@ -154,7 +180,7 @@ mod tests {
             Scenes::new(SceneConfig { kinds: 12, seed: 5, ..SceneConfig::default() }).expect("settings are sound");
         let questions = Questions::new(QuestionMix::default(), scenes.kinds()).expect("settings are sound");
         let dir = tempfile::tempdir().expect("a folder");
-        let written = write_scenes(dir.path(), &scenes, &questions, 3).expect("writes");
+        let written = write_scenes(dir.path(), &scenes, &questions, 3, IfExists::Refuse).expect("writes");
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).expect("was written");
         let coco: Value = serde_json::from_str(&read("annotations.json")).expect("JSON");
         let annotations = coco["annotations"].as_array().expect("a list");
@@ -178,11 +204,30 @@ mod tests {
     }
 
     #[test]
+    fn files_that_lie_there_stay_unless_they_are_to_be_replaced() {
+        let scenes = Scenes::new(SceneConfig::default()).expect("settings are sound");
+        let questions = Questions::new(QuestionMix::default(), scenes.kinds()).expect("settings are sound");
+        for name in ["annotations.json", "questions.jsonl", "images/000000.png"] {
+            let dir = tempfile::tempdir().expect("a folder");
+            fs::create_dir(dir.path().join("images")).expect("a folder");
+            fs::write(dir.path().join(name), "mine").expect("writes");
+            let write = |count, if_exists| write_scenes(dir.path(), &scenes, &questions, count, if_exists);
+            let error = write(1, IfExists::Refuse).expect_err("it would be written over").to_string();
+            assert!(error.contains(name) && error.contains("exists already"), "{error}");
+            assert_eq!(fs::read(dir.path().join(name)).expect("it is there"), b"mine");
+            assert!(write(0, IfExists::Replace).is_err(), "no scenes are none to write");
+            assert_eq!(write(1, IfExists::Replace).expect("writes").scenes, 1);
+            assert_ne!(fs::read(dir.path().join(name)).expect("it is there"), b"mine");
+        }
+    }
+
+    #[test]
     fn a_folder_that_cannot_be_made_is_named() {
         let scenes = Scenes::new(SceneConfig::default()).expect("settings are sound");
         let questions = Questions::new(QuestionMix::default(), scenes.kinds()).expect("settings are sound");
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let error = write_scenes(file.path(), &scenes, &questions, 1).expect_err("a file is no folder");
+        let error =
+            write_scenes(file.path(), &scenes, &questions, 1, IfExists::Refuse).expect_err("a file is no folder");
         assert!(error.to_string().contains("images"), "{error}");
     }
 }
