@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", env = "GPT4ROI_OUT")]
     out: PathBuf,
 
-    /// Replace the output if it exists
+    /// Replace the model that lies there, if it is a model and nothing else
     #[arg(long, env = "GPT4ROI_FORCE", value_parser = FalseyValueParser::new())]
     force: bool,
 

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
+use gpt4roi::convert::IfExists;
+
 use crate::failure::tell;
 
 /// Write the model of a training run in float16, without the trainer's state
@@ -14,9 +17,13 @@ pub(crate) struct Args {
     #[arg(value_name = "RUN")]
     run: PathBuf,
 
-    /// Where the model goes
+    /// Where the model goes: a directory, which must not exist
     #[arg(long, value_name = "DIR", env = "GPT4ROI_OUT")]
     out: PathBuf,
+
+    /// Replace the model that lies there, if it is a model and nothing else
+    #[arg(long, env = "GPT4ROI_FORCE", value_parser = FalseyValueParser::new())]
+    force: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -24,7 +31,8 @@ Example:
   gpt4roi export runs/nano/2-joint --out models/mine";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    gpt4roi_train::export::export(&args.run, &args.out)?;
+    let if_exists = if args.force { IfExists::Replace } else { IfExists::Refuse };
+    gpt4roi_train::export::export(&args.run, &args.out, if_exists)?;
     tell(&format!("wrote {}", args.out.display()));
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::{fmt, io, process::ExitCode};
 use gpt4roi::{Error, convert::ConvertError, image::ImageError, prompt::PromptError};
 use gpt4roi_data::DataError;
 use gpt4roi_hub::{HubError, Refused};
+use gpt4roi_train::TrainError;
 
 /// A refusal of this program's own, with advice.
 #[derive(Debug)]
@@ -106,6 +107,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         }
         Error::Prompt(PromptError::TooLong { .. }) => "shorten the question, or begin a new conversation",
         Error::Convert(ConvertError::Exists { .. }) => "--force replaces it",
+        Error::Convert(ConvertError::Foreign { .. }) => "--out takes another directory; or move what is not the model's away",
         Error::Convert(ConvertError::Incomplete { missing: "vision tower", .. }) => {
             "--tower names one, e.g. a directory with openai/clip-vit-large-patch14"
         }
@@ -114,6 +116,14 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         _ => return None,
     };
     Some(hint.into())
+}
+
+/// The library's own error, whichever crate hands it on.
+fn model_error(error: &anyhow::Error) -> Option<&Error> {
+    match error.downcast_ref::<TrainError>() {
+        Some(TrainError::Model(error)) => Some(error),
+        _ => error.downcast_ref::<Error>(),
+    }
 }
 
 fn hint_about_hub(error: &HubError) -> Option<&'static str> {

@@ -578,6 +578,10 @@ fn convert_replaces_nothing_unasked() {
     place.gpt4roi(&convert).assert().code(1).stderr(contains("copy exists already").and(contains("hint: --force")));
     let second = place.gpt4roi(&convert).arg("--force").assert().success().get_output().stdout.clone();
     assert_eq!(first, second, "the same fingerprint and the same answer");
+    fs::write(place.path("copy/notes.txt"), "mine").unwrap();
+    let says = contains("expected nothing but a model to replace, got notes.txt").and(contains("hint: --out takes"));
+    place.gpt4roi(&convert).arg("--force").assert().code(1).stderr(says);
+    assert_eq!(fs::read_to_string(place.path("copy/notes.txt")).unwrap(), "mine");
     let again = ["convert", "--from", "copy", "--out", "again"];
     let third = place.gpt4roi(&again).assert().success().get_output().stdout.clone();
     assert_eq!(first, third, "half precision loses nothing more");

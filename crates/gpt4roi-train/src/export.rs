@@ -1,9 +1,9 @@
 //! From a checkpoint to a model to ship: half precision, no trainer's state.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use gpt4roi::model::ModelFiles as Files;
+use gpt4roi::{convert::IfExists, model::ModelFiles as Files, staging::Staging};
 
 use crate::{
     checkpoint::{self, ModelFiles, last_or_self},
@@ -11,12 +11,14 @@ use crate::{
 };
 
 /// Writes the model of `source` (a checkpoint, or the output directory of a stage) to `target` in
-/// float16: weights, tower, configurations and tokenizer.
+/// float16: weights, tower, configurations and tokenizer. The model appears once it is complete.
 ///
 /// # Errors
-/// If `source` holds no whole model, or a weight too large for float16.
-pub fn export(source: &Path, target: &Path) -> Result<()> {
-    let path = last_or_self(source)?;
+/// If `target` exists, or is more than a model to replace; if `source` holds no whole model, or a weight too large
+/// for float16.
+pub fn export(source: &Path, target: &Path, if_exists: IfExists) -> Result<()> {
+    let staging = Staging::new(target, if_exists).map_err(gpt4roi::Error::from)?;
+    let path = whole_model(source)?;
     let files = ModelFiles { config: Files::Directory(path.clone()).config()?, tokenizer: Some(path.clone()) };
     let (parameters, _) = checkpoint::read_parameters(&path)?;
     for (name, tensor) in &parameters {
@@ -24,10 +26,22 @@ pub fn export(source: &Path, target: &Path) -> Result<()> {
             return Err(TrainError::checkpoint(&path, format!("`{name}` has values beyond float16")));
         }
     }
-    checkpoint::create(target)?;
-    checkpoint::write_model(target, &parameters, &files, DType::F16)?;
-    gpt4roi::Gpt4Roi::open(target, &Device::Cpu)?; // strict: nothing missing, nothing left over
-    Ok(())
+    checkpoint::write_model(staging.path(), &parameters, &files, DType::F16)?;
+    gpt4roi::Gpt4Roi::open(staging.path(), &Device::Cpu)?; // strict: nothing missing, nothing left over
+    Ok(staging.commit().map_err(gpt4roi::Error::from)?)
+}
+
+/// The checkpoint that `source` is or holds, unless it is of a stage that makes no more than a part of a model.
+fn whole_model(source: &Path) -> Result<PathBuf> {
+    let path = last_or_self(source)?;
+    let (has_model, has_tower) = (path.join("config.json").is_file(), path.join("vision_tower").is_dir());
+    let got = match (has_model, has_tower) {
+        (true, _) => return Ok(path),
+        (false, true) => "a vision tower alone, which later stages of training begin with",
+        (false, false) if path.is_dir() => "a directory with neither config.json nor a checkpoint",
+        (false, false) => "no directory",
+    };
+    Err(TrainError::checkpoint(path, format!("expected a run with a whole model, or a checkpoint of one, got {got}")))
 }
 
 /// Whether every value stays finite in float16.
@@ -49,11 +63,35 @@ mod tests {
         let (out, model) = (directory.path().join("out"), directory.path().join("model"));
         let stage = StageConfig { steps: 1, batch: 1, ..tiny::stage(tiny::conversation(), &["model.", "lm_head."]) };
         tiny::trainer(stage, &out).unwrap().run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
-        export(&out, &model).unwrap();
+        export(&out, &model, IfExists::Refuse).unwrap();
         let tensors = load(model.join("model.safetensors"), &Device::Cpu).unwrap();
         assert!(tensors.values().all(|tensor| tensor.dtype() == DType::F16));
         assert!(!tensors.keys().any(|name| name.starts_with("aux.")));
         assert!(!model.join("trainer.safetensors").exists());
+
+        let again = export(&out, &model, IfExists::Refuse).unwrap_err().to_string();
+        assert!(again.ends_with("model exists already"), "{again}");
+        export(&out, &model, IfExists::Replace).unwrap();
+        std::fs::write(model.join("notes.txt"), b"mine").unwrap();
+        let more = export(&out, &model, IfExists::Replace).unwrap_err().to_string();
+        assert!(more.ends_with("got notes.txt"), "{more}");
+        let itself = export(&out, &out, IfExists::Replace).unwrap_err().to_string();
+        assert!(itself.contains("checkpoints"), "a run is no model to replace: {itself}");
+    }
+
+    #[test]
+    fn what_is_no_whole_model_is_called_by_its_name() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        std::fs::create_dir_all(at("tower/checkpoints/step-00000001/vision_tower")).unwrap();
+        std::fs::create_dir_all(at("empty")).unwrap();
+        for (run, got) in
+            [("tower", "a vision tower alone"), ("empty", "a directory with neither"), ("none", "no directory")]
+        {
+            let error = export(&at(run), &at("out"), IfExists::Refuse).unwrap_err().to_string();
+            assert!(error.contains(run) && error.contains(&format!("got {got}")), "{error}");
+            assert!(!at("out").exists());
+        }
     }
 
     #[test]

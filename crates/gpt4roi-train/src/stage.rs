@@ -162,7 +162,7 @@ mod tests {
         };
         let mut trainer = assemble(stage, config.clone(), Some(tokenizer), out.clone()).unwrap();
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap_or_else(|error| panic!("{changes}: {error}"));
-        export(&out, &exported).unwrap();
+        export(&out, &exported, gpt4roi::convert::IfExists::Refuse).unwrap();
         let model = Gpt4Roi::open(&exported, &Device::Cpu).unwrap();
         assert_eq!(model.config, config, "{changes}");
 

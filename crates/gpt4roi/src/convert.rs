@@ -85,6 +85,14 @@ pub enum ConvertError {
         /// The place.
         path: PathBuf,
     },
+    /// What would be replaced is no model, or has something beside it.
+    #[error("{}: expected nothing but a model to replace, got {}", path.display(), others.join(", "))]
+    Foreign {
+        /// The place.
+        path: PathBuf,
+        /// What lies there and belongs to no model, a few of them.
+        others: Vec<String>,
+    },
     /// A checkpoint can't be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -114,7 +122,7 @@ pub enum ConvertError {
 pub enum IfExists {
     /// It stays, and the conversion is refused.
     Refuse,
-    /// It is replaced once the new one is complete.
+    /// It is replaced once the new one is complete, if it is a model and nothing else.
     Replace,
 }
 
@@ -132,7 +140,7 @@ pub struct Parts {
 }
 
 /// Files beside the weights that belong to a model; the first two make the tokenizer.
-const COPIED: [&str; 5] = [
+pub(crate) const COPIED: [&str; 5] = [
     "tokenizer.model",
     "added_tokens.json",
     "tokenizer_config.json",
@@ -222,7 +230,7 @@ impl Parts {
     /// Writes a model directory: safetensors in float16, sharded if they are large.
     ///
     /// # Errors
-    /// If the output exists, a number does not fit, or reading or writing fails.
+    /// If the output exists, or is more than a model to replace; if a number does not fit, or reading or writing fails.
     pub fn write_directory(mut self, out: &Path, if_exists: IfExists) -> ConvertResult<()> {
         let staging = Staging::new(out, if_exists)?;
         let directory = staging.path();
@@ -246,7 +254,8 @@ impl Parts {
     /// tensor is off, the worst first.
     ///
     /// # Errors
-    /// If the output exists, something is missing, a number does not fit, or reading or writing fails.
+    /// If the output exists, or is more than a model to replace; if something is missing, a number does not fit, or
+    /// reading or writing fails.
     pub fn write_gguf(
         self,
         out: &Path,

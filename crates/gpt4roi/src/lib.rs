@@ -76,7 +76,7 @@ pub mod merge;
 pub mod quantize;
 pub mod self_test;
 mod shards;
-mod staging;
+pub mod staging;
 pub mod stream;
 
 #[cfg(test)]

@@ -41,6 +41,14 @@ pub(crate) fn write_safetensors(directory: &Path, tensors: &[StreamedTensor], sh
     std::fs::write(&path, format!("{index:#}\n")).map_err(file_error(&path))
 }
 
+/// Whether [`write_safetensors`] gives a file this name.
+pub(crate) fn is_weights(name: &str) -> bool {
+    let number = |digits: &str| digits.len() >= 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let is_shard = shard.and_then(|shard| shard.split_once("-of-")).is_some_and(|(n, all)| number(n) && number(all));
+    is_shard || ["model.safetensors", "model.safetensors.index.json"].contains(&name)
+}
+
 fn bytes(tensor: &StreamedTensor) -> usize {
     2 * tensor.count()
 }
@@ -122,13 +130,24 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             write_safetensors(directory.path(), &tensors, limit).unwrap();
             let written = std::fs::read_dir(directory.path()).unwrap();
-            let written = written.filter(|entry| entry.as_ref().unwrap().path().extension().unwrap() == "safetensors");
-            assert_eq!(written.count(), files, "at most {limit} bytes each");
+            let written: Vec<_> = written.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            assert!(written.iter().all(|name| is_weights(name)), "{written:?}");
+            let shards = written.iter().filter(|name| name.ends_with(".safetensors"));
+            assert_eq!(shards.count(), files, "at most {limit} bytes each");
             let checkpoint = Checkpoint::open(directory.path(), &Device::Cpu).unwrap();
             for expected in &tensors {
                 let got = checkpoint.tensor(&expected.name, &expected.shape).unwrap().to_vec1::<f32>().unwrap();
                 assert_eq!(got, expected.read(0..expected.count()).unwrap());
             }
+        }
+    }
+
+    #[test]
+    fn names_that_only_look_like_weights() {
+        for name in
+            ["lora.safetensors", "model-1-of-2.safetensors", "model-00001-of-0000x.safetensors", "model-best", ""]
+        {
+            assert!(!is_weights(name), "{name}");
         }
     }
 

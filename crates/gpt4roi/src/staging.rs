@@ -6,15 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::convert::{ConvertError, ConvertResult, IfExists};
+use crate::{
+    convert::{COPIED, ConvertError, ConvertResult, IfExists},
+    quantize::Quantization,
+    shards::is_weights,
+};
 
-/// A directory under a temporary name, beside where it will be.
+/// A model's directory under a temporary name, beside where it will be.
 ///
 /// Until [`Self::commit`] renames it nothing stands under the final name; if that never happens, it
 /// is removed again. One that a killed process left behind is removed by the next try. One that another
 /// process is writing is left alone: each holds the lock of its target.
 #[derive(Debug)]
-pub(crate) struct Staging {
+pub struct Staging {
     target: PathBuf,
     temporary: PathBuf,
     if_exists: IfExists,
@@ -24,9 +28,9 @@ pub(crate) struct Staging {
 
 impl Staging {
     /// # Errors
-    /// If something stands under the final name and is to stay, another process is at it, or the directory
-    /// can't be made.
-    pub(crate) fn new(target: &Path, if_exists: IfExists) -> ConvertResult<Self> {
+    /// If something stands under the final name and is to stay, or is more than a model; if another process is at it,
+    /// or the directory can't be made.
+    pub fn new(target: &Path, if_exists: IfExists) -> ConvertResult<Self> {
         replaces(target, if_exists)?;
         let lock = Lock::take(target)?;
         let temporary = sibling(target, "partial")?;
@@ -35,16 +39,16 @@ impl Staging {
     }
 
     /// Where to write.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.temporary
     }
 
     /// Puts the directory in its place.
     ///
     /// # Errors
-    /// If something has come to stand there that is to stay, or it can't be synced or renamed; then what stood
-    /// there before stands there still.
-    pub(crate) fn commit(self) -> ConvertResult<()> {
+    /// If something has come to stand there that is to stay or is more than a model, or it can't be synced or renamed;
+    /// then what stood there before stands there still.
+    pub fn commit(self) -> ConvertResult<()> {
         sync(&self.temporary).map_err(file_error(&self.temporary))?;
         let old = sibling(&self.target, "old")?;
         let replaced = replaces(&self.target, self.if_exists)?;
@@ -73,8 +77,10 @@ impl Drop for Staging {
 /// Whether something stands under the final name, which is an error where it is to stay.
 fn replaces(target: &Path, if_exists: IfExists) -> ConvertResult<bool> {
     let stands = target.symlink_metadata().is_ok();
-    if stands && if_exists == IfExists::Refuse {
-        return Err(ConvertError::Exists { path: target.to_owned() });
+    match if_exists {
+        IfExists::Refuse if stands => return Err(ConvertError::Exists { path: target.to_owned() }),
+        IfExists::Replace if stands => check_is_model(target)?,
+        _ => {}
     }
     Ok(stands)
 }
@@ -129,6 +135,56 @@ fn is_removed(_: &File) -> io::Result<bool> {
 
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes sure that all of a directory is files that a conversion writes, by their exact names: whatever else lies
+/// there is somebody's work, and would be gone with it.
+fn check_is_model(directory: &Path) -> ConvertResult<()> {
+    if !directory.is_dir() {
+        return Err(ConvertError::Foreign { path: directory.to_owned(), others: vec!["a file".into()] });
+    }
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let quantised = [Quantization::F16, Quantization::Q8_0, Quantization::Q4K];
+    let mut pair = quantised.iter().map(|kind| format!("{name}-{}.gguf", kind.name())).collect::<Vec<_>>();
+    pair.push(format!("mmproj-{name}.gguf"));
+    let belongs = |file: &str| {
+        file == "config.json" || COPIED.contains(&file) || is_weights(file) || pair.iter().any(|name| name == file)
+    };
+    let mut others = strangers(directory, "", |file| belongs(file) || file == TOWER)?;
+    let tower = directory.join(TOWER);
+    if tower.is_dir() {
+        let of_tower = |file: &str| ["config.json", "preprocessor_config.json"].contains(&file) || is_weights(file);
+        others.extend(strangers(&tower, "vision_tower/", of_tower)?);
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    others.sort();
+    if others.len() > NAMED {
+        let more = others.len() - NAMED;
+        others.truncate(NAMED);
+        others.push(format!("{more} more"));
+    }
+    Err(ConvertError::Foreign { path: directory.to_owned(), others })
+}
+
+/// The vision tower's directory in a model's.
+const TOWER: &str = "vision_tower";
+
+/// How many strangers a message names.
+const NAMED: usize = 5;
+
+/// The names in a directory that do not belong there. The tower is the only directory that may.
+fn strangers(directory: &Path, prefix: &str, belongs: impl Fn(&str) -> bool) -> ConvertResult<Vec<String>> {
+    let mut strangers = Vec::new();
+    for entry in fs::read_dir(directory).map_err(file_error(directory))? {
+        let entry = entry.map_err(file_error(directory))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !belongs(&name) || entry.path().is_dir() != (name == TOWER) {
+            strangers.push(format!("{prefix}{name}"));
+        }
+    }
+    Ok(strangers)
 }
 
 /// A hidden name beside `target`.
@@ -200,14 +256,81 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("model");
         fs::create_dir(&target).unwrap();
-        fs::write(target.join("old"), b"1").unwrap();
+        fs::write(target.join("config.json"), b"old").unwrap();
         let error = Staging::new(&target, IfExists::Refuse).unwrap_err().to_string();
         assert!(error.contains("model") && error.contains("exists"), "{error}");
         let staging = Staging::new(&target, IfExists::Replace).unwrap();
-        assert_eq!(names(&target), ["old"], "until the new one is complete");
-        fs::write(staging.path().join("new"), b"1").unwrap();
+        assert_eq!(fs::read(target.join("config.json")).unwrap(), b"old", "until the new one is complete");
+        fs::write(staging.path().join("model.safetensors"), b"1").unwrap();
         staging.commit().unwrap();
-        assert_eq!((names(place.path()), names(&target)), (vec!["model".to_owned()], vec!["new".to_owned()]));
+        let (all, of_model) = (names(place.path()), names(&target));
+        assert_eq!((all, of_model), (vec!["model".to_owned()], vec!["model.safetensors".to_owned()]));
+    }
+
+    /// A directory with these files; names that end in `/` are directories.
+    fn directory(target: &Path, files: &[&str]) {
+        for file in files.iter().map(|file| target.join(file)) {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            if file.as_os_str().as_encoded_bytes().ends_with(b"/") {
+                fs::create_dir_all(file).unwrap();
+            } else {
+                fs::write(file, b"1").unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_model_is_replaced() {
+        let models: [&[&str]; 4] = [
+            &["model/"],
+            &["model/config.json", "model/tokenizer.model", "model/added_tokens.json", "model/model.safetensors"],
+            &[
+                "model/model-00001-of-00002.safetensors",
+                "model/model.safetensors.index.json",
+                "model/vision_tower/config.json",
+                "model/vision_tower/model.safetensors",
+            ],
+            &["model/model-q4_k.gguf", "model/mmproj-model.gguf"],
+        ];
+        for files in models {
+            let place = tempfile::tempdir().unwrap();
+            directory(place.path(), files);
+            let target = place.path().join("model");
+            Staging::new(&target, IfExists::Replace).unwrap().commit().unwrap();
+            assert_eq!(names(&target), [""; 0], "{files:?}");
+        }
+        let strangers: [(&[&str], &str); 6] = [
+            (&["model/notes.txt", "model/config.json", "model/photos/"], "notes.txt, photos"),
+            (&["model/model.safetensors/"], "model.safetensors"),
+            (&["model/vision_tower/holiday.jpg"], "vision_tower/holiday.jpg"),
+            (&["model/other-q4_k.gguf"], "other-q4_k.gguf"),
+            (
+                &["model/trainer.safetensors", "model/model-best.safetensors"],
+                "model-best.safetensors, trainer.safetensors",
+            ),
+            (&["model/a", "model/b", "model/c", "model/d", "model/e", "model/f", "model/g"], "a, b, c, d, e, 2 more"),
+        ];
+        for (files, named) in strangers {
+            let place = tempfile::tempdir().unwrap();
+            directory(place.path(), files);
+            let error = Staging::new(&place.path().join("model"), IfExists::Replace).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("expected nothing but a model to replace, got {named}")), "{error}");
+            assert!(files.iter().all(|file| place.path().join(file).exists()), "{files:?}");
+        }
+        let place = tempfile::NamedTempFile::new().unwrap();
+        let error = Staging::new(place.path(), IfExists::Replace).unwrap_err().to_string();
+        assert!(error.ends_with("got a file"), "{error}");
+    }
+
+    #[test]
+    fn what_comes_to_lie_there_meanwhile_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("model");
+        let staging = Staging::new(&target, IfExists::Replace).unwrap();
+        directory(&target, &["diary"]);
+        assert!(matches!(staging.commit(), Err(ConvertError::Foreign { .. })));
+        assert_eq!(names(place.path()), ["model"], "the unfinished one is removed");
+        assert_eq!(names(&target), ["diary"]);
     }
 
     #[test]
@@ -215,13 +338,13 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("model");
         let first = Staging::new(&target, IfExists::Replace).unwrap();
-        fs::write(first.path().join("a"), b"1").unwrap();
+        fs::write(first.path().join("config.json"), b"1").unwrap();
         let error = Staging::new(&target, IfExists::Replace).unwrap_err();
         assert!(matches!(&error, ConvertError::InUse { path } if *path == target), "{error}");
-        assert_eq!(names(first.path()), ["a"], "what the first has written stays");
+        assert_eq!(names(first.path()), ["config.json"], "what the first has written stays");
         Staging::new(&place.path().join("other"), IfExists::Refuse).unwrap();
         first.commit().unwrap();
-        assert_eq!((names(place.path()), names(&target)), (vec!["model".to_owned()], vec!["a".to_owned()]));
+        assert_eq!((names(place.path()), names(&target)), (vec!["model".to_owned()], vec!["config.json".to_owned()]));
     }
 
     #[test]
