@@ -1,6 +1,6 @@
 //! Numbered, coloured boxes on a picture.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use image::{ImageFormat, Rgb, RgbImage};
 
@@ -24,11 +24,10 @@ const DIGITS: [[u8; 5]; 10] = [
 ];
 
 /// Accepts a file name whose ending names a format that can be written.
-pub(crate) fn parse_path(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    match ImageFormat::from_path(&path) {
-        Ok(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => Ok(path),
-        _ => Err("expected a file name that ends in .png, .jpg or .webp".into()),
+pub(crate) fn check_path(file: &Path) -> Result<(), &'static str> {
+    match ImageFormat::from_path(file) {
+        Ok(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => Ok(()),
+        _ => Err("expected a file name that ends in .png, .jpg or .webp"),
     }
 }
 
@@ -127,10 +126,10 @@ mod tests {
     #[test]
     fn only_formats_that_can_be_written() {
         for good in ["a.png", "b/c.JPG", "d.jpeg", "e.webp"] {
-            assert!(parse_path(good).is_ok(), "{good}");
+            assert!(check_path(Path::new(good)).is_ok(), "{good}");
         }
         for bad in ["a", "a.gif", "a.txt", "png", ""] {
-            assert!(parse_path(bad).is_err(), "{bad}");
+            assert!(check_path(Path::new(bad)).is_err(), "{bad}");
         }
     }
 }

@@ -122,6 +122,7 @@ impl ImageReport {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.generation.resolve()?;
+    args.output.check(&args.picture, &args.regions)?;
     let session = Session::open(&args.model, &args.picture, &args.output)?;
     let size = session.image.size();
     let shapes = args.regions.shapes(size)?;
@@ -144,11 +145,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             ask_aloud(&mut chat, &args.question, &options, args.generation.abstain)
         }
     })?;
-    if let Some(path) = &args.output.annotate {
-        write_annotated(&session.image, &chat.transcript().regions, path)?;
-    }
     if args.output.json {
-        return print_json(&Report {
+        print_json(&Report {
             answer: told(&answer, args.generation.abstain),
             confidence: Confidence::new(&answer, args.generation.abstain),
             question: &answer.question,
@@ -158,12 +156,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             timings,
             image: ImageReport::new(&args.picture, size),
             model: args.model.name(),
-        });
-    }
-    if !args.output.quiet {
+        })?;
+    } else if !args.output.quiet {
         notes(&answer);
     }
-    Ok(())
+    // The answer is told by now, whatever becomes of the picture.
+    args.output.annotate.as_ref().map_or(Ok(()), |file| write_annotated(&session.image, &chat.transcript().regions, file))
 }
 
 /// Prints the answer as it comes, with a line break behind it. One that may have to be withheld is not known to be

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead, IsTerminal},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use gpt4roi::{
@@ -17,11 +17,12 @@ use rustyline::{
 };
 
 use crate::{
-    ask,
+    annotate, ask,
     failure::{self, Refusal, tell},
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
-    regions::{CoordinateOptions, RegionOptions},
+    regions::{self, CoordinateOptions, RegionOptions},
     session::{Session, write_annotated},
+    side_file,
 };
 
 macro_rules! commands {
@@ -79,7 +80,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
     let coordinates = args.regions.coordinates;
     let (abstain, quiet) = (args.generation.abstain, args.quiet);
-    let mut talk = Talk { chat, session: &session, options, abstain, coordinates, quiet };
+    let masks = args.regions.masks().map(Path::to_owned).collect();
+    let picture = args.picture.image;
+    let mut talk = Talk { chat, session: &session, options, abstain, coordinates, quiet, picture, masks };
     if io::stdin().is_terminal() { talk.interactive() } else { talk.piped() }
 }
 
@@ -91,6 +94,9 @@ struct Talk<'m> {
     abstain: Option<f64>,
     coordinates: CoordinateOptions,
     quiet: bool,
+    /// The files that were read, which `/save` leaves alone.
+    picture: PathBuf,
+    masks: Vec<PathBuf>,
 }
 
 /// What a line asks for.
@@ -171,6 +177,7 @@ impl Talk<'_> {
             }
             Line::Region(text) => {
                 let id = self.chat.add_shape(self.coordinates.parse(text, self.session.image.size())?)?;
+                self.masks.extend(regions::mask_file(text).map(Path::to_owned));
                 tell(&format!("{id} declared"));
             }
             Line::Regions if self.chat.regions().is_empty() => tell("no regions yet"),
@@ -204,13 +211,15 @@ impl Talk<'_> {
     }
 
     fn save(&self, file: &Path) -> anyhow::Result<()> {
+        let masks = self.masks.iter().map(|mask| ("mask", &**mask));
+        side_file::check("/save", file, [("picture", &*self.picture)].into_iter().chain(masks))?;
         let transcript = self.chat.transcript();
         if file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
             let text = serde_json::to_string_pretty(&transcript)? + "\n";
             return std::fs::write(file, text)
                 .map_err(|error| Refusal::failure(format!("{}: {error}", file.display())).into());
         }
-        crate::annotate::parse_path(&file.to_string_lossy()).map_err(|_| {
+        annotate::check_path(file).map_err(|_| {
             Refusal::usage(format!("{}: expected a name that ends in .json, .png, .jpg or .webp", file.display()))
         })?;
         write_annotated(&self.session.image, &transcript.regions, file)

@@ -20,7 +20,10 @@ use gpt4roi::{
 };
 use serde::Serialize;
 
-use crate::failure::{Refusal, tell};
+use crate::{
+    failure::{Refusal, tell},
+    side_file,
+};
 
 /// Make a model to use out of published files: merge, rename, quantise
 ///
@@ -132,6 +135,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.mmproj == Kind::Q4K {
         return Err(Refusal::usage("--mmproj: expected f16 or q8_0, got q4_k").into());
     }
+    args.check_report()?;
     let if_exists = if args.force { IfExists::Replace } else { IfExists::Refuse };
     let parts = args.parts()?;
     let Some(kind) = args.quantize else {
@@ -149,6 +153,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 impl Args {
+    /// Makes sure, before hours of work, that the report can be written. Its folder may be the model's, which is to
+    /// come.
+    fn check_report(&self) -> Result<(), Refusal> {
+        let Sources { projector, .. } = &self.sources;
+        let read = [("projector", projector), ("tower", &self.tower)];
+        let read = read.into_iter().filter_map(|(role, file)| Some((role, file.as_deref()?)));
+        let report = self.report.as_ref().filter(|report| report.parent() != Some(&*self.out));
+        report.map_or(Ok(()), |file| side_file::check("--report", file, read))
+    }
+
     /// Where every tensor comes from.
     fn parts(&self) -> anyhow::Result<Parts> {
         let Sources { from, base, delta, projector } = &self.sources;

@@ -95,6 +95,7 @@ struct Description {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.generation.resolve()?;
+    args.output.check(&args.picture, &args.regions)?;
     let session = Session::open(&args.model, &args.picture, &args.output)?;
     let size = session.image.size();
     let shapes = args.regions.shapes(size)?;
@@ -129,15 +130,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         })
     })?;
 
-    if let Some(path) = &args.output.annotate {
-        let regions: Vec<_> = descriptions.iter().filter_map(|description| description.region).collect();
-        write_annotated(&session.image, &regions, path)?;
-    }
+    let regions: Vec<_> = descriptions.iter().filter_map(|description| description.region).collect();
     if args.output.json {
         let (image, model) = (ImageReport::new(&args.picture, size), args.model.name());
         print_json(&Report { descriptions, timings, image, model })?;
     }
-    Ok(())
+    // The descriptions are told by now, whatever becomes of the picture.
+    args.output.annotate.as_ref().map_or(Ok(()), |file| write_annotated(&session.image, &regions, file))
 }
 
 /// Describes all regions together. Each answer is told as soon as it and those of all regions before it are

@@ -1,6 +1,9 @@
 //! `gpt4roi eval`: how often a model is right.
 
-use std::{fmt::Write, path::PathBuf};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::{Subcommand, builder::FalseyValueParser};
 use gpt4roi::Gpt4Roi;
@@ -17,6 +20,7 @@ use serde::Serialize;
 use crate::{
     options::{ModelOptions, ZoomOptions},
     session::{print, print_json},
+    side_file,
 };
 
 /// Measure how often a model is right
@@ -44,7 +48,7 @@ struct SceneArgs {
     exam: ExamOptions,
 
     /// Draw to an SVG file how accuracy follows confidence, and what is left if unsure answers are withheld
-    #[arg(long, value_name = "FILE", env = "GPT4ROI_PLOT")]
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_PLOT", value_parser = side_file::named(side_file::check_svg))]
     plot: Option<PathBuf>,
 }
 
@@ -59,7 +63,7 @@ struct CurveArgs {
     exam: ExamOptions,
 
     /// Draw the curves to an SVG file
-    #[arg(long, value_name = "FILE", env = "GPT4ROI_PLOT")]
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_PLOT", value_parser = side_file::named(side_file::check_svg))]
     plot: Option<PathBuf>,
 }
 
@@ -102,24 +106,27 @@ Examples:
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.on {
         On::Scenes(SceneArgs { exam, plot }) => {
-            let report = exam.take(evaluate)?;
-            plot.map(|path| plot::draw(&path, &report.panels())).transpose()?;
-            exam.print(&report, table)
+            let report = exam.take(plot.as_deref(), evaluate)?;
+            exam.print(&report, table)?;
+            Ok(plot.map_or(Ok(()), |path| plot::draw(&path, &report.panels()))?)
         }
         On::Curves(CurveArgs { exam, plot }) => {
-            let report = exam.take(curves::measure)?;
-            plot.map(|path| plot::draw(&path, &report.panels())).transpose()?;
-            exam.print(&report, curve_table)
+            let report = exam.take(plot.as_deref(), curves::measure)?;
+            exam.print(&report, curve_table)?;
+            Ok(plot.map_or(Ok(()), |path| plot::draw(&path, &report.panels()))?)
         }
     }
 }
 
 impl ExamOptions {
+    /// Measures, once it is known that what will be drawn can be written.
     fn take<R>(
         &self,
+        plot: Option<&Path>,
         measure: impl FnOnce(&Gpt4Roi, &SceneEvalConfig, &(dyn Fn() + Sync)) -> Result<R, EvalError>,
     ) -> anyhow::Result<R> {
         let &Self { seed, count, kinds, zoom, .. } = self;
+        plot.map_or(Ok(()), |file| side_file::check("--plot", file, []))?;
         let model = self.model.open()?;
         let bar = ProgressBar::new(count as u64);
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} scenes [{elapsed} < {eta}]")?);

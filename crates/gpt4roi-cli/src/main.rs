@@ -22,6 +22,7 @@ mod regions;
 mod scenes;
 mod serve;
 mod session;
+mod side_file;
 mod trace;
 mod train;
 

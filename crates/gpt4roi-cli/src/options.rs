@@ -18,7 +18,12 @@ use gpt4roi::{
 };
 use gpt4roi_hub::{Cache, ModelRef};
 
-use crate::failure::{Refusal, tell};
+use crate::{
+    annotate,
+    failure::{Refusal, tell},
+    regions::RegionOptions,
+    side_file,
+};
 
 /// Which model, and where it computes.
 #[derive(Debug, Clone, Args)]
@@ -227,6 +232,19 @@ pub(crate) struct OutputOptions {
     pub(crate) quiet: bool,
 
     /// Write a copy of the picture with numbered boxes drawn in (.png, .jpg or .webp)
-    #[arg(long, value_name = "FILE", env = "GPT4ROI_ANNOTATE", value_parser = crate::annotate::parse_path)]
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_ANNOTATE", value_parser = side_file::named(annotate::check_path))]
     pub(crate) annotate: Option<PathBuf>,
+}
+
+impl OutputOptions {
+    /// Makes sure, before a model is loaded, that the marked picture can be written and takes the place of nothing
+    /// that is read.
+    ///
+    /// # Errors
+    /// If it is the picture or a mask, or can't be written.
+    pub(crate) fn check(&self, picture: &PictureOptions, regions: &RegionOptions) -> Result<(), Refusal> {
+        let masks = regions.masks().map(|mask| ("mask", mask));
+        let read = [("picture", &*picture.image)].into_iter().chain(masks);
+        self.annotate.as_ref().map_or(Ok(()), |file| side_file::check("--annotate", file, read))
+    }
 }

@@ -110,6 +110,14 @@ impl Args for RegionOptions {
 }
 
 impl RegionOptions {
+    /// The files of the masks.
+    pub(crate) fn masks(&self) -> impl Iterator<Item = &Path> {
+        self.typed.iter().filter_map(|typed| match typed {
+            Typed::Mask(file) => Some(&**file),
+            _ => None,
+        })
+    }
+
     /// The regions, in the order typed.
     pub(crate) fn shapes(&self, size: ImageSize) -> anyhow::Result<Vec<Shape>> {
         self.typed.iter().map(|typed| self.coordinates.shape(typed, size)).collect()
@@ -143,7 +151,7 @@ impl CoordinateOptions {
             Some([_, _]) => Typed::Point(text.into()),
             Some([_, _, _, _]) => Typed::Box(text.into()),
             Some(numbers) if numbers.len() > 4 && numbers.len() % 2 == 0 => Typed::Polygon(text.into()),
-            None if is_mask(Path::new(text)) => Typed::Mask(text.into()),
+            None if mask_file(text).is_some() => Typed::Mask(text.into()),
             _ => {
                 return Err(Refusal::usage(format!("region `{text}`: expected a box, a point, a polygon or a mask"))
                     .hint("x1,y1,x2,y2 or x,y or x1,y1,x2,y2,x3,y3,… or the name of a .png or .json file")
@@ -244,9 +252,11 @@ fn is_fraction(number: &f64) -> bool {
     (0.0..=1.0).contains(number)
 }
 
-fn is_mask(file: &Path) -> bool {
-    let ending = file.extension().unwrap_or_default();
-    ending.eq_ignore_ascii_case("png") || ending.eq_ignore_ascii_case("json")
+/// The file that is meant where a region of any kind is typed, if it is a mask.
+pub(crate) fn mask_file(text: &str) -> Option<&Path> {
+    let ending = Path::new(text).extension()?;
+    let is_mask = ending.eq_ignore_ascii_case("png") || ending.eq_ignore_ascii_case("json");
+    is_mask.then_some(Path::new(text))
 }
 
 fn outside(message: String, ImageSize { width, height }: ImageSize) -> Refusal {

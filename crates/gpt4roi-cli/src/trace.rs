@@ -14,7 +14,7 @@ use gpt4roi::{
     trace::{Case, trace},
 };
 
-use crate::options::ModelOptions;
+use crate::{options::ModelOptions, side_file};
 
 /// Run a case and write its intermediate tensors, to compare with another implementation
 ///
@@ -41,7 +41,9 @@ Example:
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let case = fs::read_to_string(&args.case).with_context(|| args.case.display().to_string())?;
     let case: Case = serde_json::from_str(&case).with_context(|| args.case.display().to_string())?;
-    let image = Image::open(args.case.with_file_name(&case.image), DEFAULT_MAX_PIXELS)?;
+    let picture = args.case.with_file_name(&case.image);
+    side_file::check("--out", &args.out, [("case", &*args.case), ("picture", &*picture)])?;
+    let image = Image::open(&picture, DEFAULT_MAX_PIXELS).map_err(gpt4roi::Error::from)?;
     let model = args.model.open()?;
     let trace = trace(&model, &case, &image)?;
     let tensors: HashMap<_, _> = trace.tensors.into_iter().collect();

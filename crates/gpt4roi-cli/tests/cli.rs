@@ -382,6 +382,59 @@ fn annotate_writes_a_marked_copy() {
 }
 
 #[test]
+fn nothing_is_written_over_what_is_read() {
+    let place = Place::new();
+    write_masks(&place);
+    let case = serde_json::json!({
+        "image": "scene.png", "turns": [{"question": "What?"}], "max_new_tokens": 1, "box_precision": "f32",
+        "level_stride": [1, 1, 1, 1]
+    });
+    fs::write(place.path("case.json"), case.to_string()).unwrap();
+    let read = ["scene.png", "mask.png", "case.json"].map(|name| (name, fs::read(place.path(name)).unwrap()));
+    let region = ["--region", "8,6,40,30", "--mask", "mask.png"];
+    for (arguments, is) in [
+        (vec!["describe", "scene.png", "--annotate", "./scene.png"], "--annotate ./scene.png is the picture itself"),
+        (vec!["describe", "scene.png", "--annotate", "mask.png"], "--annotate mask.png is the mask itself"),
+        (vec!["ask", "scene.png", "<1>?", "--annotate", "model/../scene.png"], "is the picture itself"),
+    ] {
+        let says = contains(is).and(contains("hint: name another file"));
+        place.with_model(&arguments).args(region).assert().code(2).stdout("").stderr(says);
+    }
+    for (out, is) in [("case.json", "the case itself"), ("scene.png", "the picture itself")] {
+        let trace = ["trace", "--model", "model", "--case", "case.json", "--out", out];
+        place.gpt4roi(&trace).assert().code(2).stderr(contains(is));
+    }
+    let lines = "/save scene.png\n/save mask.png\n/region mask.json\n/save mask.json\n";
+    place
+        .with_model(&["chat", "scene.png", "--mask", "mask.png"])
+        .write_stdin(lines)
+        .assert()
+        .code(1)
+        .stderr(contains("/save scene.png is the picture itself").and(contains("mask.json is the mask itself")));
+    for (name, bytes) in read {
+        assert_eq!(fs::read(place.path(name)).unwrap(), bytes, "{name}");
+    }
+}
+
+#[test]
+fn a_result_is_told_before_the_file_beside_it_is_written() {
+    let place = Place::new();
+    for (arguments, says) in [
+        (&["ask", "scene.png", "What?", "--annotate", "no/marked.png"][..], "--annotate no/marked.png: there is no folder no"),
+        (&["describe", "scene.png", "--annotate", "no/marked.png"], "there is no folder no"),
+        (&["eval", "scenes", "--count", "1", "--plot", "no/plot.svg"], "--plot no/plot.svg: there is no folder no"),
+        (&["eval", "curves", "--count", "1", "--plot", "model"], "expected a file name that ends in .svg"),
+        (&["eval", "scenes", "--count", "1", "--plot", "plot.gif"], "expected a file name that ends in .svg"),
+        (&["convert", "--from", "model", "--out", "x", "--report", "no/report.json"], "there is no folder no"),
+    ] {
+        let command = place.gpt4roi(arguments).env("GPT4ROI_MODEL", "model").assert().failure().stdout("").get_output().clone();
+        let said = String::from_utf8(command.stderr).unwrap();
+        assert!(said.contains(says), "{arguments:?} should say {says:?}:\n{said}");
+    }
+    assert!(!place.path("x").exists(), "nothing is begun");
+}
+
+#[test]
 fn an_unsure_answer_is_withheld_and_kept_in_the_report() {
     let place = Place::new();
     let question = ["ask", "scene.png", "What is <region1>?", "--region", "8,6,40,30"];
