@@ -21,8 +21,8 @@ use crate::{
 ///
 /// Regions are given with --region, --point, --polygon and --mask, numbered in the order given, and
 /// mentioned in the question as <region1>, <region2>, … Coordinates in the question work, too: (x, y)
-/// for a point, [x1, y1, x2, y2] for a box. Numbers there are fractions of the picture if all of them
-/// have a decimal point and lie in 0..1, else pixels.
+/// for a point, [x1, y1, x2, y2] for a box. Numbers there are fractions of the picture if at least one
+/// of them has a decimal point and all lie in 0..1, else pixels.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {

@@ -146,7 +146,8 @@ impl Conversation {
         let Refused::Question(error) = &refused else { return refused.into() };
         let blames = |said: &Said| match (error, said) {
             (gpt4roi::Error::Mention(MentionError::UnknownRegion { mention: words, .. }), Said::Text(text))
-            | (gpt4roi::Error::Mention(MentionError::Coordinates { text: words, .. }), Said::Text(text)) => {
+            | (gpt4roi::Error::Mention(MentionError::Coordinates { text: words, .. }), Said::Text(text))
+            | (gpt4roi::Error::Mention(MentionError::SinglePixel { text: words, .. }), Said::Text(text)) => {
                 text.contains(words)
             }
             (gpt4roi::Error::Chat(gpt4roi::chat::ChatError::UnknownRegion { id, .. }), Said::Region(said)) => {

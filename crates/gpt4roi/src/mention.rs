@@ -28,6 +28,14 @@ pub enum MentionError {
         /// What is wrong with them.
         source: BoxError,
     },
+    /// Whole numbers that are all 0 or 1: a box within the upper left pixel, where fractions were meant.
+    #[error("character {position}: {text}: in pixels, this box lies within a single one")]
+    SinglePixel {
+        /// Where they begin.
+        position: usize,
+        /// As they were typed.
+        text: String,
+    },
 }
 
 fn list(declared: &[RegionId]) -> String {
@@ -52,8 +60,10 @@ pub enum Part {
 
 /// Splits a question into words, mentions and coordinates.
 ///
-/// `declared` are the regions that exist. Numbers are normalised when all of one group carry a
-/// decimal point and lie in 0..1, pixels otherwise.
+/// `declared` are the regions that exist. The numbers of one group are fractions of width and height if
+/// at least one of them has a decimal point and all lie in 0..1, pixels otherwise: whoever writes
+/// fractions may write their 0 and 1 without one, as C's and Python's `%g` does. A box of which all
+/// numbers are 0 or 1 is an error, since there is no telling; a point of that kind is a pixel.
 ///
 /// | in the question | becomes |
 /// |---|---|
@@ -66,8 +76,8 @@ pub enum Part {
 /// Two whole numbers in square brackets are words, because notes are quoted so.
 ///
 /// # Errors
-/// A mention of a region that is not declared; coordinates that are no place in the picture. Each
-/// says where in the question it stands.
+/// A mention of a region that is not declared; coordinates that are no place in the picture, or a box
+/// within its first pixel. Each says where in the question it stands.
 pub fn parse(question: &str, declared: &[RegionId], size: ImageSize) -> Result<Vec<Part>, MentionError> {
     let scan = |place: usize| match bracketed(question, place) {
         Some(found) => Some(known(question, found, declared)),
@@ -199,7 +209,14 @@ fn coordinates(question: &str, place: usize, size: ImageSize) -> Option<Result<F
     }
     let numbers = words.iter().map(|word| number(word)).collect::<Option<Vec<f64>>>()?;
     let pointed = words.iter().all(|word| word.contains('.'));
-    let normalized = pointed && numbers.iter().all(|number| (0.0..=1.0).contains(number));
+    let within_one = numbers.iter().all(|number| (0.0..=1.0).contains(number));
+    let normalized = within_one && words.iter().any(|word| word.contains('.'));
+    let range = place..place + 1 + end + 1;
+    let typed = || (position(question, place), question[range.clone()].to_owned());
+    if within_one && !normalized && numbers.len() == 4 {
+        let (position, text) = typed();
+        return Some(Err(MentionError::SinglePixel { position, text }));
+    }
     let part = match (numbers.as_slice(), normalized) {
         (&[x, y], true) => Point::from_normalized([x, y]).map(Part::Point),
         (&[x, y], false) if pointed || close == b')' => Point::from_pixels([x, y], size).map(Part::Point),
@@ -207,11 +224,9 @@ fn coordinates(question: &str, place: usize, size: ImageSize) -> Option<Result<F
         (&[x1, y1, x2, y2], false) => BBox::from_pixels([x1, y1, x2, y2], size).map(Part::Box),
         _ => return None,
     };
-    let range = place..place + 1 + end + 1;
-    Some(part.map(|part| (range.clone(), part)).map_err(|source| MentionError::Coordinates {
-        position: position(question, place),
-        text: question[range].into(),
-        source,
+    Some(part.map(|part| (range.clone(), part)).map_err(|source| {
+        let (position, text) = typed();
+        MentionError::Coordinates { position, text, source }
     }))
 }
 
@@ -279,8 +294,16 @@ mod tests {
             case("(100.5, 50.0)", vec![point(100.5 / 400., 0.25)]),
             case("(0, 0, 400, 200)", vec![bbox([0., 0., 1., 1.])]),
             case("[100,50,200.0,100]", vec![bbox([0.25, 0.25, 0.5, 0.5])]),
-            case("(1.0, 1)", vec![point(1. / 400., 1. / 200.)]),
+            // Fractions whose 0 and 1 have lost their point; whole numbers alone are a pixel.
+            case("[0, 0.35, 0.45, 1]", vec![bbox([0., 0.35, 0.45, 1.])]),
+            case("[0.0, 0, 1, 1]", vec![bbox([0., 0., 1., 1.])]),
+            case("[1e-05, 0.35, 0.45, 0.83]", vec![bbox([1e-5, 0.35, 0.45, 0.83])]),
+            case("(1.0, 1)", vec![point(1., 1.)]),
+            case("[0, .5]", vec![point(0., 0.5)]),
             case("(0.0, 1.0)", vec![point(0., 1.)]),
+            case("(1, 1)", vec![point(1. / 400., 1. / 200.)]),
+            case("[0.5, 0.25, 40, 20]", vec![bbox([0.5 / 400., 0.25 / 200., 0.1, 0.1])]),
+            case("[0, 0, 2, 1]", vec![bbox([0., 0., 2. / 400., 1. / 200.])]),
             case("[0.5, .5]", vec![point(0.5, 0.5)]),
             case("(1e2, 5e1)", vec![point(0.25, 0.25)]),
             case("🐕(0.5, 0.5)🐕", vec![text("🐕"), point(0.5, 0.5), text("🐕")]),
@@ -383,6 +406,14 @@ mod tests {
                 question: "(-0.5, 0.5)",
                 message: "character 1: (-0.5, 0.5): x: expected 0 to 400 (pixels), got -0.5",
             },
+            Case {
+                question: "In [0, 0, 1, 1]?",
+                message: "character 4: [0, 0, 1, 1]: in pixels, this box lies within a single one",
+            },
+            Case {
+                question: "[1, 1, 0, 0]",
+                message: "character 1: [1, 1, 0, 0]: in pixels, this box lies within a single one",
+            },
             Case { question: "(NaN, 5)", message: "character 1: (NaN, 5): x: expected a finite number, got NaN" },
             Case { question: "(5, 1e999)", message: "character 1: (5, 1e999): y: expected a finite number, got inf" },
         ];
@@ -430,7 +461,7 @@ mod tests {
         }
 
         #[test]
-        fn pixels_of_any_box_come_back(x in 0..300_u32, y in 0..100_u32, width in 1..100_u32, height in 1..100_u32) {
+        fn pixels_of_any_box_come_back(x in 0..300_u32, y in 0..100_u32, width in 2..100_u32, height in 1..100_u32) {
             let question = format!("[{x}, {y}, {}, {}]", x + width, y + height);
             let pixels = [x, y, x + width, y + height].map(f64::from);
             let expected = BBox::from_pixels(pixels, SIZE).unwrap();
