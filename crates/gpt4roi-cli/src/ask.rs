@@ -11,7 +11,7 @@ use gpt4roi::{
 use serde::Serialize;
 
 use crate::{
-    failure::{Refusal, tell},
+    failure::{Refusal, tell, warn},
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::RegionOptions,
     session::{Session, Timings, print, print_json, write_annotated},
@@ -129,11 +129,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let given: Vec<_> = (1..=shapes.len() as u32).map(RegionId).collect();
     let question = mention::parse(&args.question, &given, size).map_err(gpt4roi::Error::from)?;
     let unmentioned = unmentioned(&question, &given)?;
-    if !args.output.quiet {
-        unmentioned
-            .iter()
-            .for_each(|id| tell(&format!("note: the question does not mention {id}, so it plays no part")));
-    }
+    unmentioned.iter().for_each(|id| warn(&format!("the question does not mention {id}, so it plays no part")));
 
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
@@ -157,8 +153,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             image: ImageReport::new(&args.picture, size),
             model: args.model.name(),
         })?;
-    } else if !args.output.quiet {
-        notes(&answer);
+    } else {
+        notes(&answer, args.output.quiet);
     }
     // The answer is told by now, whatever becomes of the picture.
     args.output.annotate.as_ref().map_or(Ok(()), |file| write_annotated(&session.image, &chat.transcript().regions, file))
@@ -190,10 +186,13 @@ pub(crate) fn ask_aloud(
     Ok(answer)
 }
 
-/// What a reader of the answer alone would not know: the boxes that were not given as such, and an early end.
-pub(crate) fn notes(answer: &Answer) {
-    answer.regions.iter().for_each(note_box);
-    note_if_cut_off(answer);
+/// What a reader of the answer alone would not know: the boxes that were not given as such, unless that is too much,
+/// and an early end.
+pub(crate) fn notes(answer: &Answer, quiet: bool) {
+    if !quiet {
+        answer.regions.iter().for_each(note_box);
+    }
+    warn_if_cut_off("the answer", answer);
 }
 
 /// Which box the model read, if it was not given as one.
@@ -204,11 +203,11 @@ pub(crate) fn note_box(region: &ResolvedRegion) {
     }
 }
 
-/// An answer that stops in the middle should not pass for a whole one.
-pub(crate) fn note_if_cut_off(answer: &Answer) {
+/// An answer that stops in the middle should not pass for a whole one. `what` says which one it is.
+pub(crate) fn warn_if_cut_off(what: &str, answer: &Answer) {
     if answer.finish == FinishReason::Length {
         let tokens = answer.generated_tokens;
-        tell(&format!("note: the answer was cut off after {tokens} tokens; --max-new-tokens allows more"));
+        warn(&format!("{what} was cut off after {tokens} tokens; --max-new-tokens allows more"));
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     generation: GenerationOptions,
 
-    /// Print no notes
+    /// Print no notes; warnings are printed in any case
     #[arg(long, short, env = "GPT4ROI_QUIET", value_parser = clap::builder::FalseyValueParser::new())]
     quiet: bool,
 }
@@ -171,9 +171,7 @@ impl Talk<'_> {
         match parse(line)? {
             Line::Question(question) => {
                 let answer = ask::ask_aloud(&mut self.chat, question, &self.options, self.abstain)?;
-                if !self.quiet {
-                    ask::notes(&answer);
-                }
+                ask::notes(&answer, self.quiet);
             }
             Line::Region(text) => {
                 let id = self.chat.add_shape(self.coordinates.parse(text, self.session.image.size())?)?;

@@ -6,12 +6,13 @@ use clap::ValueEnum;
 use gpt4roi::{
     Chat,
     chat::{Answer, AskOptions, ResolvedRegion},
+    generate::FinishReason,
     shape::Shape,
 };
 use serde::Serialize;
 
 use crate::{
-    ask::{Confidence, ImageReport, Tokens, note_box, note_if_cut_off, told},
+    ask::{Confidence, ImageReport, Tokens, note_box, told, warn_if_cut_off},
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::RegionOptions,
     session::{Session, Timings, print, print_json, write_annotated},
@@ -90,6 +91,8 @@ struct Description {
     text: String,
     #[serde(flatten)]
     confidence: Confidence,
+    /// Why it ended: `length` if it was cut off.
+    finish: FinishReason,
     tokens: Tokens,
 }
 
@@ -105,18 +108,19 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut descriptions = Vec::new();
     session.time(&mut timings, || {
         let mut tell = |region: Option<ResolvedRegion>, answer: Answer| {
-            if !args.output.json && !args.output.quiet {
-                region.iter().for_each(note_box);
-                note_if_cut_off(&answer);
-            }
             let description = Description {
                 region,
                 text: told(&answer, args.generation.abstain).into(),
                 confidence: Confidence::new(&answer, args.generation.abstain),
+                finish: answer.finish,
                 tokens: Tokens::from(&answer),
             };
             if !args.output.json {
+                if !args.output.quiet {
+                    region.iter().for_each(note_box);
+                }
                 print(&description.line())?;
+                warn_if_cut_off(&description.name(), &answer);
             }
             descriptions.push(description);
             anyhow::Ok(())
@@ -165,6 +169,11 @@ fn in_order(
 }
 
 impl Description {
+    /// How a warning calls it.
+    fn name(&self) -> String {
+        self.region.map_or("the description".into(), |region| format!("the description of region{}", region.id))
+    }
+
     fn line(&self) -> String {
         match &self.region {
             None => format!("{}\n", self.text),

@@ -74,6 +74,11 @@ pub(crate) fn tell(line: &str) {
     let _ = io::Write::write_all(&mut io::stderr().lock(), format!("{line}\n").as_bytes());
 }
 
+/// Tells what the user should know in any case, however quiet the program is to be.
+pub(crate) fn warn(line: &str) {
+    tell(&format!("warning: {line}"));
+}
+
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
     error.chain().filter_map(|cause| cause.downcast_ref()).any(broken)

@@ -6,7 +6,10 @@ use std::{
 };
 
 use candle_core::Device;
-use clap::{Args, ValueEnum, builder::FalseyValueParser};
+use clap::{
+    Args, ValueEnum,
+    builder::{FalseyValueParser, RangedU64ValueParser},
+};
 use gpt4roi::{
     DeviceChoice, Gpt4Roi, Image, Precision,
     chat::AskOptions,
@@ -20,7 +23,7 @@ use gpt4roi_hub::{Cache, ModelRef};
 
 use crate::{
     annotate,
-    failure::{Refusal, tell},
+    failure::{Refusal, tell, warn},
     regions::RegionOptions,
     side_file,
 };
@@ -136,29 +139,34 @@ impl PictureOptions {
     }
 }
 
+/// Reads how many there should be of something that makes no sense without any.
+pub(crate) fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
 /// How the next token is chosen.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Generation")]
 pub(crate) struct GenerationOptions {
     /// Tokens of an answer at most
-    #[arg(long, value_name = "N", env = "GPT4ROI_MAX_NEW_TOKENS", default_value_t = 512)]
+    #[arg(long, value_name = "N", env = "GPT4ROI_MAX_NEW_TOKENS", default_value_t = 512, value_parser = at_least_one())]
     pub(crate) max_new_tokens: usize,
 
     /// 0 always takes the most likely token; larger values draw more freely (the original demo uses 0.2)
     #[arg(long, value_name = "T", env = "GPT4ROI_TEMPERATURE", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
 
-    /// Draw from the K most likely tokens only; 0 means all. Needs a temperature
-    #[arg(long, value_name = "K", env = "GPT4ROI_TOP_K", default_value_t = 50)]
-    pub(crate) top_k: usize,
+    /// Draw from the K most likely tokens only; 0 means all. Needs a temperature [default: 50]
+    #[arg(long, value_name = "K", env = "GPT4ROI_TOP_K")]
+    pub(crate) top_k: Option<usize>,
 
-    /// Draw from the most likely tokens that together reach this probability only. Needs a temperature
-    #[arg(long, value_name = "P", env = "GPT4ROI_TOP_P", default_value_t = 1.0, allow_negative_numbers = true)]
-    pub(crate) top_p: f64,
+    /// Draw from the most likely tokens that together reach this probability only. Needs a temperature [default: 1]
+    #[arg(long, value_name = "P", env = "GPT4ROI_TOP_P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f64>,
 
-    /// Where the draws begin: the same seed gives the same answer
-    #[arg(long, value_name = "N", env = "GPT4ROI_SEED", default_value_t = 0)]
-    pub(crate) seed: u64,
+    /// Where the draws begin: the same seed gives the same answer. Needs a temperature [default: 0]
+    #[arg(long, value_name = "N", env = "GPT4ROI_SEED")]
+    pub(crate) seed: Option<u64>,
 
     /// Say that it is not known where the model is less sure of its answer than this: the geometric mean of its
     /// tokens' probabilities, 0 to 1. `gpt4roi eval scenes --json` shows what a threshold comes to
@@ -205,10 +213,16 @@ fn parse_probability(text: &str) -> Result<f64, String> {
 impl GenerationOptions {
     /// As the library takes them.
     pub(crate) fn resolve(&self) -> anyhow::Result<AskOptions> {
-        let sampling = if self.temperature == 0.0 {
+        let &Self { temperature, top_k, top_p, seed, .. } = self;
+        let sampling = if temperature == 0.0 {
+            // A warning and no error, since they may stand in the environment for other commands.
+            let given = [("--top-k", top_k.is_some()), ("--top-p", top_p.is_some()), ("--seed", seed.is_some())];
+            for (flag, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+                warn(&format!("{flag} plays no part without --temperature: the most likely token is always taken"));
+            }
             Sampling::Greedy
         } else {
-            let &Self { temperature, top_k, top_p, seed, .. } = self;
+            let (top_k, top_p, seed) = (top_k.unwrap_or(50), top_p.unwrap_or(1.0), seed.unwrap_or(0));
             Sampling::Random { temperature, top_k, top_p, seed }
         };
         // Refused here, before a model is loaded for nothing.
@@ -227,7 +241,7 @@ pub(crate) struct OutputOptions {
     #[arg(long, env = "GPT4ROI_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
 
-    /// Print no notes
+    /// Print no notes; warnings are printed in any case
     #[arg(long, short, env = "GPT4ROI_QUIET", value_parser = FalseyValueParser::new())]
     pub(crate) quiet: bool,
 

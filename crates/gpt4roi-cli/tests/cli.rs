@@ -184,7 +184,7 @@ fn coordinates_in_the_question_are_reported_in_pixels() {
     assert_eq!(report["question"], "Is <region1> at <region2>?");
     assert_eq!(report["regions"][0]["origin"], "coordinates");
     assert_eq!(report["regions"][1]["origin"], "point");
-    place.with_model(&["ask", "scene.png", question, "--quiet"]).assert().success().stderr("");
+    place.with_model(&["ask", "scene.png", question, "--quiet"]).assert().success().stderr(contains("note:").not());
 }
 
 /// A mask of the place's picture that marks 8,6,40,30, as a PNG file and as COCO's RLE.
@@ -508,6 +508,20 @@ fn describe_gives_each_region_a_line() {
 }
 
 #[test]
+fn describe_says_which_description_was_cut_off() {
+    let place = Place::new();
+    let describe = ["describe", "scene.png", "--region", "8,20,40,50", "--region", "50,20,70,50"];
+    let report = place.json(&describe);
+    assert_eq!(
+        (&report["descriptions"][0]["finish"], &report["descriptions"][1]["finish"]),
+        (&"length".into(), &"length".into())
+    );
+    let warned = contains("warning: the description of region1 was cut off after 5 tokens")
+        .and(contains("warning: the description of region2 was cut off after 5 tokens"));
+    place.with_model(&describe).arg("--quiet").assert().success().stderr(warned);
+}
+
+#[test]
 fn describe_tells_many_regions_in_the_order_given() {
     let place = Place::new();
     let boxes: Vec<_> = (0..20).map(|i| format!("{},{},{},{}", i, i / 2, 30 + i, 25 + i)).collect();
@@ -577,6 +591,23 @@ fn chat_goes_on_after_a_bad_line_and_tells_in_the_end() {
 }
 
 #[test]
+fn warnings_are_told_however_quiet_it_is() {
+    let place = Place::new();
+    let ask = ["ask", "scene.png", "<1>?", "--region", "8,6,40,30", "--region", "1,1,9,9", "--quiet"];
+    let told = contains("warning: the question does not mention <region2>")
+        .and(contains("warning: the answer was cut off after 5 tokens; --max-new-tokens allows more"))
+        .and(contains("note:").not());
+    place.with_model(&ask).assert().success().stderr(told);
+    let draw = ["ask", "scene.png", "What?", "--top-k", "3", "--seed", "7"];
+    let idle =
+        contains("warning: --top-k plays no part without --temperature").and(contains("warning: --seed plays no part"));
+    place.with_model(&draw).assert().success().stderr(idle);
+    place.with_model(&draw).args(["--temperature", "1"]).assert().success().stderr(contains("plays no part").not());
+    let nothing = ["ask", "scene.png", "What?", "--model", "model", "--max-new-tokens", "0"];
+    place.gpt4roi(&nothing).assert().code(2).stderr(contains("--max-new-tokens"));
+}
+
+#[test]
 fn draws_repeat_with_their_seed() {
     let place = Place::new();
     let ask = |seed| {
@@ -598,7 +629,7 @@ fn flags_can_stand_in_the_environment() {
     assert_eq!(report["tokens"]["generated"], 3);
     assert_eq!(report["regions"][1]["box"], serde_json::json!([40.0, 30.0, 72.0, 54.0]));
     command.env("GPT4ROI_POINT", "500,500").env("GPT4ROI_POLYGON", "0,0,9,0,0,9;100,100,500,100,500,500");
-    command.assert().success().stderr(contains("note: the question does not mention <region5>"));
+    command.assert().success().stderr(contains("warning: the question does not mention <region5>"));
     command.env("GPT4ROI_JSON", "0").assert().success().stdout(predicate::str::starts_with("{").not());
 }
 
