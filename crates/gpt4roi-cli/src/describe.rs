@@ -4,15 +4,17 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 
 use clap::ValueEnum;
 use gpt4roi::{
-    Chat,
+    Chat, ImageSize, RegionId,
     chat::{Answer, AskOptions, ResolvedRegion},
     generate::FinishReason,
+    mention::{self, Part},
     shape::Shape,
 };
 use serde::Serialize;
 
 use crate::{
     ask::{Confidence, ImageReport, Tokens, note_box, told, warn_if_cut_off},
+    failure::Refusal,
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::RegionOptions,
     session::{Session, Timings, print, print_json, write_annotated},
@@ -22,7 +24,7 @@ use crate::{
 ///
 /// Without a region the whole picture is described. With several, each is described on its own, and
 /// each gets a line of its own, in the order given. However many there are, they are answered together,
-/// which costs far less than asking about each.
+/// which costs far less than asking about each. With --question, that is asked about each instead.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -34,6 +36,10 @@ pub(crate) struct Args {
     /// How much to say
     #[arg(long, value_name = "DETAIL", env = "GPT4ROI_DETAIL", default_value = "short")]
     detail: Detail,
+
+    /// What is asked about each region; in it <region1> is that region, whichever it is
+    #[arg(long, value_name = "TEXT", env = "GPT4ROI_QUESTION", conflicts_with = "detail")]
+    question: Option<String>,
 
     #[command(flatten)]
     model: ModelOptions,
@@ -47,6 +53,7 @@ const EXAMPLES: &str = "\
 Examples:
   gpt4roi describe scene.png
   gpt4roi describe scene.png --region 62,41,240,180 --region 300,50,420,200 --detail full
+  gpt4roi describe scene.png --region 62,41,240,180 --region 300,50,420,200 --question 'What colour is <region1>?'
   gpt4roi describe scene.png --region 62,41,240,180 --annotate marked.png --json
   gpt4roi describe scene.png --point 150,110 --mask cat.png --polygon 62,41,240,60,150,180";
 
@@ -102,6 +109,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let session = Session::open(&args.model, &args.picture, &args.output)?;
     let size = session.image.size();
     let shapes = args.regions.shapes(size)?;
+    let question = args.question(&shapes, size)?;
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
 
@@ -128,7 +136,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         if shapes.is_empty() {
             return tell(None, chat.ask_with(args.detail.about_picture(), &options)?);
         }
-        in_order(&mut chat, &shapes, args.detail.about_region(), &options, |index, answer| {
+        in_order(&mut chat, &shapes, question, &options, |index, answer| {
             let region = answer.regions.first().map(|region| ResolvedRegion { id: index as u32 + 1, ..*region });
             tell(region, answer)
         })
@@ -142,6 +150,31 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     // The descriptions are told by now, whatever becomes of the picture.
     args.output.annotate.as_ref().map_or(Ok(()), |file| write_annotated(&session.image, &regions, file))
 }
+
+impl Args {
+    /// What is asked about each region.
+    ///
+    /// # Errors
+    /// If the question does not ask about the region, or if there is none to ask about.
+    fn question(&self, shapes: &[Shape], size: ImageSize) -> anyhow::Result<&str> {
+        let Some(question) = &self.question else { return Ok(self.detail.about_region()) };
+        if shapes.is_empty() {
+            return Err(Refusal::usage("--question is asked about regions, and none is given")
+                .hint("--region names one; `gpt4roi ask` asks about the picture")
+                .into());
+        }
+        let parts = mention::parse(question, &[THIS], size).map_err(gpt4roi::Error::from)?;
+        if !parts.contains(&Part::Mention(THIS)) {
+            return Err(Refusal::usage("--question does not mention <region1>, which stands for each region in turn")
+                .hint("write for example 'What colour is <region1>?'")
+                .into());
+        }
+        Ok(question)
+    }
+}
+
+/// The region that is asked about, as every question about it calls it.
+const THIS: RegionId = RegionId(1);
 
 /// Describes all regions together. Each answer is told as soon as it and those of all regions before it are
 /// there; the first failure ends the telling.

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use gpt4roi::{Error, convert::ConvertError, image::ImageError, prompt::PromptError};
+use gpt4roi::{Error, ImageSize, convert::ConvertError, image::ImageError, mention::MentionError, prompt::PromptError};
 use gpt4roi_data::DataError;
 use gpt4roi_hub::{HubError, Refused};
 use gpt4roi_train::TrainError;
@@ -30,6 +30,11 @@ impl Refusal {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// What to do instead, if anybody knows.
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 }
 
@@ -97,7 +102,7 @@ fn message(error: &anyhow::Error) -> String {
 
 fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
-        return refusal.hint.clone();
+        return refusal.advice().map(str::to_owned);
     }
     if let Some(error) = error.downcast_ref::<HubError>() {
         return hint_about_hub(error).map(str::to_owned);
@@ -107,9 +112,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     }
     let hint = match model_error(error)? {
         Error::Image(image) => hint_about_image(image)?,
-        Error::Mention(_) => {
-            "regions are declared with --region, --point, --polygon or --mask (in a chat: /region …) and numbered from 1 in that order"
-        }
+        Error::Mention(error) => return Some(hint_about_mention(error)),
         Error::Prompt(PromptError::TooLong { .. }) => "shorten the question, or begin a new conversation",
         Error::Convert(ConvertError::Exists { .. }) => "--force replaces it",
         Error::Convert(ConvertError::Foreign { .. }) => "--out takes another directory; or move what is not the model's away",
@@ -121,6 +124,22 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         _ => return None,
     };
     Some(hint.into())
+}
+
+fn hint_about_mention(error: &MentionError) -> String {
+    match error {
+        MentionError::Coordinates { picture: ImageSize { width, height }, .. } => {
+            format!("the picture is {width}×{height} pixels; fractions of it have a decimal point, as in (0.5, 0.25)")
+        }
+        MentionError::SinglePixel { .. } => {
+            "fractions of the picture have a decimal point, as in [0.0, 0.0, 1.0, 1.0]".into()
+        }
+        _ => {
+            "regions are declared with --region, --point, --polygon or --mask (in a chat: /region …) and numbered from \
+              1 in that order"
+                .into()
+        }
+    }
 }
 
 /// The library's own error, whichever crate hands it on.

@@ -16,6 +16,7 @@ mod export;
 mod failure;
 mod inspect;
 mod language_bench;
+mod mask_file;
 mod options;
 mod pull;
 mod regions;

@@ -1,19 +1,15 @@
 //! Regions as they are typed: boxes, points, polygons and masks.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
+use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum, builder::FalseyValueParser};
 use gpt4roi::{
     BBox,
     bbox::{BoxError, ImageSize, Point},
-    image::DEFAULT_MAX_PIXELS,
-    shape::{Mask, Rle, Shape},
+    shape::Shape,
 };
 
-use crate::failure::Refusal;
+use crate::{failure::Refusal, mask_file};
 
 /// Regions in the order in which they were typed, whichever flags they came with.
 #[derive(Debug, Clone)]
@@ -35,7 +31,7 @@ enum Typed {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Regions")]
 struct Flags {
-    /// A box x1,y1,x2,y2 (left, top, right, bottom). Whatever comes first of --region, --point, --polygon and
+    /// A box x1,y1,x2,y2 (left, top, right, bottom), unless --box-format says otherwise. Whatever comes first of --region, --point, --polygon and
     /// --mask is <region1>, and so on. In the environment several of a kind are separated by semicolons; they are
     /// counted after those on the command line
     #[arg(
@@ -68,8 +64,9 @@ struct Flags {
     polygons: Vec<String>,
 
     /// A mask of the picture's size: a PNG file, of which pixels count that are not black or, with an alpha channel,
-    /// whose alpha isn't 0; or a JSON file with COCO's RLE, {"size": [height, width], "counts": …}. The model reads
-    /// the smallest box around it
+    /// whose alpha isn't 0; or a JSON file with COCO's RLE, {"size": [height, width], "counts": …}, with a list of
+    /// polygons [[x1, y1, x2, y2, x3, y3, …], …] in pixels, or with an annotation whose "segmentation" is one of these.
+    /// The model reads the smallest box around it
     #[arg(long = "mask", value_name = "FILE", env = "GPT4ROI_MASK", value_delimiter = ';')]
     masks: Vec<PathBuf>,
 
@@ -120,23 +117,33 @@ impl RegionOptions {
 
     /// The regions, in the order typed.
     pub(crate) fn shapes(&self, size: ImageSize) -> anyhow::Result<Vec<Shape>> {
-        self.typed.iter().map(|typed| self.coordinates.shape(typed, size)).collect()
+        let reader = Reader { options: self.coordinates, size, place: Place::CommandLine };
+        self.typed.iter().map(|typed| reader.shape(typed)).collect()
     }
 }
 
-/// What the numbers of a region count.
-#[derive(Debug, Clone, Copy, Args)]
+/// What the numbers of a region mean.
+#[derive(Debug, Clone, Copy, Default, Args)]
 #[command(next_help_heading = "Regions")]
 pub(crate) struct CoordinateOptions {
     /// What the numbers of --region, --point and --polygon count
     #[arg(long, value_name = "UNIT", env = "GPT4ROI_COORDS", default_value = "pixel")]
-    pub(crate) coords: Coords,
+    coords: Coords,
+
+    /// What the four numbers of --region are
+    #[arg(long, value_name = "FORM", env = "GPT4ROI_BOX_FORMAT", default_value = "xyxy")]
+    box_format: BoxFormat,
+
+    /// Cut boxes and polygons to the picture, instead of refusing what sticks out of it
+    #[arg(long, env = "GPT4ROI_CLIP", value_parser = FalseyValueParser::new())]
+    clip: bool,
 }
 
 /// Conventions for the numbers of a region.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Coords {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Coords {
     /// Pixels of the picture
+    #[default]
     Pixel,
     /// Fractions of width and height, 0 to 1
     Norm,
@@ -144,8 +151,40 @@ pub(crate) enum Coords {
     Norm1000,
 }
 
+/// Conventions for the four numbers of a box.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum BoxFormat {
+    /// Left, top, right and bottom edge
+    #[default]
+    Xyxy,
+    /// Left and top edge, width and height, as COCO has it
+    Xywh,
+    /// Centre, width and height, as YOLO has it
+    Cxcywh,
+}
+
+impl BoxFormat {
+    fn xyxy(self, [a, b, c, d]: [f64; 4]) -> [f64; 4] {
+        match self {
+            Self::Xyxy => [a, b, c, d],
+            Self::Xywh => [a, b, a + c, b + d],
+            Self::Cxcywh => [a - c / 2.0, b - d / 2.0, a + c / 2.0, b + d / 2.0],
+        }
+    }
+
+    /// How the four numbers are called.
+    fn numbers(self) -> &'static str {
+        match self {
+            Self::Xyxy => "x1,y1,x2,y2",
+            Self::Xywh => "x,y,width,height",
+            Self::Cxcywh => "x,y,width,height with x,y in the middle",
+        }
+    }
+}
+
 impl CoordinateOptions {
-    /// Reads a region of any kind: the kinds differ in how many numbers they have, and a mask has a file's name.
+    /// Reads a region of any kind, as it is typed in a running chat: the kinds differ in how many numbers they have,
+    /// and a mask has a file's name.
     pub(crate) fn parse(self, text: &str, size: ImageSize) -> anyhow::Result<Shape> {
         let typed = match numbers(text).as_deref() {
             Some([_, _]) => Typed::Point(text.into()),
@@ -153,95 +192,160 @@ impl CoordinateOptions {
             Some(numbers) if numbers.len() > 4 && numbers.len() % 2 == 0 => Typed::Polygon(text.into()),
             None if mask_file(text).is_some() => Typed::Mask(text.into()),
             _ => {
+                let boxes = self.box_format.numbers();
                 return Err(Refusal::usage(format!("region `{text}`: expected a box, a point, a polygon or a mask"))
-                    .hint("x1,y1,x2,y2 or x,y or x1,y1,x2,y2,x3,y3,… or the name of a .png or .json file")
+                    .hint(format!("{boxes} or x,y or x1,y1,x2,y2,x3,y3,… or the name of a .png or .json file"))
                     .into());
             }
         };
-        self.shape(&typed, size)
+        Reader { options: self, size, place: Place::Chat }.shape(&typed)
     }
+}
 
-    fn shape(self, typed: &Typed, size: ImageSize) -> anyhow::Result<Shape> {
+/// Reads what was typed about one picture.
+#[derive(Debug, Clone, Copy)]
+struct Reader {
+    options: CoordinateOptions,
+    size: ImageSize,
+    place: Place,
+}
+
+/// Where a region is typed, which decides what can be done about a wrong one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    CommandLine,
+    /// Flags can't be given there any more.
+    Chat,
+}
+
+impl Reader {
+    fn shape(self, typed: &Typed) -> anyhow::Result<Shape> {
         match typed {
-            Typed::Box(text) => self.bbox(text, size).map(Shape::Box),
-            Typed::Point(text) => self.point(text, size).map(Shape::Point),
-            Typed::Polygon(text) => self.polygon(text, size),
-            Typed::Mask(file) => Ok(mask(file, size)?),
+            Typed::Box(text) => self.bbox(text).map(Shape::Box),
+            Typed::Point(text) => self.point(text).map(Shape::Point),
+            Typed::Polygon(text) => self.polygon(text),
+            Typed::Mask(file) => {
+                let in_pixels = Self { options: CoordinateOptions { coords: Coords::Pixel, ..self.options }, ..self };
+                Ok(mask_file::read(file, self.size, |xy| in_pixels.corner(xy).map_err(|error| error.to_string()))?)
+            }
         }
     }
 
-    fn bbox(self, text: &str, size: ImageSize) -> anyhow::Result<BBox> {
-        let xyxy: [f64; 4] = numbers(text).and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| {
-            Refusal::usage(format!("region `{text}`: expected four numbers x1,y1,x2,y2"))
-                .hint("for example 62,41,240,180: left, top, right and bottom edge")
+    fn bbox(self, text: &str) -> anyhow::Result<BBox> {
+        let format = self.options.box_format;
+        let four: [f64; 4] = numbers(text).and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| {
+            Refusal::usage(format!("region `{text}`: expected four numbers {}", format.numbers()))
+                .hint("for example 62,41,240,180: left, top, right and bottom edge, unless --box-format says otherwise")
         })?;
+        let xyxy = format.xyxy(four);
         // One word of advice is worth more than an answer about the upper left pixel.
         self.refuse_single_pixel("region", "this box", text, xyxy.iter().all(is_fraction))?;
-        let bbox = match self.coords {
-            Coords::Pixel => BBox::from_pixels(xyxy, size),
-            Coords::Norm => BBox::from_normalized(xyxy),
-            Coords::Norm1000 => BBox::from_norm1000(xyxy),
+        let read = match format {
+            BoxFormat::Xyxy => format!("region `{text}`"),
+            _ => format!("region `{text}`, whose edges are {}", xyxy.map(|edge| edge.to_string()).join(",")),
         };
-        Ok(bbox.map_err(|error| outside(format!("region `{text}`: {error}"), size))?)
+        let bbox = self.box_of(xyxy).map_err(|error| match error {
+            // What was cut off was all of it.
+            BoxError::Empty { .. } if xyxy[0] < xyxy[2] && xyxy[1] < xyxy[3] => {
+                let ImageSize { width, height } = self.size;
+                Refusal::usage(format!("{read}: nothing of it lies in the picture"))
+                    .hint(format!("the picture is {width}×{height} pixels"))
+            }
+            _ => self.refusal(format!("{read}: {error}"), &error),
+        });
+        Ok(bbox?)
     }
 
-    fn point(self, text: &str, size: ImageSize) -> anyhow::Result<Point> {
+    fn box_of(self, xyxy: [f64; 4]) -> Result<BBox, BoxError> {
+        match (self.options.coords, self.options.clip) {
+            (Coords::Pixel, false) => BBox::from_pixels(xyxy, self.size),
+            (Coords::Pixel, true) => BBox::from_pixels_clipped(xyxy, self.size),
+            (Coords::Norm, false) => BBox::from_normalized(xyxy),
+            (Coords::Norm, true) => BBox::from_normalized_clipped(xyxy),
+            (Coords::Norm1000, false) => BBox::from_norm1000(xyxy),
+            (Coords::Norm1000, true) => BBox::from_normalized_clipped(xyxy.map(|number| number / 1000.0)),
+        }
+    }
+
+    fn point(self, text: &str) -> anyhow::Result<Point> {
         let xy: [f64; 2] = numbers(text).and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| {
             Refusal::usage(format!("point `{text}`: expected two numbers x,y"))
                 .hint("for example 150,110: from the left and from the top")
         })?;
         let between_pixels = xy.iter().any(|number| number.fract() != 0.0);
         self.refuse_single_pixel("point", "this point", text, between_pixels && xy.iter().all(is_fraction))?;
-        Ok(self.place(xy, size).map_err(|error| outside(format!("point `{text}`: {error}"), size))?)
+        Ok(self.place_of(xy).map_err(|error| self.refusal(format!("point `{text}`: {error}"), &error))?)
     }
 
-    fn polygon(self, text: &str, size: ImageSize) -> anyhow::Result<Shape> {
+    fn polygon(self, text: &str) -> anyhow::Result<Shape> {
         let even = numbers(text).filter(|numbers| numbers.len().is_multiple_of(2)).ok_or_else(|| {
             Refusal::usage(format!("polygon `{text}`: expected two numbers for each corner x1,y1,x2,y2,x3,y3,…"))
                 .hint("for example 62,41,240,60,150,180: a triangle")
         })?;
         self.refuse_single_pixel("polygon", "this polygon", text, even.iter().all(is_fraction))?;
         let corners = even.chunks_exact(2).zip(1..).map(|(corner, number)| {
-            self.place([corner[0], corner[1]], size)
-                .map_err(|error| outside(format!("polygon `{text}`: corner {number}: {error}"), size))
+            self.corner([corner[0], corner[1]])
+                .map_err(|error| self.refusal(format!("polygon `{text}`: corner {number}: {error}"), &error))
         });
         let corners: Vec<Point> = corners.collect::<Result<_, _>>()?;
         Ok(Shape::polygon(&corners).map_err(|error| Refusal::usage(format!("polygon `{text}`: {error}")))?)
     }
 
-    fn place(self, xy: [f64; 2], size: ImageSize) -> Result<Point, BoxError> {
-        match self.coords {
-            Coords::Pixel => Point::from_pixels(xy, size),
+    /// A polygon's corner, on the edge of the picture if it is to be cut there.
+    fn corner(self, xy: [f64; 2]) -> Result<Point, BoxError> {
+        if !self.options.clip || xy.iter().any(|number| !number.is_finite()) {
+            return self.place_of(xy);
+        }
+        let [width, height] = match self.options.coords {
+            Coords::Pixel => [f64::from(self.size.width), f64::from(self.size.height)],
+            Coords::Norm => [1.0, 1.0],
+            Coords::Norm1000 => [1000.0, 1000.0],
+        };
+        Point::from_normalized([(xy[0] / width).clamp(0.0, 1.0), (xy[1] / height).clamp(0.0, 1.0)])
+    }
+
+    fn place_of(self, xy: [f64; 2]) -> Result<Point, BoxError> {
+        match self.options.coords {
+            Coords::Pixel => Point::from_pixels(xy, self.size),
             Coords::Norm => Point::from_normalized(xy),
             Coords::Norm1000 => Point::from_norm1000(xy),
         }
     }
 
     fn refuse_single_pixel(self, kind: &str, this: &str, text: &str, fractions: bool) -> Result<(), Refusal> {
-        if self.coords != Coords::Pixel || !fractions {
+        if self.options.coords != Coords::Pixel || !fractions {
             return Ok(());
         }
-        Err(Refusal::usage(format!("{kind} `{text}`: in pixels, {this} lies within a single one"))
-            .hint("--coords norm reads the numbers as fractions of width and height"))
+        let hint = match self.place {
+            Place::CommandLine => "--coords norm reads the numbers as fractions of width and height",
+            Place::Chat => "numbers count pixels here; in a question they may be fractions: What is at (0.5, 0.25)?",
+        };
+        Err(Refusal::usage(format!("{kind} `{text}`: in pixels, {this} lies within a single one")).hint(hint))
     }
-}
 
-fn mask(file: &Path, size: ImageSize) -> Result<Shape, Refusal> {
-    let place = file.display();
-    let refuse = |error: &dyn std::fmt::Display| Refusal::failure(format!("mask {place}: {error}"));
-    let bytes = fs::read(file).map_err(|error| refuse(&error))?;
-    let mask = if bytes.trim_ascii_start().starts_with(b"{") {
-        let rle: Rle = serde_json::from_slice(&bytes).map_err(|error| refuse(&error))?;
-        Mask::from_rle(&rle)
-    } else {
-        // As large as the picture it may be in any case.
-        Mask::from_png(&bytes, DEFAULT_MAX_PIXELS.max(u64::from(size.width) * u64::from(size.height)))
-    };
-    let mask = mask.map_err(|error| refuse(&error).hint("a mask is a PNG file, or JSON with COCO's RLE"))?;
-    mask.check_size(size).map_err(|error| {
-        refuse(&error).hint("a mask has the size of the picture as it is seen, turned as its EXIF orientation says")
-    })?;
-    Shape::mask(&mask).map_err(|error| refuse(&error))
+    /// What to do about numbers that can't be, as far as anything can be done where they were typed.
+    fn refusal(self, message: String, error: &BoxError) -> Refusal {
+        let ImageSize { width, height } = self.size;
+        let unit = match self.options.coords {
+            Coords::Pixel => "pixels",
+            Coords::Norm => "fractions of it",
+            Coords::Norm1000 => "thousandths of it",
+        };
+        let numbers = self.options.box_format.numbers();
+        let hint = match (self.place, error) {
+            (Place::CommandLine, BoxError::Outside { .. }) => format!(
+                "the picture is {width}×{height} pixels; --coords says what the numbers count, and --clip cuts off what sticks out"
+            ),
+            (Place::CommandLine, BoxError::Empty { .. }) => format!(
+                "the picture is {width}×{height} pixels; --box-format says what the four numbers are, now {numbers}"
+            ),
+            (Place::Chat, BoxError::Empty { .. }) => {
+                format!("the picture is {width}×{height} pixels; a box is {numbers} here, and the numbers count {unit}")
+            }
+            _ => format!("the picture is {width}×{height} pixels; the numbers count {unit}"),
+        };
+        Refusal::usage(message).hint(hint)
+    }
 }
 
 fn numbers(text: &str) -> Option<Vec<f64>> {
@@ -259,11 +363,6 @@ pub(crate) fn mask_file(text: &str) -> Option<&Path> {
     is_mask.then_some(Path::new(text))
 }
 
-fn outside(message: String, ImageSize { width, height }: ImageSize) -> Refusal {
-    Refusal::usage(message)
-        .hint(format!("the picture is {width}×{height} pixels; --coords says what the numbers count"))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -273,12 +372,13 @@ mod tests {
     const SIZE: ImageSize = ImageSize { width: 200, height: 100 };
 
     fn parse(coords: Coords, text: &str) -> Result<Shape, String> {
-        CoordinateOptions { coords }.parse(text, SIZE).map_err(|error| error.to_string())
+        let options = CoordinateOptions { coords, ..CoordinateOptions::default() };
+        options.parse(text, SIZE).map_err(|error| error.to_string())
     }
 
     fn refused(typed: Typed) -> String {
-        let coordinates = CoordinateOptions { coords: Coords::Pixel };
-        coordinates.shape(&typed, SIZE).unwrap_err().to_string()
+        let reader = Reader { options: CoordinateOptions::default(), size: SIZE, place: Place::CommandLine };
+        reader.shape(&typed).unwrap_err().to_string()
     }
 
     #[test]
@@ -295,6 +395,66 @@ mod tests {
             assert_eq!(parse(coords, place), Ok(point));
             assert_eq!(parse(coords, polygon), Ok(Shape::Polygon(bbox)));
         }
+    }
+
+    #[test]
+    fn every_form_of_a_box_names_the_same_one() {
+        let bbox = Shape::Box(BBox::from_normalized([0.25, 0.5, 0.75, 1.0]).unwrap());
+        for (box_format, coords, text) in [
+            (BoxFormat::Xyxy, Coords::Pixel, "50,50,150,100"),
+            (BoxFormat::Xywh, Coords::Pixel, "50,50,100,50"),
+            (BoxFormat::Cxcywh, Coords::Pixel, "100,75,100,50"),
+            (BoxFormat::Xywh, Coords::Norm, "0.25,0.5,0.5,0.5"),
+            (BoxFormat::Cxcywh, Coords::Norm, "0.5,0.75,0.5,0.5"),
+            (BoxFormat::Cxcywh, Coords::Norm1000, "500,750,500,500"),
+        ] {
+            let options = CoordinateOptions { coords, box_format, clip: false };
+            assert_eq!(options.parse(text, SIZE).unwrap(), bbox, "{text}");
+        }
+        let yolo = CoordinateOptions { box_format: BoxFormat::Cxcywh, ..CoordinateOptions::default() };
+        let error = yolo.parse("190,75,100,50", SIZE).unwrap_err().to_string();
+        assert!(error.starts_with("region `190,75,100,50`, whose edges are 140,50,240,100: x2: "), "{error}");
+        assert!(yolo.parse("0.5,0.75,0.5,0.5", SIZE).unwrap_err().to_string().contains("within a single one"));
+    }
+
+    #[test]
+    fn clipping_cuts_boxes_and_polygons_to_the_picture() {
+        for (coords, bbox, polygon) in [
+            (Coords::Pixel, "-50,20,100,180", "-50,20,100,20,100,180"),
+            (Coords::Norm, "-0.25,0.2,0.5,1.8", "-0.25,0.2,0.5,0.2,0.5,1.8"),
+            (Coords::Norm1000, "-250,200,500,1800", "-250,200,500,200,500,1800"),
+        ] {
+            let options = |clip| CoordinateOptions { coords, clip, ..CoordinateOptions::default() };
+            let cut = BBox::from_normalized([0.0, 0.2, 0.5, 1.0]).unwrap();
+            assert_eq!(options(true).parse(bbox, SIZE).unwrap(), Shape::Box(cut));
+            assert_eq!(options(true).parse(polygon, SIZE).unwrap(), Shape::Polygon(cut));
+            assert!(options(false).parse(bbox, SIZE).is_err() && options(false).parse(polygon, SIZE).is_err());
+        }
+        let options = CoordinateOptions { clip: true, ..CoordinateOptions::default() };
+        for (gone, says) in [
+            ("300,20,400,80", "nothing of it lies in the picture"),
+            ("90,20,50,80", "expected x1 < x2, got 90 and 50"),
+            ("1,20,inf,80", "x2: expected a finite number"),
+            ("201,5", "x: expected 0 to 200"),
+            ("1,1,9,1,9,inf", "y: expected a finite number"),
+        ] {
+            let error = options.parse(gone, SIZE).unwrap_err().to_string();
+            assert!(error.contains(says), "{gone}: {error}");
+        }
+    }
+
+    #[test]
+    fn advice_is_what_can_be_done_where_one_types() {
+        let hint = |place, text: &str| {
+            let reader = Reader { options: CoordinateOptions::default(), size: SIZE, place };
+            let error = reader.shape(&Typed::Box(text.into())).unwrap_err();
+            error.downcast_ref::<Refusal>().and_then(Refusal::advice).unwrap_or_default().to_owned()
+        };
+        for (text, flag) in [("1,1,201,9", "--clip"), ("9,1,5,9", "--box-format"), ("0,0,0.5,0.5", "--coords")] {
+            assert!(hint(Place::CommandLine, text).contains(flag), "{text}");
+            assert!(!hint(Place::Chat, text).contains("--") && !hint(Place::Chat, text).is_empty(), "{text}");
+        }
+        assert!(hint(Place::Chat, "1,1,201,9").starts_with("the picture is 200×100 pixels"));
     }
 
     #[test]

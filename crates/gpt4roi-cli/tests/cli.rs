@@ -243,9 +243,12 @@ fn masks_that_can_not_be_are_refused_in_words() {
         ("turned.png", &["mask turned.png: expected a mask of the picture's size, 80×60, got 60×80", "hint: "][..]),
         ("nothing.png", &["mask nothing.png: expected a mask that marks something"]),
         ("short.json", &["mask short.json: expected counts of 4800 pixels in all, got 10"]),
-        ("no.json", &["mask no.json: expected counts as a list of whole numbers or as a string"]),
+        ("no.json", &["mask no.json: expected counts as a list of whole numbers or as a string", "hint: a mask is"]),
         ("absent.png", &["mask absent.png: "]),
-        ("model/config.json", &["mask model/config.json: missing field `size`"]),
+        (
+            "model/config.json",
+            &["mask model/config.json: expected counts, polygons or a segmentation", "hint: a mask is"],
+        ),
         ("model/tokenizer.model", &["mask model/tokenizer.model: expected a mask as a PNG file", "hint: a mask is"]),
     ] {
         let output = place.with_model(&["describe", "scene.png", "--mask", mask]).assert().code(1).get_output().clone();
@@ -305,6 +308,34 @@ fn what_can_not_be_is_refused_with_a_word_of_advice() {
         },
         Case { arguments: &["ask", "scene.png", " "], code: 2, says: &["error: round 1: expected a question"] },
         Case { arguments: &["ask", "absent.png", "What?"], code: 1, says: &["error: absent.png: "] },
+        Case {
+            arguments: &["ask", "scene.png", "What is in [0, 0, 1, 1]?"],
+            code: 2,
+            says: &[
+                "in pixels, this box lies within a single one",
+                "hint: fractions of the picture have a decimal point",
+            ],
+        },
+        Case {
+            arguments: &["ask", "scene.png", "What is at (90, 5)?"],
+            code: 2,
+            says: &["x: expected 0 to 80", "hint: the picture is 80×60 pixels; fractions of it have a decimal point"],
+        },
+        Case {
+            arguments: &["describe", "scene.png", "--region", "8,6,40,30", "--question", "What?"],
+            code: 2,
+            says: &["error: --question does not mention <region1>", "hint: write for example"],
+        },
+        Case {
+            arguments: &["describe", "scene.png", "--question", "What is <region1>?"],
+            code: 2,
+            says: &["error: --question is asked about regions, and none is given", "hint: --region"],
+        },
+        Case {
+            arguments: &["describe", "scene.png", "--question", "<region1>?", "--detail", "full"],
+            code: 2,
+            says: &["cannot be used with"],
+        },
         Case { arguments: &["ask", "model/config.json", "What?"], code: 1, says: &["error: model/config.json: "] },
         Case {
             arguments: &["ask", "scene.png", "What?", "--max-pixels", "4799"],
@@ -420,14 +451,18 @@ fn nothing_is_written_over_what_is_read() {
 fn a_result_is_told_before_the_file_beside_it_is_written() {
     let place = Place::new();
     for (arguments, says) in [
-        (&["ask", "scene.png", "What?", "--annotate", "no/marked.png"][..], "--annotate no/marked.png: there is no folder no"),
+        (
+            &["ask", "scene.png", "What?", "--annotate", "no/marked.png"][..],
+            "--annotate no/marked.png: there is no folder no",
+        ),
         (&["describe", "scene.png", "--annotate", "no/marked.png"], "there is no folder no"),
         (&["eval", "scenes", "--count", "1", "--plot", "no/plot.svg"], "--plot no/plot.svg: there is no folder no"),
         (&["eval", "curves", "--count", "1", "--plot", "model"], "expected a file name that ends in .svg"),
         (&["eval", "scenes", "--count", "1", "--plot", "plot.gif"], "expected a file name that ends in .svg"),
         (&["convert", "--from", "model", "--out", "x", "--report", "no/report.json"], "there is no folder no"),
     ] {
-        let command = place.gpt4roi(arguments).env("GPT4ROI_MODEL", "model").assert().failure().stdout("").get_output().clone();
+        let command =
+            place.gpt4roi(arguments).env("GPT4ROI_MODEL", "model").assert().failure().stdout("").get_output().clone();
         let said = String::from_utf8(command.stderr).unwrap();
         assert!(said.contains(says), "{arguments:?} should say {says:?}:\n{said}");
     }
@@ -522,6 +557,34 @@ fn describe_says_which_description_was_cut_off() {
 }
 
 #[test]
+fn describe_asks_each_region_what_one_wants() {
+    let place = Place::new();
+    let regions = ["--region", "50,20,70,50", "--region", "8,6,40,30"];
+    let question = "Is <region1> left of [0.5, 0, 1, 1]?";
+    let arguments: Vec<_> = ["describe", "scene.png", "--question", question].into_iter().chain(regions).collect();
+    let report = place.json(&arguments);
+    let alone = place.json(&["ask", "scene.png", question, "--region", "8,6,40,30"]);
+    assert_eq!(report["descriptions"][1]["text"], alone["answer"]);
+    assert_eq!(report["descriptions"][1]["region"]["box"], serde_json::json!([8.0, 6.0, 40.0, 30.0]));
+}
+
+#[test]
+fn regions_are_cut_and_read_as_they_were_written() {
+    let place = Place::new();
+    let boxes = |regions: &[&str]| {
+        let arguments: Vec<_> = ["describe", "scene.png"].into_iter().chain(regions.iter().copied()).collect();
+        place.json(&arguments)["descriptions"][0]["region"]["box"].clone()
+    };
+    let expected = serde_json::json!([8.0, 6.0, 40.0, 30.0]);
+    assert_eq!(boxes(&["--region", "8,6,32,24", "--box-format", "xywh"]), expected);
+    assert_eq!(boxes(&["--region", "24,18,32,24", "--box-format", "cxcywh"]), expected);
+    assert_eq!(boxes(&["--region", "300,300,400,400", "--coords", "norm1000", "--box-format", "cxcywh"]), expected);
+    assert_eq!(boxes(&["--region=-8,6,90,30", "--clip"]), serde_json::json!([0.0, 6.0, 80.0, 30.0]));
+    let out = ["describe", "scene.png", "--region", "8,6,90,30"];
+    place.with_model(&out).assert().code(2).stderr(contains("hint: ").and(contains("--clip cuts off what sticks out")));
+}
+
+#[test]
 fn describe_tells_many_regions_in_the_order_given() {
     let place = Place::new();
     let boxes: Vec<_> = (0..20).map(|i| format!("{},{},{},{}", i, i / 2, 30 + i, 25 + i)).collect();
@@ -605,6 +668,17 @@ fn warnings_are_told_however_quiet_it_is() {
     place.with_model(&draw).args(["--temperature", "1"]).assert().success().stderr(contains("plays no part").not());
     let nothing = ["ask", "scene.png", "What?", "--model", "model", "--max-new-tokens", "0"];
     place.gpt4roi(&nothing).assert().code(2).stderr(contains("--max-new-tokens"));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_may_have_any_name() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let place = Place::new();
+    let marked = std::ffi::OsStr::from_bytes(b"marked-\xFF.png");
+    place.with_model(&["describe", "scene.png"]).arg("--annotate").arg(marked).assert().success();
+    assert!(place.0.path().join(marked).is_file());
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub enum MentionError {
         text: String,
         /// What is wrong with them.
         source: BoxError,
+        /// The size of the picture in which they would have to lie.
+        picture: ImageSize,
     },
     /// Whole numbers that are all 0 or 1: a box within the upper left pixel, where fractions were meant.
     #[error("character {position}: {text}: in pixels, this box lies within a single one")]
@@ -226,7 +228,7 @@ fn coordinates(question: &str, place: usize, size: ImageSize) -> Option<Result<F
     };
     Some(part.map(|part| (range.clone(), part)).map_err(|source| {
         let (position, text) = typed();
-        MentionError::Coordinates { position, text, source }
+        MentionError::Coordinates { position, text, source, picture: size }
     }))
 }
 
