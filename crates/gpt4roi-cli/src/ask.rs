@@ -138,7 +138,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         if args.output.json {
             Ok(chat.ask_with(&args.question, &options)?)
         } else {
-            ask_aloud(&mut chat, &args.question, &options, args.generation.abstain)
+            ask_aloud(&mut chat, &args.question, &options, args.generation.abstain, || false)
         }
     })?;
     if args.output.json {
@@ -161,28 +161,27 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Prints the answer as it comes, with a line break behind it. One that may have to be withheld is not known to be
-/// told before it is whole.
+/// told before it is whole. If somebody stops it, it ends as [`FinishReason::Cancelled`].
 pub(crate) fn ask_aloud(
     chat: &mut Chat<'_>,
     question: &str,
     options: &AskOptions,
     abstain: Option<f64>,
+    stopped: impl Fn() -> bool,
 ) -> anyhow::Result<Answer> {
-    if abstain.is_some() {
-        let answer = chat.ask_with(question, options)?;
-        print(&format!("{}\n", told(&answer, abstain)))?;
-        return Ok(answer);
-    }
     let mut printing = Ok(());
-    let answer = chat.ask_streaming(question, options, |text| match print(text) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(error) => {
-            printing = Err(error);
-            ControlFlow::Break(())
+    let answer = chat.ask_streaming(question, options, |text| {
+        if abstain.is_none() {
+            printing = print(text);
         }
+        if printing.is_err() || stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     printing?;
-    print("\n")?;
+    match abstain {
+        None => print("\n")?,
+        Some(_) if answer.finish == FinishReason::Cancelled => {}
+        Some(_) => print(&format!("{}\n", told(&answer, abstain)))?,
+    }
     Ok(answer)
 }
 
@@ -227,6 +226,23 @@ fn unmentioned(question: &[Part], given: &[RegionId]) -> Result<Vec<RegionId>, R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_is_stopped_leaves_the_conversation_as_it_was() {
+        let model = gpt4roi::Gpt4Roi::nano(&candle_core::Device::Cpu).unwrap();
+        let image = gpt4roi::Image::from_rgb(image::RgbImage::from_pixel(64, 64, image::Rgb([200, 60, 20])));
+        let mut chat = Chat::new(&model, &image).unwrap();
+        let options = AskOptions { max_new_tokens: 8, ..AskOptions::default() };
+        for abstain in [None, Some(0.5)] {
+            let mut ask =
+                |stopped: bool| ask_aloud(&mut chat, "What is in the picture?", &options, abstain, || stopped);
+            let stopped = ask(true).unwrap();
+            assert_eq!((stopped.finish, stopped.generated_tokens), (FinishReason::Cancelled, 1));
+            assert!(ask(false).unwrap().generated_tokens > 1, "it can be asked again");
+            assert_eq!(chat.transcript().rounds.len(), 1, "what was stopped was never asked");
+            chat.clear();
+        }
+    }
 
     #[test]
     fn a_question_that_mentions_none_of_the_regions_is_refused() {

@@ -9,6 +9,7 @@ use gpt4roi::{
     Chat,
     bbox::ImageSize,
     chat::{AskOptions, Region, Undone},
+    generate::FinishReason,
 };
 use rustyline::{
     Config, DefaultEditor,
@@ -19,6 +20,7 @@ use rustyline::{
 use crate::{
     annotate, ask,
     failure::{self, Refusal, tell},
+    interrupts::Interrupts,
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::{self, CoordinateOptions, RegionOptions},
     session::{Session, write_annotated},
@@ -35,7 +37,8 @@ Commands in a chat:
   /undo                take back the last region or the last round
   /save FILE           write the conversation (.json) or the marked picture (.png, .jpg, .webp)
   /help                this list
-  /quit                leave (so does the end of the input)"
+  /quit                leave (so does the end of the input)
+Ctrl-C stops an answer."
     };
 }
 
@@ -82,7 +85,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let (abstain, quiet) = (args.generation.abstain, args.quiet);
     let masks = args.regions.masks().map(Path::to_owned).collect();
     let picture = args.picture.image;
-    let mut talk = Talk { chat, session: &session, options, abstain, coordinates, quiet, picture, masks };
+    let mut talk = Talk {
+        chat,
+        session: &session,
+        options,
+        abstain,
+        coordinates,
+        quiet,
+        picture,
+        masks,
+        interrupts: Interrupts::default(),
+    };
     if io::stdin().is_terminal() { talk.interactive() } else { talk.piped() }
 }
 
@@ -97,6 +110,8 @@ struct Talk<'m> {
     /// The files that were read, which `/save` leaves alone.
     picture: PathBuf,
     masks: Vec<PathBuf>,
+    /// Ctrl-C stops an answer, at a terminal.
+    interrupts: Interrupts,
 }
 
 /// What a line asks for.
@@ -122,6 +137,7 @@ enum Next {
 impl Talk<'_> {
     /// At a terminal: with line editing and a memory of what was typed.
     fn interactive(&mut self) -> anyhow::Result<()> {
+        self.interrupts = Interrupts::listen()?;
         // The prompt goes to the terminal itself, so that standard output holds nothing but answers.
         let config = Config::builder().auto_add_history(true).bell_style(BellStyle::None);
         let config = config.behavior(Behavior::PreferTerm).build();
@@ -170,8 +186,15 @@ impl Talk<'_> {
     fn take(&mut self, line: &str) -> anyhow::Result<Next> {
         match parse(line)? {
             Line::Question(question) => {
-                let answer = ask::ask_aloud(&mut self.chat, question, &self.options, self.abstain)?;
-                ask::notes(&answer, self.quiet);
+                // Whatever was pressed before was not meant for this answer.
+                self.interrupts.take();
+                let stopped = || self.interrupts.take();
+                let answer = ask::ask_aloud(&mut self.chat, question, &self.options, self.abstain, stopped)?;
+                if answer.finish == FinishReason::Cancelled {
+                    tell("stopped: the question counts as not asked, and the conversation goes on");
+                } else {
+                    ask::notes(&answer, self.quiet);
+                }
             }
             Line::Region(text) => {
                 let id = self.chat.add_shape(self.coordinates.parse(text, self.session.image.size())?)?;

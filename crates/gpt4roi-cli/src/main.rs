@@ -15,6 +15,7 @@ mod eval;
 mod export;
 mod failure;
 mod inspect;
+mod interrupts;
 mod language_bench;
 mod mask_file;
 mod options;
