@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context;
@@ -166,6 +166,9 @@ impl Args {
     /// Where every tensor comes from.
     fn parts(&self) -> anyhow::Result<Parts> {
         let Sources { from, base, delta, projector } = &self.sources;
+        for (flag, directory) in [("--from", from), ("--base", base), ("--delta", delta)] {
+            directory.as_ref().map_or(Ok(()), |directory| check_directory(flag, directory))?;
+        }
         let parts = match (from, base, delta, projector) {
             (Some(directory), ..) => Parts::directory(directory),
             (_, Some(base), Some(delta), _) => Parts::merged(base, delta),
@@ -233,6 +236,16 @@ impl Args {
         let answer = self_test(&Gpt4Roi::from_files(files, &Device::Cpu)?)?;
         writeln!(io::stdout().lock(), "self-test   {QUESTION} {answer}")?;
         Ok(Some(SelfTest { question: QUESTION, answer }))
+    }
+}
+
+fn check_directory(flag: &str, directory: &Path) -> Result<(), Refusal> {
+    let place = directory.display();
+    match (directory.is_dir(), directory.exists()) {
+        (true, _) => Ok(()),
+        (false, true) => Err(Refusal::failure(format!("{flag} {place}: expected a directory, got a file"))),
+        (false, false) => Err(Refusal::failure(format!("{flag} {place}: there is no such directory"))
+            .hint("`gpt4roi pull ORG/NAME` brings a model from a hub, and prints its directory")),
     }
 }
 

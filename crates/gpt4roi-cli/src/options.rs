@@ -98,12 +98,24 @@ impl ModelOptions {
     }
 }
 
+/// What stands for a model.
+const PLACES: &str = "--model takes the directory that holds config.json, the weights and tokenizer.model, or \
+    NAME-q4_k.gguf";
+
 /// A directory or GGUF file as it is; any other ORG/NAME is looked for in the cache. Nothing is downloaded unasked.
 fn place_of(model: &Path) -> anyhow::Result<PathBuf> {
-    const PLACES: &str = "--model takes the directory that holds config.json, the weights and tokenizer.model, or \
-        NAME-q4_k.gguf";
-    if model.is_dir() || model.extension().is_some_and(|extension| extension == "gguf") {
+    if model.is_dir() {
+        check_directory(model)?;
         return Ok(model.to_owned());
+    }
+    if is_gguf(model) {
+        check_half(model)?;
+        return Ok(model.to_owned());
+    }
+    if ["nano", "embedded"].iter().any(|name| model == Path::new(name)) {
+        return Err(Refusal::failure(format!("{} is neither a directory nor a GGUF file", model.display()))
+            .hint("the embedded model answers where --model is left away")
+            .into());
     }
     let name = model.to_str().filter(|name| name.contains('/')).and_then(|name| name.parse::<ModelRef>().ok());
     let Some(name) = name else {
@@ -118,6 +130,46 @@ fn place_of(model: &Path) -> anyhow::Result<PathBuf> {
             .hint(format!("`gpt4roi pull {name}` downloads it; or {PLACES}"))
             .into()
     })
+}
+
+fn is_gguf(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "gguf")
+}
+
+/// Tells a directory that holds a model from one that does not. What the model's files hold shows when they are read.
+fn check_directory(directory: &Path) -> Result<(), Refusal> {
+    if directory.join("config.json").exists() || !gguf_files(directory).is_empty() {
+        return Ok(());
+    }
+    let place = directory.display();
+    let hint = match directory.join("checkpoints").is_dir() {
+        true => format!("it is a training run; `gpt4roi export {place} --out MODEL` makes a model of it"),
+        false => PLACES.into(),
+    };
+    Err(Refusal::failure(format!("{place} holds no model: neither config.json nor a GGUF file")).hint(hint))
+}
+
+/// Tells the language model of a pair of GGUF files, which stands for both, from its projector.
+fn check_half(file: &Path) -> Result<(), Refusal> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let Some(model) = name.strip_prefix("mmproj-").and_then(|name| name.strip_suffix(".gguf")) else { return Ok(()) };
+    let beside = gguf_files(file.parent().unwrap_or(Path::new("")));
+    let own = beside.iter().find(|other| {
+        let other = other.file_name().unwrap_or_default().to_string_lossy();
+        other.strip_prefix(model).is_some_and(|rest| rest.starts_with('-'))
+    });
+    let other = own.map_or(format!("{model}-q4_k.gguf or the like"), |own| own.display().to_string());
+    Err(Refusal::failure(format!("{} is only the half of a model that sees", file.display()))
+        .hint(format!("--model takes the file of its language model, {other}; the two belong into one directory")))
+}
+
+/// The GGUF files in a directory, by name; none if it can't be read.
+fn gguf_files(directory: &Path) -> Vec<PathBuf> {
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let entries = directory.read_dir().into_iter().flatten().flatten();
+    let mut files: Vec<_> = entries.map(|entry| entry.path()).filter(|file| is_gguf(file)).collect();
+    files.sort();
+    files
 }
 
 /// Reading the picture.

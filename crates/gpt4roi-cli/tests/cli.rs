@@ -398,6 +398,30 @@ fn a_model_directory_that_is_none_is_named() {
 }
 
 #[test]
+fn what_is_taken_for_a_model_is_called_by_its_name() {
+    let place = Place::new();
+    place.gpt4roi(&["convert", "--from", "model", "--quantize", "q8_0", "--out", "pair"]).assert().success();
+    fs::create_dir_all(place.path("run/checkpoints")).unwrap();
+    fs::create_dir(place.path("photos")).unwrap();
+    for (model, says, hint) in [
+        ("nano", "nano is neither a directory nor a GGUF file", "where --model is left away"),
+        (
+            "photos",
+            "photos holds no model: neither config.json nor a GGUF file",
+            "--model takes the directory that holds",
+        ),
+        ("run", "run holds no model", "`gpt4roi export run --out MODEL` makes a model of it"),
+        ("pair/mmproj-pair.gguf", "is only the half of a model that sees", "language model, pair/pair-q8_0.gguf"),
+    ] {
+        let says = contains(says).and(contains(hint));
+        place.gpt4roi(&["ask", "scene.png", "What?", "--model", model]).assert().code(1).stderr(says);
+    }
+    for (from, says) in [("nosuch", "--from nosuch: there is no such directory"), ("scene.png", "got a file")] {
+        place.gpt4roi(&["convert", "--from", from, "--out", "x"]).assert().code(1).stderr(contains(says));
+    }
+}
+
+#[test]
 fn annotate_writes_a_marked_copy() {
     let place = Place::new();
     let boxes = ["--region", "8,20,40,50", "--region", "50,20,70,50"];
