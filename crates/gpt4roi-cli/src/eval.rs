@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::{
-    options::{ModelOptions, ZoomOptions},
+    options::{ModelOptions, ZoomOptions, at_least_one},
     session::{print, print_json},
     side_file,
 };
@@ -75,7 +75,7 @@ struct ExamOptions {
     seed: u64,
 
     /// How many scenes
-    #[arg(long, value_name = "N", env = "GPT4ROI_COUNT", default_value_t = 100)]
+    #[arg(long, value_name = "N", env = "GPT4ROI_COUNT", default_value_t = 100, value_parser = at_least_one())]
     count: usize,
 
     /// How many kinds of objects: as many as the model was trained on
@@ -142,8 +142,11 @@ impl ExamOptions {
 
 const HEAD: &str = "question             right       n   95 % interval\n";
 
-/// One line of a table.
+/// One line of a table. Where nothing was asked, nothing is known.
 fn line(name: &str, Accuracy { accuracy, n, ci95: [low, high] }: &Accuracy) -> String {
+    if *n == 0 {
+        return format!("{name:<20} {:>5}    {n:>6}   –\n", "–");
+    }
     let (accuracy, low, high) = (100.0 * accuracy, 100.0 * low, 100.0 * high);
     format!("{name:<20} {accuracy:>5.1} %  {n:>6}   {low:.1} to {high:.1} %\n")
 }
@@ -196,4 +199,19 @@ fn curve_table(report: &CurveReport) -> String {
     report.outline.iter().for_each(|point| boxes(&format!("outline {:.0} %", 100.0 * point.share), point));
     report.point.iter().for_each(|(way, point)| boxes(&format!("point, {way}"), point));
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use gpt4roi_eval::metrics::Tally;
+
+    use super::*;
+
+    #[test]
+    fn a_line_says_how_often_it_was_right_or_that_nobody_asked() {
+        // 8 of 10, with Wilson's interval by statsmodels: 0.4902 to 0.9433.
+        let asked = line("name", &Tally::of(8, 10).accuracy());
+        assert_eq!(asked, "name                  80.0 %      10   49.0 to 94.3 %\n");
+        assert_eq!(line("jitter 30 %", &Tally::default().accuracy()), "jitter 30 %              –         0   –\n");
+    }
 }

@@ -547,6 +547,7 @@ fn an_evaluation_prints_and_draws_what_it_measured() {
     assert_eq!((&curves["jitter"][0]["share"], &curves["jitter"][0]["name"]["n"]), (&0.0.into(), &1.into()));
     assert_eq!(curves["regions_at_once"][0]["regions"], 1);
     place.gpt4roi(&["eval", "curves", "--count", "1"]).assert().success().stdout(contains("jitter 30 %"));
+    place.gpt4roi(&["eval", "curves", "--count", "0"]).assert().code(2).stderr(contains("--count"));
 }
 
 #[test]
