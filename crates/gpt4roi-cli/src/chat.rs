@@ -165,8 +165,8 @@ impl Talk<'_> {
     /// From a pipe or a file: every line is tried, and the end tells whether all were understood.
     fn piped(&mut self) -> anyhow::Result<()> {
         let mut failed = 0;
-        for (line, number) in io::stdin().lock().lines().zip(1..) {
-            match self.take(&line?) {
+        for (line, number) in io::stdin().lock().split(b'\n').zip(1..) {
+            match self.take_bytes(&line?) {
                 Ok(Next::Line) => {}
                 Ok(Next::End) => break,
                 Err(error) if failure::is_broken_pipe(&error) => return Err(error),
@@ -180,6 +180,17 @@ impl Talk<'_> {
             0 => Ok(()),
             1 => Err(Refusal::failure("one line failed").into()),
             _ => Err(Refusal::failure(format!("{failed} lines failed")).into()),
+        }
+    }
+
+    /// A line as it came through a pipe, where it may be anything.
+    fn take_bytes(&mut self, line: &[u8]) -> anyhow::Result<Next> {
+        match str::from_utf8(line) {
+            Ok(line) => self.take(line),
+            Err(error) => {
+                let place = error.valid_up_to() + 1;
+                Err(Refusal::usage(format!("byte {place}: expected text in UTF-8")).into())
+            }
         }
     }
 

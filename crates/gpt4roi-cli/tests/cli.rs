@@ -679,6 +679,23 @@ fn chat_goes_on_after_a_bad_line_and_tells_in_the_end() {
 }
 
 #[test]
+fn chat_goes_on_after_a_line_that_is_no_text() {
+    let place = Place::new();
+    place
+        .with_model(&["chat", "scene.png"])
+        .write_stdin(b"Caf\xE9?\n/region 8,6,40,30\r\n/region 8,6,90,30\n".as_slice())
+        .assert()
+        .code(1)
+        .stderr(
+            contains("error: line 1: byte 4: expected text in UTF-8")
+                .and(contains("<region1> declared"))
+                .and(contains("error: line 3: region `8,6,90,30`"))
+                .and(contains("hint: the picture is 80×60 pixels; the numbers count pixels\n"))
+                .and(contains("error: 2 lines failed")),
+        );
+}
+
+#[test]
 fn warnings_are_told_however_quiet_it_is() {
     let place = Place::new();
     let ask = ["ask", "scene.png", "<1>?", "--region", "8,6,40,30", "--region", "1,1,9,9", "--quiet"];
