@@ -1,6 +1,6 @@
 //! `gpt4roi ask`: one question about a picture.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, path::Path};
 
 use gpt4roi::{
     Chat, RegionId,
@@ -122,6 +122,7 @@ impl ImageReport {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.generation.resolve()?;
+    args.check_arguments()?;
     args.output.check(&args.picture, &args.regions)?;
     let session = Session::open(&args.model, &args.picture, &args.output)?;
     let size = session.image.size();
@@ -157,7 +158,25 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         notes(&answer, args.output.quiet);
     }
     // The answer is told by now, whatever becomes of the picture.
-    args.output.annotate.as_ref().map_or(Ok(()), |file| write_annotated(&session.image, &chat.transcript().regions, file))
+    args.output
+        .annotate
+        .as_ref()
+        .map_or(Ok(()), |file| write_annotated(&session.image, &chat.transcript().regions, file))
+}
+
+impl Args {
+    /// Finds what is wrong with picture and question before anything is read.
+    fn check_arguments(&self) -> Result<(), Refusal> {
+        if self.question.trim().is_empty() {
+            return Err(Refusal::usage("the question is empty").hint("write for example 'What is <region1>?'"));
+        }
+        let (picture, question) = (&self.picture.image, Path::new(&self.question));
+        if !picture.exists() && question.is_file() && image::ImageFormat::from_path(question).is_ok() {
+            return Err(Refusal::usage(format!("there is no picture {}", picture.display()))
+                .hint(format!("the picture comes first: gpt4roi ask {} 'QUESTION'", question.display())));
+        }
+        Ok(())
+    }
 }
 
 /// Prints the answer as it comes, with a line break behind it. One that may have to be withheld is not known to be

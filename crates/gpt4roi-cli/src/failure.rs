@@ -115,7 +115,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         Error::Mention(error) => return Some(hint_about_mention(error)),
         Error::Prompt(PromptError::TooLong { .. }) => "shorten the question, or begin a new conversation",
         Error::Convert(ConvertError::Exists { .. }) => "--force replaces it",
-        Error::Convert(ConvertError::Foreign { .. }) => "--out takes another directory; or move what is not the model's away",
+        Error::Convert(ConvertError::Foreign { .. }) => {
+            "--out takes another directory; or move what is not the model's away"
+        }
         Error::Convert(ConvertError::Incomplete { missing: "vision tower", .. }) => {
             "--tower names one, e.g. a directory with openai/clip-vit-large-patch14"
         }

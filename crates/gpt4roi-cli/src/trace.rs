@@ -33,9 +33,21 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
-const EXAMPLES: &str = "\
-Example:
-  gpt4roi trace --model models/gpt4roi-7b --case cases/one/case.json --out trace.safetensors";
+const EXAMPLES: &str = r#"Example:
+  gpt4roi trace --model models/gpt4roi-7b --case cases/one/case.json --out trace.safetensors
+
+case.json holds:
+  {
+    "image": "scene.png",                      the picture, beside this file
+    "boxes": {"1": [62, 41, 240, 180]},        by number, xyxy in pixels; may be left away
+    "turns": [
+      {"question": "What is <region1>?"},      played in this order; with "reply": "…" that
+      {"question": "What can <region1> do?"}   is remembered in place of the model's own answer
+    ],
+    "max_new_tokens": 64,                      of an answer, at most
+    "box_precision": "f32",                    or f16, in which the original's demo reads boxes
+    "level_stride": [1, 1, 1, 1]               of each level of the pyramid, every so many-th row
+  }                                            and column is recorded"#;
 
 /// Runs the subcommand.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {

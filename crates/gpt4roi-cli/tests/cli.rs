@@ -306,8 +306,15 @@ fn what_can_not_be_is_refused_with_a_word_of_advice() {
             code: 2,
             says: &["error: region `left`: expected four numbers", "hint: for example"],
         },
-        Case { arguments: &["ask", "scene.png", " "], code: 2, says: &["error: round 1: expected a question"] },
+        Case { arguments: &["ask", "scene.png", " "], code: 2, says: &["error: the question is empty", "hint: write"] },
         Case { arguments: &["ask", "absent.png", "What?"], code: 1, says: &["error: absent.png: "] },
+        Case {
+            arguments: &["ask", "What is this?", "scene.png"],
+            code: 2,
+            says: &["error: there is no picture What is this?", "hint: the picture comes first: gpt4roi ask scene.png"],
+        },
+        Case { arguments: &["ask", "empty.png", "What?"], code: 1, says: &["error: empty.png: ", "the file is empty"] },
+        Case { arguments: &["ask", "model", "What?"], code: 1, says: &["error: model: ", "got a directory"] },
         Case {
             arguments: &["ask", "scene.png", "What is in [0, 0, 1, 1]?"],
             code: 2,
@@ -365,6 +372,7 @@ fn what_can_not_be_is_refused_with_a_word_of_advice() {
         Case { arguments: &["describe", "scene.png", "--coords", "furlong"], code: 2, says: &["pixel", "norm1000"] },
     ];
     let place = Place::new();
+    fs::write(place.path("empty.png"), b"").unwrap();
     for Case { arguments, code, says } in cases {
         let output = place.with_model(arguments).assert().code(code).stdout("").get_output().stderr.clone();
         let output = String::from_utf8(output).unwrap();

@@ -41,6 +41,12 @@ pub enum ImageError {
     /// The bytes can't be read. That says nothing about the picture.
     #[error("expected to read a picture: {0}")]
     Unread(#[source] std::io::Error),
+    /// Not a file.
+    #[error("expected a picture, got a directory")]
+    Directory,
+    /// Without a single byte, as a copy or a download that failed leaves it.
+    #[error("expected a picture, but the file is empty")]
+    NoBytes,
     /// Neither PNG nor JPEG nor WebP, or a rare kind of these.
     #[error("expected a PNG, JPEG or WebP picture: {0}")]
     Unsupported(String),
@@ -81,7 +87,16 @@ impl Image {
             ImageError::Unread(source) => ImageError::File { path: path.to_path_buf(), source },
             source => ImageError::InFile { path: path.to_path_buf(), source: Box::new(source) },
         };
-        let file = std::fs::File::open(path).map_err(|source| in_file(ImageError::Unread(source)))?;
+        let unread = |source| in_file(ImageError::Unread(source));
+        let file = std::fs::File::open(path).map_err(unread)?;
+        let metadata = file.metadata().map_err(unread)?;
+        if metadata.is_dir() {
+            return Err(in_file(ImageError::Directory));
+        }
+        // What is no ordinary file, such as a pipe, has no length to go by.
+        if metadata.is_file() && metadata.len() == 0 {
+            return Err(in_file(ImageError::NoBytes));
+        }
         read(std::io::BufReader::new(file), max_pixels).map_err(in_file)
     }
 
