@@ -21,8 +21,15 @@ export interface State {
   /** The region that is pointed at, on the picture or in words. */
   readonly lit: number | null;
   readonly tool: Tool;
-  /** The round whose question is being changed. */
-  readonly editing: number | null;
+  readonly editing: Editing | null;
+}
+
+/** An earlier question is being changed. */
+export interface Editing {
+  /** The round that it began. */
+  readonly index: number;
+  /** What had been typed when it took the place of that. */
+  readonly draft: string;
 }
 
 export interface Surroundings {
@@ -134,8 +141,8 @@ export class Session {
 
   async #leave(): Promise<void> {
     await this.save();
-    const { conversation } = this.store.state;
-    if (conversation && conversation.rounds.length === 0 && this.regions.length === 0) {
+    const { conversation, picture } = this.store.state;
+    if (conversation && untouched({ ...conversation, regions: this.regions }, picture?.name)) {
       this.#close();
       await this.around.storage.remove(conversation);
     }
@@ -148,12 +155,14 @@ export class Session {
 
   async save(): Promise<void> {
     clearTimeout(this.#saving);
-    const { conversation } = this.store.state;
+    const { conversation, editing } = this.store.state;
     if (!conversation || (this.#saved === conversation && conversation.regions === this.regions)) return;
     const whole = { ...conversation, regions: this.regions };
     this.#saved = whole;
     this.store.update({ conversation: whole });
-    await this.around.storage.save(whole).catch((error: unknown) => {
+    // A reload ends the changing of a question, which is still in its round; what was typed before would be nowhere.
+    const draft = editing?.draft || whole.draft;
+    await this.around.storage.save({ ...whole, draft }).catch((error: unknown) => {
       this.around.notify(`The browser could not save the conversation: ${wordsOf(error)}. Export it if you need it.`);
     });
   }
@@ -235,15 +244,15 @@ export class Session {
     if (conversation && conversation.draft !== draft) this.store.update({ conversation: { ...conversation, draft } });
   }
 
-  /** Asks what is in the draft, or in place of the question that is being changed. */
+  /** Asks what is in the draft; or asks it in place of the question that is being changed, and goes on with the draft. */
   async ask(text: string): Promise<void> {
     const { editing } = this.store.state;
     const unknown = unknownMentions(text, this.regions);
     if (unknown.length > 0) {
       throw new Fault(`There is no region ${unknown.join(' and no region ')} on the picture. Draw it, or take it out of the question.`);
     }
-    if (editing !== null) await this.#branch(editing);
-    await this.#begin(question(text, this.regions), '');
+    if (editing) await this.#branch(editing.index);
+    await this.#begin(question(text, this.regions), editing?.draft ?? '');
   }
 
   async describeAll(): Promise<void> {
@@ -267,17 +276,20 @@ export class Session {
     await this.#run(temperature);
   }
 
-  /** Puts a question back into the draft; asking it replaces it and what followed. */
+  /** Puts a question in the place of the draft; asking it replaces it and what followed. */
   edit(index: number): void {
-    const { conversation } = this.store.state;
+    const { conversation, editing } = this.store.state;
     const round = conversation?.rounds[index];
     if (!conversation || !round) return;
-    this.store.update({ editing: index, conversation: { ...conversation, draft: round.question } });
+    const draft = editing?.draft ?? conversation.draft;
+    this.store.update({ editing: { index, draft }, conversation: { ...conversation, draft: round.question } });
   }
 
+  /** Leaves the question that is being changed as it was, and goes on with the draft. */
   leaveEditing(): void {
-    const { conversation } = this.store.state;
-    if (conversation) this.store.update({ editing: null, conversation: { ...conversation, draft: '' } });
+    const { conversation, editing } = this.store.state;
+    if (!conversation || !editing) return;
+    this.store.update({ editing: null, conversation: { ...conversation, draft: editing.draft } });
   }
 
   /** Cuts the conversation before a round. Where later rounds would be lost, it goes on in a copy and stays as it was. */
@@ -411,6 +423,11 @@ export class Session {
 }
 
 type Change = (update: (round: Round) => Round) => void;
+
+/** Whether nothing was done yet in a conversation about a picture of this name. */
+function untouched({ rounds, regions, draft, title }: Conversation, picture: string | undefined): boolean {
+  return rounds.length === 0 && regions.length === 0 && draft.trim() === '' && title === picture;
+}
 
 /** A round that was being answered when the page was left. */
 function interrupted(round: Round): Round {

@@ -422,6 +422,19 @@ test('an earlier question is changed; the conversation as it was stays', async (
   await expect(page.locator('#conversations .conversation')).toHaveCount(2);
 });
 
+test('Escape and a changed question leave alone what was being typed', async ({ page }) => {
+  await openSample(page);
+  await drag(page, OCTOPUS);
+  await ask(page, 'What is <region1>?');
+  await question(page).fill('And what');
+  await question(page).press('Escape');
+  await expect(question(page)).toHaveValue('And what');
+  await page.getByRole('button', { name: 'Edit the question' }).click();
+  await expect(question(page)).toHaveValue('What is <region1>?');
+  await question(page).press('Escape');
+  await expect(question(page)).toHaveValue('And what');
+});
+
 test('exports are complete and come back', async ({ page }) => {
   await openSample(page);
   await drag(page, OCTOPUS);

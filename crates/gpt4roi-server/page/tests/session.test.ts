@@ -1,0 +1,91 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { Api } from '../src/api.ts';
+import { type Conversation, question, started } from '../src/conversation.ts';
+import type { Picture } from '../src/picture.ts';
+import type { Region } from '../src/regions.ts';
+import { Session } from '../src/session.ts';
+import { openStorage, type Storage } from '../src/storage.ts';
+
+// What a browser has and Node has not. Without a database, conversations are kept in memory.
+const kept = new Map<string, string>();
+Object.assign(globalThis, {
+  localStorage: { getItem: (key: string) => kept.get(key) ?? null, setItem: (key: string, value: string) => kept.set(key, value) },
+  createImageBitmap: async () => ({ width: 200, height: 100, close: () => undefined }),
+});
+
+const PICTURE: Picture = { id: 'p', name: 'scene.png', width: 200, height: 100, file: new Blob(), handle: 'sha256:0' };
+const ONE: Region = { id: 1, shape: { kind: 'box', box: [0, 0, 10, 10] } };
+const ASKED = { ...question('What is <region1>?', [ONE]), answer: 'An octopus.', state: 'done' as const };
+
+/** A server that answers everything with the same words. */
+const API: Api = {
+  models: async () => [],
+  upload: async () => ({ id: 'sha256:0', width: 200, height: 100 }),
+  async *chat() {
+    yield { kind: 'text', text: 'It is red.' };
+    yield { kind: 'finish', reason: 'stop', probability: null };
+  },
+  async *describe() {},
+};
+
+interface Opened {
+  readonly session: Session;
+  readonly storage: Storage;
+  readonly said: string[];
+}
+
+/** A page on which a conversation was opened. */
+async function opened(conversation: Partial<Conversation> = {}): Promise<Opened> {
+  const { storage } = openStorage();
+  const said: string[] = [];
+  const say = (text: string) => void said.push(text);
+  const session = new Session({ api: API, storage, announce: say, notify: say });
+  await storage.savePicture(PICTURE);
+  await session.switchTo({ ...started('c', PICTURE.id, PICTURE.name, 0), ...conversation });
+  return { session, storage, said };
+}
+
+const draftOf = ({ session }: Opened) => session.store.state.conversation?.draft;
+
+test('nothing is left where no question is being changed', async () => {
+  const page = await opened({ rounds: [ASKED] });
+  page.session.draft('And what');
+  page.session.leaveEditing();
+  assert.equal(draftOf(page), 'And what');
+});
+
+test('a question that is changed gives the draft its place back', async () => {
+  const page = await opened({ rounds: [ASKED, { ...ASKED, question: 'Where?' }], regions: [ONE] });
+  const { session, storage } = page;
+  session.draft('And what');
+  session.edit(0);
+  assert.equal(draftOf(page), 'What is <region1>?');
+  session.edit(1);
+  assert.equal(draftOf(page), 'Where?');
+  await session.save();
+  assert.equal((await storage.conversations())[0]?.draft, 'And what', 'a reload brings it back');
+  session.leaveEditing();
+  assert.equal(draftOf(page), 'And what');
+  session.edit(1);
+  await session.ask('What colour is <region1>?');
+  assert.equal(draftOf(page), 'And what');
+  assert.deepEqual(session.store.state.conversation?.rounds.map((round) => round.question), ['What is <region1>?', 'What colour is <region1>?']);
+});
+
+test('only a conversation in which nothing was done makes room for the next picture', async () => {
+  const cases: [Partial<Conversation>, number][] = [
+    [{}, 1],
+    [{ draft: ' ' }, 1],
+    [{ draft: 'And what' }, 2],
+    [{ title: 'The octopus' }, 2],
+    [{ regions: [ONE] }, 2],
+    [{ rounds: [ASKED] }, 2],
+  ];
+  for (const [conversation, left] of cases) {
+    const { session, storage } = await opened(conversation);
+    await session.open(new Blob([], { type: 'image/png' }), 'next.png');
+    await session.save();
+    assert.equal((await storage.conversations()).length, left, JSON.stringify(conversation));
+  }
+});
