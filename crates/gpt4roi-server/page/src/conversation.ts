@@ -11,6 +11,8 @@ export interface Conversation {
   readonly regions: readonly Region[];
   readonly rounds: readonly Round[];
   readonly draft: string;
+  /** How often it was saved. */
+  readonly revision: number;
 }
 
 export interface Round {
@@ -32,7 +34,25 @@ export interface Round {
 const MOST_REGIONS = 100;
 
 export function started(id: string, picture: string, title: string, now: number): Conversation {
-  return { id, title, changed: now, picture, regions: [], rounds: [], draft: '' };
+  return { id, title, changed: now, picture, regions: [], rounds: [], draft: '', revision: 0 };
+}
+
+/** A conversation as this or an earlier edition of the page stored it. */
+export type Stored = Omit<Conversation, Later> & Partial<Pick<Conversation, Later>>;
+type Later = 'revision';
+
+export function completed(stored: Stored): Conversation {
+  return { ...started(stored.id, stored.picture, stored.title, stored.changed), ...stored };
+}
+
+/** The conversation as it is saved next. */
+export function revised(conversation: Conversation): Conversation {
+  return { ...conversation, revision: conversation.revision + 1 };
+}
+
+/** Whether a conversation that is to be saved goes on from something older than what is `stored`. */
+export function outdated({ revision }: Conversation, stored: Conversation): boolean {
+  return stored.revision >= revision;
 }
 
 /** A question about those of the regions that it mentions. */

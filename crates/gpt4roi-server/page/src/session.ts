@@ -3,7 +3,7 @@
 import { type Api, type Description, Fault } from './api.ts';
 import type { Tool } from './canvas.ts';
 import {
-  bulk, type Conversation, declared, messages, nextId, question, type ResolvedRegion, type Round, settled, started,
+  bulk, type Conversation, declared, messages, nextId, question, type ResolvedRegion, revised, type Round, settled, started,
   titleOf, unknownMentions, wireShape, withRound,
 } from './conversation.ts';
 import { amended, begun, changed, type History, redone, undone } from './history.ts';
@@ -55,9 +55,11 @@ export class Session {
     tool: 'box',
     editing: null,
   });
-  #running: AbortController | null = null;
+  #running: Run | null = null;
+  /** The conversation as the storage has it. */
   #saved: Conversation | null = null;
   #saving = 0;
+  #saves = Promise.resolve();
 
   constructor(private readonly around: Surroundings) {
     this.store.subscribe(() => this.#saveSoon());
@@ -76,12 +78,16 @@ export class Session {
     if (last && !this.store.state.conversation) await this.switchTo(last);
   }
 
-  async switchTo(conversation: Conversation): Promise<void> {
+  /** Opens a conversation as it is by now: this page or another may have gone on with it since it was listed. */
+  async switchTo(listed: Conversation): Promise<void> {
     this.stop();
     await this.save();
+    const conversation = (await this.around.storage.conversation(listed.id)) ?? listed;
     const picture = await this.around.storage.picture(conversation.picture);
     if (!picture) throw new Fault('The picture of this conversation is gone. Delete the conversation, or begin a new one.');
-    this.#show({ ...conversation, rounds: conversation.rounds.map(interrupted) }, picture);
+    // Nothing was done to it yet: another page may still be at work on it.
+    this.#saved = { ...conversation, rounds: conversation.rounds.map(interrupted) };
+    this.#show(this.#saved, picture);
   }
 
   /** A picture begins a conversation; one in which nothing was done yet makes room for it. */
@@ -103,10 +109,12 @@ export class Session {
     this.#show({ ...started(freshId(), picture.id, picture.name, Date.now()), regions: this.regions }, picture);
   }
 
-  async rename(conversation: Conversation, title: string): Promise<void> {
+  async rename({ id }: Conversation, title: string): Promise<void> {
+    const { storage } = this.around;
     const current = this.store.state.conversation;
-    if (current?.id === conversation.id) this.store.update({ conversation: { ...current, title } });
-    else await this.around.storage.save({ ...conversation, title });
+    if (current?.id === id) return this.store.update({ conversation: { ...current, title } });
+    const stored = await storage.conversation(id);
+    if (stored) await storage.save(revised({ ...stored, title }));
   }
 
   /** Deletes a conversation; the page says so and can bring it back. */
@@ -115,7 +123,7 @@ export class Session {
     const current = this.store.state.conversation?.id === conversation.id;
     if (current) this.stop();
     if (current) await this.save();
-    const kept = (await storage.conversations()).find(({ id }) => id === conversation.id) ?? conversation;
+    const kept = (await storage.conversation(conversation.id)) ?? conversation;
     const picture = await storage.picture(kept.picture);
     if (current) this.#close();
     await storage.remove(kept);
@@ -153,18 +161,28 @@ export class Session {
     this.#saving = setTimeout(() => void this.save(), 300) as unknown as number;
   }
 
-  async save(): Promise<void> {
+  /** Saves what was changed. One save waits for the other, so that the page does not take its own for another's. */
+  save(): Promise<void> {
     clearTimeout(this.#saving);
+    this.#saves = this.#saves.then(() => this.#save());
+    return this.#saves;
+  }
+
+  async #save(): Promise<void> {
     const { conversation, editing } = this.store.state;
     if (!conversation || (this.#saved === conversation && conversation.regions === this.regions)) return;
-    const whole = { ...conversation, regions: this.regions };
+    const whole = revised({ ...conversation, regions: this.regions });
     this.#saved = whole;
     this.store.update({ conversation: whole });
     // A reload ends the changing of a question, which is still in its round; what was typed before would be nowhere.
     const draft = editing?.draft || whole.draft;
-    await this.around.storage.save({ ...whole, draft }).catch((error: unknown) => {
+    const saved = await this.around.storage.save({ ...whole, draft }).catch((error: unknown) => {
       this.around.notify(`The browser could not save the conversation: ${wordsOf(error)}. Export it if you need it.`);
+      return true;
     });
+    if (saved || this.store.state.conversation?.id !== whole.id) return;
+    this.#goOnInCopy();
+    await this.#save();
   }
 
   // Regions.
@@ -260,7 +278,7 @@ export class Session {
   }
 
   stop(): void {
-    this.#running?.abort();
+    this.#running?.abort.abort();
     this.#running = null;
   }
 
@@ -299,10 +317,18 @@ export class Session {
     if (!conversation) return;
     const followed = conversation.rounds.length > index + 1;
     if (followed) await this.save();
-    const branch = { ...conversation, rounds: conversation.rounds.slice(0, index), ...(followed && { id: freshId() }) };
-    localStorage.setItem(CURRENT, branch.id);
-    this.store.update({ conversation: branch, editing: null });
-    if (followed) this.around.notify('The conversation goes on in a copy. As it was, it is still in the list.');
+    if (followed) this.#goOnInCopy();
+    const branch = this.store.state.conversation as Conversation;
+    this.store.update({ conversation: { ...branch, rounds: branch.rounds.slice(0, index) }, editing: null });
+  }
+
+  /** Leaves the conversation in the list as it is there. An answer that is coming goes into the copy. */
+  #goOnInCopy(): void {
+    const copy = { ...(this.store.state.conversation as Conversation), id: freshId(), revision: 0 };
+    if (this.#running) this.#running.conversation = copy.id;
+    localStorage.setItem(CURRENT, copy.id);
+    this.store.update({ conversation: copy });
+    this.around.notify('The conversation goes on in a copy. As it was, it is still in the list.');
   }
 
   async #begin(round: Round, draft: string): Promise<void> {
@@ -317,23 +343,24 @@ export class Session {
 
   /** Has the last round answered. */
   async #run(temperature: number): Promise<void> {
-    const abort = new AbortController();
-    this.#running = abort;
     const { id, rounds } = this.store.state.conversation as Conversation;
-    const change: Change = (update) => this.#changeRound(id, rounds.length - 1, update);
+    const run: Run = { abort: new AbortController(), conversation: id };
+    const { signal } = run.abort;
+    this.#running = run;
+    const change: Change = (update) => this.#changeRound(run.conversation, rounds.length - 1, update);
     try {
       const answer = rounds.at(-1)?.kind === 'bulk' ? this.#describe : this.#chat;
-      await this.#withPicture((handle) => answer.call(this, handle, change, abort.signal, temperature));
-      if (abort.signal.aborted) throw abort.signal.reason;
+      await this.#withPicture((handle) => answer.call(this, handle, change, signal, temperature));
+      if (signal.aborted) throw signal.reason;
       change((round) => (round.state === 'running' ? { ...round, state: 'done' } : round));
     } catch (error) {
-      if (abort.signal.aborted) change((round) => ({ ...round, state: 'stopped' }));
+      if (signal.aborted) change((round) => ({ ...round, state: 'stopped' }));
       else change((round) => ({ ...round, state: 'failed', fault: wordsOf(error) }));
     } finally {
-      if (this.#running === abort) this.#running = null;
+      if (this.#running === run) this.#running = null;
       this.store.update({});
       const last = this.store.state.conversation?.rounds.at(-1);
-      if (last && this.store.state.conversation?.id === id) this.around.announce(last.fault ?? last.answer);
+      if (last && this.store.state.conversation?.id === run.conversation) this.around.announce(last.fault ?? last.answer);
     }
   }
 
@@ -420,6 +447,13 @@ export class Session {
     if (this.store.state.picture?.id === picture.id) this.store.update({ picture });
     void this.around.storage.savePicture(picture);
   }
+}
+
+/** An answer that is coming. */
+interface Run {
+  readonly abort: AbortController;
+  /** The one that it belongs to, which may go on in a copy meanwhile. */
+  conversation: string;
 }
 
 type Change = (update: (round: Round) => Round) => void;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import {
-  bulk, declared, messages, nextId, question, type Round, settled, titleOf, unknownMentions,
+  bulk, completed, declared, messages, nextId, question, type Round, settled, started, titleOf, unknownMentions,
 } from '../src/conversation.ts';
 import type { Box, Region } from '../src/regions.ts';
 
@@ -115,4 +115,9 @@ test('a region that was moved while its answer came learns nothing of where it w
 test('titles are short and plain', () => {
   assert.equal(titleOf('What is <region1>?'), 'What is region1?');
   assert.equal(titleOf('x'.repeat(100)).length, 60);
+});
+
+test('what an earlier edition of the page stored is completed', () => {
+  const { revision, ...stored } = { ...started('c', 'p', 'scene.png', 7), draft: 'And what', rounds: [question('What?', [])] };
+  assert.deepEqual(completed(stored), { ...stored, revision: 0 });
 });

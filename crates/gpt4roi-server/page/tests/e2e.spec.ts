@@ -340,6 +340,28 @@ test('a reload loses nothing', async ({ page }) => {
   await expect(answer(page)).toContainText(BOTH);
 });
 
+test('two pages with one conversation leave each other’s words alone', async ({ page, context }) => {
+  await openSample(page);
+  await drag(page, OCTOPUS);
+  await page.waitForTimeout(500);
+  const other = await context.newPage();
+  watch(other);
+  await other.goto(server.url);
+  await expect(regions(other)).toHaveCount(1);
+  await ask(page, 'What is <region1>?');
+  await page.waitForTimeout(500);
+  await ask(other, 'Where is <region1> in the picture?');
+  await expect(answer(other)).toContainText('top left');
+  await expect(other.getByRole('status')).toContainText('goes on in a copy');
+  await page.reload();
+  await expect(page.locator('.question')).toHaveText('Where is region 1 in the picture?');
+  await page.getByRole('button', { name: 'Conversations' }).click();
+  const list = page.locator('#conversations .conversation');
+  await expect(list).toHaveCount(2);
+  await list.filter({ hasText: 'What is region1?' }).locator('.open').click();
+  await expect(page.locator('.question')).toHaveText('What is region 1?');
+});
+
 test('a second picture begins a conversation; conversations are renamed, deleted and brought back', async ({ page }) => {
   await openSample(page);
   await drag(page, OCTOPUS);

@@ -36,13 +36,19 @@ interface Opened {
 }
 
 /** A page on which a conversation was opened. */
-async function opened(conversation: Partial<Conversation> = {}): Promise<Opened> {
+async function opened(conversation: Partial<Conversation> = {}, api = API): Promise<Opened> {
   const { storage } = openStorage();
+  await storage.savePicture(PICTURE);
+  await storage.save({ ...started('c', PICTURE.id, PICTURE.name, 0), ...conversation });
+  return resumed(storage, api);
+}
+
+/** Another page in the same browser. */
+async function resumed(storage: Storage, api = API): Promise<Opened> {
   const said: string[] = [];
   const say = (text: string) => void said.push(text);
-  const session = new Session({ api: API, storage, announce: say, notify: say });
-  await storage.savePicture(PICTURE);
-  await session.switchTo({ ...started('c', PICTURE.id, PICTURE.name, 0), ...conversation });
+  const session = new Session({ api, storage, announce: say, notify: say });
+  await session.resume();
   return { session, storage, said };
 }
 
@@ -88,4 +94,63 @@ test('only a conversation in which nothing was done makes room for the next pict
     await session.save();
     assert.equal((await storage.conversations()).length, left, JSON.stringify(conversation));
   }
+});
+
+test('a page that did nothing writes nothing', async () => {
+  const { session, storage } = await opened({ rounds: [{ ...ASKED, state: 'running' }], regions: [ONE] });
+  const before = await storage.conversations();
+  await session.save();
+  assert.deepEqual(await storage.conversations(), before);
+});
+
+test('of two pages with one conversation, the one that saves later goes on in a copy', async () => {
+  const first = await opened({ rounds: [ASKED], regions: [ONE] });
+  const second = await resumed(first.storage);
+  first.session.draft('Of the first');
+  await first.session.save();
+  second.session.draft('Of the second');
+  await Promise.all([second.session.save(), second.session.save()]);
+  for (const page of [first, second]) {
+    page.session.draft(`${draftOf(page)} page`);
+    await page.session.save();
+  }
+  const drafts = (await first.storage.conversations()).map(({ id, draft }) => [id === 'c', draft]);
+  assert.deepEqual(drafts.sort(), [[false, 'Of the second page'], [true, 'Of the first page']]);
+  assert.deepEqual([first.said, second.said.length], [[], 1]);
+  assert.match(second.said[0] ?? '', /goes on in a copy/);
+});
+
+test('an answer that is coming goes into the copy', async () => {
+  let answer = () => {};
+  const answered = new Promise<void>((resolve) => (answer = resolve));
+  const slow: Api = {
+    ...API,
+    async *chat(...asked) {
+      await answered;
+      yield* API.chat(...asked);
+    },
+  };
+  const first = await opened({ regions: [ONE] }, slow);
+  const second = await resumed(first.storage);
+  second.session.draft('Of the second');
+  await second.session.save();
+  const asked = first.session.ask('What colour is <region1>?');
+  await first.session.save();
+  answer();
+  await asked;
+  await first.session.save();
+  const rounds = (await first.storage.conversations()).map(({ id, rounds }) => [id === 'c', rounds.map(({ answer, state }) => [answer, state])]);
+  assert.deepEqual(rounds.sort(), [[false, [['It is red.', 'done']]], [true, []]]);
+});
+
+test('a conversation is renamed and opened as it is by now', async () => {
+  const page = await opened();
+  const { session, storage } = page;
+  const listed = { ...started('d', PICTURE.id, 'D', 0), revision: 1 };
+  await storage.save({ ...listed, draft: 'Typed since', revision: 2 });
+  await session.rename(listed, 'The octopus');
+  const renamed = await storage.conversation('d');
+  assert.deepEqual([renamed?.title, renamed?.draft], ['The octopus', 'Typed since']);
+  await session.switchTo(listed);
+  assert.equal(draftOf(page), 'Typed since');
 });
