@@ -84,6 +84,11 @@ export function withRound(conversation: Conversation, index: number, round: Roun
   return { ...conversation, rounds };
 }
 
+/** What was answered, in plain words. */
+export function spoken({ answer, each }: Round): string {
+  return answer || each.map(({ region, text }) => `region${region}: ${text}`).join('\n');
+}
+
 /** What a question is called in the list of conversations. */
 export function titleOf(text: string): string {
   const plain = text.replace(/<(region\d+)>/g, '$1').replace(/\s+/g, ' ').trim();

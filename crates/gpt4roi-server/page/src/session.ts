@@ -3,7 +3,7 @@
 import { type Api, type Description, Fault } from './api.ts';
 import type { Tool } from './canvas.ts';
 import {
-  bulk, type Conversation, declared, messages, nextId, question, type ResolvedRegion, revised, type Round, settled, started,
+  bulk, type Conversation, declared, messages, nextId, question, type ResolvedRegion, revised, type Round, settled, spoken, started,
   titleOf, unknownMentions, wireShape, withRound,
 } from './conversation.ts';
 import { amended, begun, changed, type History, redone, undone } from './history.ts';
@@ -360,7 +360,7 @@ export class Session {
       if (this.#running === run) this.#running = null;
       this.store.update({});
       const last = this.store.state.conversation?.rounds.at(-1);
-      if (last && this.store.state.conversation?.id === run.conversation) this.around.announce(last.fault ?? last.answer);
+      if (last && this.store.state.conversation?.id === run.conversation) this.around.announce(last.fault ?? spoken(last));
     }
   }
 

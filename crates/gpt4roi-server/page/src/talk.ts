@@ -1,7 +1,7 @@
 // The conversation as it is read: questions, answers, and what can be done with them.
 
 import { element, icon } from './element.ts';
-import type { Conversation, Round } from './conversation.ts';
+import { type Conversation, type Round, spoken } from './conversation.ts';
 import { parts } from './mentions.ts';
 import { colourClass } from './palette.ts';
 import type { Region } from './regions.ts';
@@ -24,26 +24,36 @@ export class Talk {
   /** Shows the rounds; only those that changed are made anew. */
   render(conversation: Conversation | null, regions: readonly Region[]): void {
     const rounds = conversation?.rounds ?? [];
-    const present = `${regions.map(({ id }) => id).join()} of ${rounds.length} in ${conversation?.id}`;
+    const present = regions.map(({ id }) => id).join();
     if (present !== this.#present) this.#nodes = new WeakMap();
     this.#present = present;
-    const nodes = rounds.map((round, index) => this.#node(round, index, index === rounds.length - 1, regions));
+    const nodes = rounds.map((round, index) => this.#node(round, index, regions));
     const same = nodes.length === this.list.children.length && nodes.every((node, index) => node === this.list.children[index]);
     if (same) return;
     const scroller = this.list.parentElement as HTMLElement;
     const following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
     const grown = nodes.length > this.list.children.length;
-    this.list.replaceChildren(...nodes);
+    this.#place(nodes);
     if (following || grown) scroller.scrollTop = scroller.scrollHeight;
   }
 
-  #node(round: Round, index: number, last: boolean, regions: readonly Region[]): HTMLElement {
-    const made = this.#nodes.get(round) ?? this.#made(round, index, last, regions);
+  /** Touches only the places where another node belongs, so that focus and selection stay in all others. */
+  #place(nodes: readonly HTMLElement[]): void {
+    for (const [index, node] of nodes.entries()) {
+      const there = this.list.children[index];
+      if (!there) this.list.append(node);
+      else if (there !== node) there.replaceWith(node);
+    }
+    while (this.list.children.length > nodes.length) this.list.lastElementChild?.remove();
+  }
+
+  #node(round: Round, index: number, regions: readonly Region[]): HTMLElement {
+    const made = this.#nodes.get(round) ?? this.#made(round, index, regions);
     this.#nodes.set(round, made);
     return made;
   }
 
-  #made(round: Round, index: number, last: boolean, regions: readonly Region[]): HTMLElement {
+  #made(round: Round, index: number, regions: readonly Region[]): HTMLElement {
     const words = (text: string) => this.#words(text, round, regions);
     const question = element('div', { class: 'question' }, element('p', {}, ...words(round.question)));
     if (round.kind === 'chat' && round.state !== 'running') question.append(this.#button('edit', 'Edit the question', () => this.wishes.edit(index)));
@@ -54,7 +64,7 @@ export class Talk {
     if (round.fault !== null) answer.append(element('p', { class: 'fault', role: 'alert' }, round.fault));
     const note = noteOf(round);
     if (note) answer.append(element('p', { class: 'note' }, note));
-    if (round.state !== 'running') answer.append(this.#actions(round, last));
+    if (round.state !== 'running') answer.append(this.#actions(round));
     return element('article', { class: 'round' }, question, answer);
   }
 
@@ -64,18 +74,19 @@ export class Talk {
     return element('ul', { class: 'descriptions' }, ...rows);
   }
 
-  #actions(round: Round, last: boolean): HTMLElement {
+  #actions(round: Round): HTMLElement {
     const row = element('div', { class: 'actions' }, sureness(round.probability));
-    const text = round.answer || round.each.map(({ region, text }) => `region${region}: ${text}`).join('\n');
+    const text = spoken(round);
     if (text !== '' && 'clipboard' in navigator) {
       row.append(this.#button('copy', 'Copy the answer', () => void navigator.clipboard.writeText(text)));
     }
-    if (last) row.append(this.#button('retry', round.state === 'done' ? 'Answer again, with some variation' : 'Try again', () => this.wishes.retry()));
+    // The style sheet shows it in the last round only, so that a round is not made anew when another follows.
+    row.append(this.#button('retry', round.state === 'done' ? 'Answer again, with some variation' : 'Try again', () => this.wishes.retry()));
     return row;
   }
 
   #button(name: string, label: string, run: () => void): HTMLElement {
-    return element('button', { type: 'button', class: 'quiet', title: label, 'aria-label': label, onclick: run }, icon(name));
+    return element('button', { type: 'button', class: `quiet ${name}`, title: label, 'aria-label': label, onclick: run }, icon(name));
   }
 
   #words(text: string, round: Round, regions: readonly Region[]): Node[] {

@@ -148,6 +148,22 @@ test('the answer streams in', async ({ page }) => {
   for (const [index, text] of seen.entries()) expect(seen.at(-1)?.startsWith(text), `${index}: ${text}`).toBe(true);
 });
 
+test('focus and selection stay in earlier rounds while an answer streams in', async ({ page }) => {
+  await page.addInitScript(slowed);
+  await openSample(page);
+  await drag(page, OCTOPUS);
+  await ask(page, 'What is <region1>?');
+  const first = page.locator('.round').first();
+  await question(page).fill('Describe <region1> in detail.');
+  await first.getByRole('button', { name: 'Edit the question' }).focus();
+  await first.locator('.answer > p').evaluate((words) => getSelection()?.selectAllChildren(words));
+  await page.locator('#send').evaluate((send) => (send as HTMLButtonElement).click()); // which takes no focus
+  await expect(page.locator('.round')).toHaveCount(2);
+  await expect(page.locator('.round').last().locator('.answer.done')).toBeVisible();
+  await expect(first.getByRole('button', { name: 'Edit the question' })).toBeFocused();
+  expect(await page.evaluate(() => getSelection()?.toString())).toContain('octopus');
+});
+
 test('boxes by two clicks, outlines and points; the tool stays on', async ({ page }) => {
   await openSample(page);
   await click(page, OCTOPUS[0], OCTOPUS[1]);
@@ -409,6 +425,7 @@ test('all regions are described in one go', async ({ page }) => {
   await expect(page.locator('.descriptions li').nth(0)).toContainText(/^region 1.*octopus/);
   await expect(page.locator('.descriptions li').nth(1)).toContainText(/^region 2.*loaf of bread/);
   await expect(page.locator('.descriptions li .sure')).toHaveCount(3);
+  await expect(page.locator('#live')).toHaveText(/^region1: .*octopus.*region3: /s);
   await expect(region(page, 3).locator('.read')).toHaveAttribute('d', /^M.+Z$/);
 });
 

@@ -16,6 +16,7 @@ Object.assign(globalThis, {
 
 const PICTURE: Picture = { id: 'p', name: 'scene.png', width: 200, height: 100, file: new Blob(), handle: 'sha256:0' };
 const ONE: Region = { id: 1, shape: { kind: 'box', box: [0, 0, 10, 10] } };
+const TWO: Region = { id: 2, shape: { kind: 'point', at: [50, 50] } };
 const ASKED = { ...question('What is <region1>?', [ONE]), answer: 'An octopus.', state: 'done' as const };
 
 /** A server that answers everything with the same words. */
@@ -26,7 +27,9 @@ const API: Api = {
     yield { kind: 'text', text: 'It is red.' };
     yield { kind: 'finish', reason: 'stop', probability: null };
   },
-  async *describe() {},
+  async *describe(_, regions) {
+    for (const index of regions.keys()) yield { index, text: `It is thing ${index + 1}.`, fault: null, box: null, probability: null };
+  },
 };
 
 interface Opened {
@@ -153,4 +156,12 @@ test('a conversation is renamed and opened as it is by now', async () => {
   assert.deepEqual([renamed?.title, renamed?.draft], ['The octopus', 'Typed since']);
   await session.switchTo(listed);
   assert.equal(draftOf(page), 'Typed since');
+});
+
+test('what was answered is announced, of one region or of each', async () => {
+  const { session, said } = await opened({ regions: [ONE, TWO] });
+  await session.ask('What colour is <region1>?');
+  assert.equal(said.at(-1), 'It is red.');
+  await session.describeAll();
+  assert.equal(said.at(-1), 'region1: It is thing 1.\nregion2: It is thing 2.');
 });
