@@ -73,10 +73,14 @@ export function unknownMentions(text: string, regions: readonly Region[]): numbe
   return mentioned(text, known).filter((id) => !known(id));
 }
 
+/** The numbers that the picture or any round uses. */
+export function taken(regions: readonly Region[], rounds: readonly Round[]): Set<number> {
+  return new Set([...regions, ...rounds.flatMap((round) => round.regions)].map(({ id }) => id));
+}
+
 /** The number for the next region: one that neither the picture nor any round uses. */
 export function nextId(regions: readonly Region[], rounds: readonly Round[]): number {
-  const used = [...regions, ...rounds.flatMap((round) => round.regions)].map((region) => region.id);
-  return 1 + Math.max(0, ...used);
+  return 1 + Math.max(0, ...taken(regions, rounds));
 }
 
 export function withRound(conversation: Conversation, index: number, round: Round): Conversation {

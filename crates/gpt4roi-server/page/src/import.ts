@@ -1,9 +1,10 @@
 // Regions from files: this page's JSON, the command line's, COCO, or a plain list of boxes.
 
 import { Fault } from './api.ts';
-import { clipped, type Point, type Shape, type Size, scaled } from './regions.ts';
+import { clipped, type Point, type Region, type Shape, type Size, scaled } from './regions.ts';
 
 export interface Imported {
+  /** The number that it has in the file. */
   readonly id: number | null;
   readonly shape: Shape;
 }
@@ -12,6 +13,21 @@ export interface Import {
   readonly regions: readonly Imported[];
   /** How many were left out because they lie outside the picture. */
   readonly outside: number;
+}
+
+/** The highest number that a file may give. Later regions count on from it, and the server takes six digits. */
+export const HIGHEST = 999;
+
+/** Gives regions numbers that are not `taken`: their own where they can keep it, else the next ones. */
+export function numbered(found: readonly Imported[], taken: ReadonlySet<number>): Region[] {
+  const used = new Set(taken);
+  const own = found.map(({ id }) => {
+    const kept = id !== null && id <= HIGHEST && !used.has(id) ? id : null;
+    if (kept !== null) used.add(kept);
+    return kept;
+  });
+  let last = Math.max(0, ...used);
+  return found.map(({ shape }, index) => ({ id: own[index] ?? ++last, shape }));
 }
 
 type Json = { readonly [key: string]: unknown };

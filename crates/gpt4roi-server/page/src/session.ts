@@ -4,10 +4,10 @@ import { type Api, type Description, Fault } from './api.ts';
 import type { Tool } from './canvas.ts';
 import {
   bulk, type Conversation, declared, messages, nextId, question, type ResolvedRegion, revised, type Round, settled, spoken, started,
-  titleOf, unknownMentions, wireShape, withRound,
+  taken, titleOf, unknownMentions, wireShape, withRound,
 } from './conversation.ts';
 import { amended, begun, changed, type History, redone, undone } from './history.ts';
-import { readRegions } from './import.ts';
+import { HIGHEST, numbered, readRegions } from './import.ts';
 import { freshId, openPicture, type Picture, reopened } from './picture.ts';
 import { described, type Region, sameShape, type Shape } from './regions.ts';
 import type { Storage } from './storage.ts';
@@ -240,19 +240,17 @@ export class Session {
     this.around.announce(`${what}: ${history.present.length} regions`);
   }
 
-  /** Adds the regions of a file; they keep their numbers where these are free. */
+  /** Adds the regions of a file; they keep their numbers where these are free, on the picture and in what was said. */
   import(text: string): void {
     const { conversation, picture, history } = this.store.state;
     if (!conversation || !picture) throw new Fault('Open a picture first; then import its regions.');
     const { regions: found, outside } = readRegions(text, picture);
-    const added = found.reduce<readonly Region[]>((regions, { id, shape }) => {
-      const next = nextId(regions, conversation.rounds);
-      const free = id !== null && nextId(regions.filter((region) => region.id === id), []) === 1;
-      return [...regions, { id: free && id !== null ? id : next, shape }];
-    }, this.regions);
-    this.store.update({ history: changed(history, added) });
+    const added = numbered(found, taken(this.regions, conversation.rounds));
+    this.store.update({ history: changed(history, [...this.regions, ...added]) });
     const left = outside > 0 ? ` ${outside} lie outside the picture and were left out.` : '';
-    this.around.notify(`${found.length === 1 ? 'One region' : `${found.length} regions`} imported.${left}`);
+    const others = found.filter(({ id }, index) => id !== null && id !== added[index]?.id).length;
+    const renamed = others > 0 ? ` ${others} got a new number, since theirs is taken or above ${HIGHEST}.` : '';
+    this.around.notify(`${found.length === 1 ? 'One region' : `${found.length} regions`} imported.${left}${renamed}`);
   }
 
   // Questions.

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { bulk, type Conversation, question, started } from '../src/conversation.ts';
 import { toCoco, toJson } from '../src/export.ts';
-import { readRegions } from '../src/import.ts';
+import { HIGHEST, numbered, readRegions } from '../src/import.ts';
 import type { Region } from '../src/regions.ts';
 
 const PICTURE = { name: 'scene.png', width: 200, height: 100 };
@@ -89,4 +89,13 @@ test('files that are wrong say where', () => {
     ['null', /neither/],
   ];
   for (const [text, message] of cases) assert.throws(() => readRegions(text, PICTURE), message, text);
+});
+
+test('regions keep their numbers where these are free; the others count on', () => {
+  const shape = shapes[0] as Region['shape'];
+  const numbers = (ids: (number | null)[], ...taken: number[]) => numbered(ids.map((id) => ({ id, shape })), new Set(taken)).map(({ id }) => id);
+  assert.deepEqual(numbers([null, 1, 3, null]), [4, 1, 3, 5]);
+  assert.deepEqual(numbers([1, 2, 3], 2, 7), [1, 8, 3]);
+  assert.deepEqual(numbers([4, 4]), [4, 5]);
+  assert.deepEqual(numbers([HIGHEST, HIGHEST + 1, 1234567]), [999, 1000, 1001]);
 });

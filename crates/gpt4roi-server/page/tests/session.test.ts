@@ -165,3 +165,10 @@ test('what was answered is announced, of one region or of each', async () => {
   await session.describeAll();
   assert.equal(said.at(-1), 'region1: It is thing 1.\nregion2: It is thing 2.');
 });
+
+test('an imported region takes no number that was talked about', async () => {
+  const { session, said } = await opened({ rounds: [ASKED] });
+  session.import(JSON.stringify([{ id: 'region1', box: [5, 5, 9, 9] }, { id: 1234567, box: [6, 6, 9, 9] }, { id: 3, box: [7, 7, 9, 9] }]));
+  assert.deepEqual(session.regions.map(({ id }) => id), [4, 5, 3]);
+  assert.equal(said.at(-1), '3 regions imported. 2 got a new number, since theirs is taken or above 999.');
+});
