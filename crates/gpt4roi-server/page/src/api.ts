@@ -47,20 +47,23 @@ export interface ChatOptions {
   readonly temperature: number;
 }
 
-/** The API at this page's own address; `askKey` is asked for a key when the server wants one. */
-export function connect(askKey: (wrong: boolean) => Promise<string | null>): Api {
-  const KEY = 'gpt4roi-key';
+const KEY = 'gpt4roi-key';
+const WANTED = 'This server wants an API key. It is the one that “gpt4roi serve” was started with.';
+const REFUSED = 'The server does not take this key. Try another.';
+const UNFIT = 'A key can have letters, digits and signs of plain ASCII only; this one has others. Try another.';
 
+/** The API at this page's own address; `askKey` is asked for a key where the server wants one, and told why. */
+export function connect(askKey: (why: string) => Promise<string | null>): Api {
   async function send(path: string, init: RequestInit): Promise<Response> {
-    for (let tried = sessionStorage.getItem(KEY); ; ) {
-      const headers = new Headers(init.headers);
-      if (tried !== null) headers.set('authorization', `Bearer ${tried}`);
-      const response = await reach(path, { ...init, headers });
-      if (response.status !== 401) return response.ok ? response : Promise.reject(await faultOf(response));
-      const key = await askKey(tried !== null);
+    for (let key = sessionStorage.getItem(KEY); ; ) {
+      const fit = key === null || /^[ -~]*$/.test(key);
+      const response = fit ? await reach(path, withKey(init, key)) : null;
+      if (response && response.status !== 401) {
+        if (key !== null) sessionStorage.setItem(KEY, key);
+        return response.ok ? response : Promise.reject(await faultOf(response));
+      }
+      key = await askKey(key === null ? WANTED : fit ? REFUSED : UNFIT);
       if (key === null) throw new Fault('The server wants an API key. Try again to give one.', 401);
-      sessionStorage.setItem(KEY, key);
-      tried = key;
     }
   }
 
@@ -102,6 +105,12 @@ export function connect(askKey: (wrong: boolean) => Promise<string | null>): Api
       }
     },
   };
+}
+
+function withKey(init: RequestInit, key: string | null): RequestInit {
+  const headers = new Headers(init.headers);
+  if (key !== null) headers.set('authorization', `Bearer ${key}`);
+  return { ...init, headers };
 }
 
 async function reach(path: string, init: RequestInit): Promise<Response> {

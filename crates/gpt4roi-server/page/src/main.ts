@@ -359,11 +359,11 @@ press('open-library', showConversations);
 press('open-help', () => byId<HTMLDialogElement>('help').showModal());
 for (const id of ['model', 'open-about']) press(id, () => byId<HTMLDialogElement>('about').showModal());
 
-/** Asks for an API key; `null` if there is none to give. */
-function askKey(wrong: boolean): Promise<string | null> {
+/** Asks for an API key and says why; `null` if there is none to give. */
+function askKey(why: string): Promise<string | null> {
   const dialog = byId<HTMLDialogElement>('key');
   const field = byId<HTMLInputElement>('key-field');
-  if (wrong) byId('key-why').textContent = 'The server does not take this key. Try another.';
+  byId('key-why').textContent = why;
   field.value = '';
   dialog.returnValue = '';
   if (!dialog.open) dialog.showModal();

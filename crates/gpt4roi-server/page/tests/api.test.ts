@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { chatEvents, events, faultFrom } from '../src/api.ts';
+import { chatEvents, connect, events, faultFrom } from '../src/api.ts';
 
 async function* from(text: string): AsyncGenerator<string> {
   yield* text.split('\n');
@@ -38,4 +38,34 @@ test('faults say what to do, without the names of fields', () => {
   assert.match(faultFrom(429, { message: 'too many requests are waiting' }, 5).message, /in 5 seconds/);
   assert.match(faultFrom(400, { code: 'context_length_exceeded', message: 'full' }).message, /new conversation/);
   assert.equal(faultFrom(418, {}).message, 'The server answered with status 418.');
+});
+
+/** What a browser keeps for a tab. */
+const stored = new Map<string, string>();
+Object.assign(globalThis, {
+  sessionStorage: { getItem: (name: string) => stored.get(name) ?? null, setItem: (name: string, value: string) => stored.set(name, value) },
+});
+
+test('a key is kept once it has worked, and one that no header carries is refused in words', async (context) => {
+  const tried: (string | null)[] = [];
+  context.mock.method(globalThis, 'fetch', async (_: string, init: RequestInit) => {
+    const key = new Headers(init.headers).get('authorization');
+    tried.push(key);
+    return key === 'Bearer right' ? Response.json({ data: [{ id: 'nano' }] }) : Response.json({}, { status: 401 });
+  });
+  const keys = ['wrong', 'schlüssel', 'schlüssel\n', '鍵', 'right'];
+  const told: [string, string | undefined][] = [];
+  const api = connect(async (why) => {
+    told.push([why, stored.get('gpt4roi-key')]);
+    return keys.shift() ?? null;
+  });
+  assert.deepEqual(await api.models(), ['nano']);
+  assert.deepEqual(tried, [null, 'Bearer wrong', 'Bearer right']);
+  assert.equal(stored.get('gpt4roi-key'), 'right');
+  assert.ok(told.every(([, kept]) => kept === undefined), 'nothing is kept before it has worked');
+  const reasons = [/wants an API key/, /does not take/, /plain ASCII/, /plain ASCII/, /plain ASCII/];
+  assert.equal(told.length, reasons.length);
+  for (const [index, reason] of reasons.entries()) assert.match(told[index]?.[0] ?? '', reason);
+  assert.deepEqual(await api.models(), ['nano']);
+  assert.equal(told.length, reasons.length, 'the key that worked is not asked for again');
 });

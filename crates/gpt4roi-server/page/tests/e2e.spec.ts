@@ -548,6 +548,10 @@ test('a server with a key asks for it once', async ({ page }) => {
   await dialog.getByLabel('API key').fill('wrong');
   await page.keyboard.press('Enter');
   await expect(dialog).toContainText('does not take this key');
+  await dialog.getByLabel('API key').fill('schlüssel');
+  await page.keyboard.press('Enter');
+  await expect(dialog).toContainText('plain ASCII');
+  expect(await page.evaluate(() => sessionStorage.length)).toBe(0);
   await dialog.getByLabel('API key').fill('a-key-of-the-tests');
   await page.keyboard.press('Enter');
   await expect(page.getByRole('button', { name: 'built-in model' })).toBeVisible();
