@@ -614,7 +614,10 @@ test('the page is honest about the embedded model', async ({ page }) => {
   await openSample(page);
   await expect(page.locator('#honest')).toContainText('knows drawn objects only');
   await page.getByRole('button', { name: 'Get the full model' }).click();
-  await expect(page.getByRole('dialog', { name: 'The model' })).toContainText('gpt4roi serve --model gpt4roi-7b');
+  const about = page.getByRole('dialog', { name: 'The model' });
+  await expect(about).toContainText('gpt4roi serve --model gpt4roi-7b');
+  const [, kinds] = /(\d+) kinds of objects/.exec(await readFile('../../../README.md', 'utf8')) ?? [];
+  await expect(about).toContainText(`${kinds} kinds of drawn objects`);
 });
 
 async function phone(browser: Browser): Promise<Page> {
