@@ -38,11 +38,16 @@ export interface Api {
   models(): Promise<string[]>;
   upload(picture: Blob): Promise<Upload>;
   chat(messages: readonly WireMessage[], options: ChatOptions): AsyncGenerator<ChatEvent>;
-  describe(image: string, regions: readonly WireRegion[], signal: AbortSignal): AsyncGenerator<Description>;
+  describe(image: string, regions: readonly WireRegion[], options: LookOptions): AsyncGenerator<Description>;
 }
 
-export interface ChatOptions {
+export interface LookOptions {
   readonly signal: AbortSignal;
+  /** Whether small regions are looked at in crops of their own. */
+  readonly closer: boolean;
+}
+
+export interface ChatOptions extends LookOptions {
   /** 0 always gives the likeliest answer. */
   readonly temperature: number;
 }
@@ -90,14 +95,14 @@ export function connect(askKey: (why: string) => Promise<string | null>): Api {
       return (await response.json()) as Upload;
     },
 
-    async *chat(messages, { signal, temperature }) {
-      const body = { messages, stream: true, temperature };
+    async *chat(messages, { signal, closer, temperature }) {
+      const body = { messages, stream: true, temperature, ...zoom(closer) };
       const response = await post('v1/chat/completions', body, signal, 'text/event-stream');
       for await (const data of events(lines(response))) yield* chatEvents(JSON.parse(data));
     },
 
-    async *describe(image, regions, signal) {
-      const body = { image, regions, detail: 'full', stream: true };
+    async *describe(image, regions, { signal, closer }) {
+      const body = { image, regions, detail: 'full', stream: true, ...zoom(closer) };
       const response = await post('v1/regions/describe', body, signal, 'application/x-ndjson');
       const places = new Map(regions.map(({ id }, index) => [id, index]));
       for await (const line of lines(response)) {
@@ -105,6 +110,10 @@ export function connect(askKey: (why: string) => Promise<string | null>): Api {
       }
     },
   };
+}
+
+function zoom(closer: boolean): { readonly zoom?: 'auto' } {
+  return closer ? { zoom: 'auto' } : {};
 }
 
 function withKey(init: RequestInit, key: string | null): RequestInit {
@@ -137,11 +146,15 @@ async function faultOf(response: Response): Promise<Fault> {
 
 /** Says what to do, where the server only says what is wrong. */
 export function faultFrom(status: number, { message, code, param }: WireFault, retryAfter = 0): Fault {
+  if (param === 'zoom') return new Fault(TOO_MANY_FOR_CLOSER, status, String(code ?? ''));
   const said = message ?? `The server answered with status ${status}.`;
   const plain = sentence(param && said.startsWith(`${param}: `) ? said.slice(param.length + 2) : said);
   const advice = ADVICE[String(code)] ?? adviceFor(status, retryAfter);
   return new Fault(advice ? `${plain} ${advice}` : plain, status, String(code ?? ''));
 }
+
+const TOO_MANY_FOR_CLOSER =
+  'These are too many regions for a closer look; those of earlier questions count, too. Switch it off, or begin a new conversation.';
 
 const ADVICE: Readonly<Record<string, string>> = {
   context_length_exceeded: 'Begin a new conversation about the picture, or ask a shorter question.',

@@ -11,6 +11,8 @@ export interface Conversation {
   readonly regions: readonly Region[];
   readonly rounds: readonly Round[];
   readonly draft: string;
+  /** Whether small regions are looked at more closely, which takes longer. */
+  readonly closer: boolean;
   /** How often it was saved. */
   readonly revision: number;
 }
@@ -34,12 +36,12 @@ export interface Round {
 const MOST_REGIONS = 100;
 
 export function started(id: string, picture: string, title: string, now: number): Conversation {
-  return { id, title, changed: now, picture, regions: [], rounds: [], draft: '', revision: 0 };
+  return { id, title, changed: now, picture, regions: [], rounds: [], draft: '', closer: false, revision: 0 };
 }
 
 /** A conversation as this or an earlier edition of the page stored it. */
 export type Stored = Omit<Conversation, Later> & Partial<Pick<Conversation, Later>>;
-type Later = 'revision';
+type Later = 'closer' | 'revision';
 
 export function completed(stored: Stored): Conversation {
   return { ...started(stored.id, stored.picture, stored.title, stored.changed), ...stored };

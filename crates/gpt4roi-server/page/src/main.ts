@@ -73,6 +73,7 @@ function render(state: State): void {
   renderTools(state);
   renderRegions(regions, selection);
   renderQuick(regions);
+  byId('closer').setAttribute('aria-pressed', String(conversation?.closer ?? false));
   byId('title').textContent = conversation?.title ?? '';
   byId('welcome').hidden = picture !== null;
   byId('talk').hidden = byId('tools').hidden = picture === null;
@@ -231,6 +232,7 @@ press('quick-name', () => ask(nameQuestion(subjects(session.regions))));
 press('quick-describe', () => ask(describeQuestion(subjects(session.regions))));
 press('quick-compare', () => ask(compareQuestion(compared(session.regions))));
 press('quick-all', () => session.describeAll());
+press('closer', () => session.lookCloser(!store.state.conversation?.closer));
 press('stop', () => session.stop());
 press('leave-editing', () => session.leaveEditing());
 byId('ask').addEventListener('submit', (event) => {

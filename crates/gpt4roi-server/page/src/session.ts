@@ -106,7 +106,8 @@ export class Session {
     if (!conversation || !picture) return;
     this.stop();
     await this.save();
-    this.#show({ ...started(freshId(), picture.id, picture.name, Date.now()), regions: this.regions }, picture);
+    const { closer } = conversation;
+    this.#show({ ...started(freshId(), picture.id, picture.name, Date.now()), regions: this.regions, closer }, picture);
   }
 
   async rename({ id }: Conversation, title: string): Promise<void> {
@@ -260,6 +261,12 @@ export class Session {
     if (conversation && conversation.draft !== draft) this.store.update({ conversation: { ...conversation, draft } });
   }
 
+  /** Whether the next answers are to come from a closer look at small regions. */
+  lookCloser(closer: boolean): void {
+    const { conversation } = this.store.state;
+    if (conversation) this.store.update({ conversation: { ...conversation, closer } });
+  }
+
   /** Asks what is in the draft; or asks it in place of the question that is being changed, and goes on with the draft. */
   async ask(text: string): Promise<void> {
     const { editing } = this.store.state;
@@ -367,9 +374,9 @@ export class Session {
   }
 
   async #chat(handle: string, change: Change, signal: AbortSignal, temperature: number): Promise<void> {
-    const { rounds } = this.store.state.conversation as Conversation;
+    const { rounds, closer } = this.store.state.conversation as Conversation;
     const sent = messages(rounds, this.regions, handle);
-    for await (const event of this.around.api.chat(sent, { signal, temperature })) {
+    for await (const event of this.around.api.chat(sent, { signal, closer, temperature })) {
       if (event.kind === 'text') change((round) => ({ ...round, answer: round.answer + event.text }));
       else if (event.kind === 'regions') this.#settle(change, event.regions, declared(sent));
       else {
@@ -393,9 +400,10 @@ export class Session {
   }
 
   async #describe(handle: string, change: Change, signal: AbortSignal): Promise<void> {
-    const { regions } = this.store.state.conversation?.rounds.at(-1) as Round;
+    const { rounds, closer } = this.store.state.conversation as Conversation;
+    const { regions } = rounds.at(-1) as Round;
     const sent = regions.map(({ id, shape }) => ({ id: `region${id}`, ...wireShape(shape) }));
-    for await (const description of this.around.api.describe(handle, sent, signal)) {
+    for await (const description of this.around.api.describe(handle, sent, { signal, closer })) {
       change((round) => withDescription(round, description));
       const asked = regions[description.index];
       if (asked && description.box) this.#learn({ ...asked, read: description.box });

@@ -69,3 +69,25 @@ test('a key is kept once it has worked, and one that no header carries is refuse
   assert.deepEqual(await api.models(), ['nano']);
   assert.equal(told.length, reasons.length, 'the key that worked is not asked for again');
 });
+
+test('a closer look is asked for where it is wanted, and not mentioned where not', async (context) => {
+  const bodies: Record<string, unknown>[] = [];
+  context.mock.method(globalThis, 'fetch', async (path: string, init: RequestInit) => {
+    bodies.push(JSON.parse(init.body as string));
+    return new Response(path.endsWith('completions') ? 'data: [DONE]\n\n' : '');
+  });
+  const api = connect(async () => null);
+  const { signal } = new AbortController();
+  for (const closer of [true, false]) {
+    for await (const _ of api.chat([], { signal, closer, temperature: 0 }));
+    for await (const _ of api.describe('sha256:0', [], { signal, closer }));
+  }
+  const chat = { messages: [], stream: true, temperature: 0 };
+  const describe = { image: 'sha256:0', regions: [], detail: 'full', stream: true };
+  assert.deepEqual(bodies, [{ ...chat, zoom: 'auto' }, { ...describe, zoom: 'auto' }, chat, describe]);
+});
+
+test('too many regions for a closer look are a matter of the switch', () => {
+  const message = 'zoom: expected auto for a question about at most 16 regions, got 17';
+  assert.match(faultFrom(400, { message, param: 'zoom', code: 'invalid_value' }).message, /too many regions for a closer look.*Switch it off/);
+});

@@ -118,6 +118,6 @@ test('titles are short and plain', () => {
 });
 
 test('what an earlier edition of the page stored is completed', () => {
-  const { revision, ...stored } = { ...started('c', 'p', 'scene.png', 7), draft: 'And what', rounds: [question('What?', [])] };
-  assert.deepEqual(completed(stored), { ...stored, revision: 0 });
+  const { closer, revision, ...stored } = { ...started('c', 'p', 'scene.png', 7), draft: 'And what', rounds: [question('What?', [])] };
+  assert.deepEqual(completed(stored), { ...stored, closer: false, revision: 0 });
 });

@@ -429,6 +429,36 @@ test('all regions are described in one go', async ({ page }) => {
   await expect(region(page, 3).locator('.read')).toHaveAttribute('d', /^M.+Z$/);
 });
 
+test('a closer look at small regions is switched on and off, by keyboard, too, and survives a reload', async ({ page }) => {
+  await openSample(page);
+  await drag(page, OCTOPUS);
+  const closer = page.getByRole('button', { name: 'Look closer at small regions' });
+  const sent = async (route: RegExp, act: () => Promise<void>) => {
+    const request = page.waitForRequest(route);
+    await act();
+    await expect(page.locator('.round:last-child .answer.done')).toBeVisible();
+    return (await request).postDataJSON();
+  };
+  await expect(closer).toHaveAttribute('aria-pressed', 'false');
+  expect(await sent(/completions$/, () => ask(page, 'What is <region1>?'))).not.toHaveProperty('zoom');
+  await closer.focus();
+  await page.keyboard.press('Space');
+  await expect(closer).toHaveAttribute('aria-pressed', 'true');
+  expect(await sent(/completions$/, () => ask(page, 'What is <region1>?'))).toHaveProperty('zoom', 'auto');
+  await expect(answer(page)).toContainText('octopus');
+  await page.waitForTimeout(500);
+  await page.reload();
+  await expect(closer).toHaveAttribute('aria-pressed', 'true');
+  await drag(page, BREAD);
+  expect(await sent(/describe$/, () => page.getByRole('button', { name: 'Describe all' }).click())).toHaveProperty('zoom', 'auto');
+  await page.locator('#regions-file').setInputFiles(grid(15));
+  await question(page).fill(Array.from({ length: 17 }, (_, index) => `<region${index + 1}>`).join(' '));
+  await question(page).press('Enter');
+  await expect(page.getByRole('alert')).toContainText('too many regions for a closer look');
+  await closer.click();
+  await expect(closer).toHaveAttribute('aria-pressed', 'false');
+});
+
 test('an answer is stopped, and asked for again', async ({ page }) => {
   await page.addInitScript(slowed);
   await openSample(page);
@@ -651,6 +681,7 @@ test('with fingers: taps draw, two fingers zoom, every target is large enough', 
     expect((await handle.boundingBox())?.width).toBeGreaterThanOrEqual(44);
   }
   expect(await page.evaluate(() => document.documentElement.scrollWidth)).toBe(360);
+  await expect(page.getByRole('button', { name: 'Look closer at small regions' })).toBeInViewport({ ratio: 1 });
 
   const before = await page.locator('.picture').boundingBox();
   const devtools = await page.context().newCDPSession(page);

@@ -26,10 +26,13 @@ function sizeOf(bytes) {
 }
 
 async function chat(request, response) {
-  const { messages } = JSON.parse(await body(request));
+  const { messages, zoom } = JSON.parse(await body(request));
   const [picture, text] = messages[0].content;
   if (!images.has(picture.id)) return json(response, 404, { error: { message: 'no such image', type: 'invalid_request_error', code: 'image_not_found' } });
   const question = messages.length > 1 ? messages.at(-1).content : text.text;
+  if (zoom === 'auto' && new Set(question.match(/<region\d+>/g)).size > 16) {
+    return json(response, 400, { error: { message: 'zoom: expected auto for a question about at most 16 regions', param: 'zoom', code: 'invalid_value' } });
+  }
   const words = answerTo(question, picture.regions).split(/(?<= )/);
   response.writeHead(200, { 'content-type': 'text/event-stream' });
   const send = (delta, rest = {}) => response.write(`data: ${JSON.stringify({ choices: [{ index: 0, delta, finish_reason: null, ...rest }] })}\n\n`);

@@ -172,3 +172,24 @@ test('an imported region takes no number that was talked about', async () => {
   assert.deepEqual(session.regions.map(({ id }) => id), [4, 5, 3]);
   assert.equal(said.at(-1), '3 regions imported. 2 got a new number, since theirs is taken or above 999.');
 });
+
+test('a closer look is taken where the conversation wants it, in what follows and in the next one', async () => {
+  const looks: boolean[] = [];
+  const api: Api = {
+    ...API,
+    chat: (messages, options) => (looks.push(options.closer), API.chat(messages, options)),
+    describe: (image, regions, options) => (looks.push(options.closer), API.describe(image, regions, options)),
+  };
+  const { session, storage } = await opened({ regions: [ONE] }, api);
+  await session.ask('What colour is <region1>?');
+  session.lookCloser(true);
+  await session.ask('What is <region1>?');
+  await session.describeAll();
+  await session.save();
+  assert.equal((await resumed(storage)).session.store.state.conversation?.closer, true);
+  await session.again();
+  await session.describeAll();
+  session.lookCloser(false);
+  await session.retry();
+  assert.deepEqual(looks, [false, true, true, true, false]);
+});
