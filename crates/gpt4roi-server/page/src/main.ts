@@ -68,6 +68,9 @@ function follow(state: State): void {
 function render(state: State): void {
   const { conversation, picture, history, selection, editing } = state;
   const regions = history.present;
+  // First of all, since what is hidden has no height, and the question's field takes that of its words.
+  byId('welcome').hidden = picture !== null;
+  byId('talk').hidden = byId('tools').hidden = picture === null;
   talk.render(conversation, regions);
   composer.render(conversation?.draft ?? '', regions);
   renderTools(state);
@@ -75,8 +78,6 @@ function render(state: State): void {
   renderQuick(regions);
   byId('closer').setAttribute('aria-pressed', String(conversation?.closer ?? false));
   byId('title').textContent = conversation?.title ?? '';
-  byId('welcome').hidden = picture !== null;
-  byId('talk').hidden = byId('tools').hidden = picture === null;
   byId('stage').classList.toggle('empty', picture === null);
   byId('hint').textContent = hintFor(state);
   byId('editing').hidden = editing === null;

@@ -164,6 +164,12 @@ test('focus and selection stay in earlier rounds while an answer streams in', as
   expect(await page.evaluate(() => getSelection()?.toString())).toContain('octopus');
 });
 
+test('the question’s field is as high as its words from the beginning', async ({ page }) => {
+  await openSample(page);
+  await expect(question(page)).toBeVisible();
+  expect(await question(page).evaluate(({ clientHeight, scrollHeight }) => scrollHeight - clientHeight)).toBe(0);
+});
+
 test('boxes by two clicks, outlines and points; the tool stays on', async ({ page }) => {
   await openSample(page);
   await click(page, OCTOPUS[0], OCTOPUS[1]);
