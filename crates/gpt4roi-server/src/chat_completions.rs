@@ -14,7 +14,6 @@ use futures_util::{Stream, StreamExt, stream};
 use gpt4roi::{
     chat::{Answer, AskOptions, ResolvedRegion},
     generate::FinishReason,
-    zoom::Zoom,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -29,7 +28,7 @@ use crate::{
     engine::{Question, Update},
     fault::{Fault, Result},
     generation::{When, Wishes},
-    limits::{Few, Limits, MAX_CLOSE_UPS, MAX_MESSAGES, MAX_REGIONS},
+    limits::{Few, Limits, MAX_MESSAGES, MAX_REGIONS},
     metrics::Tally,
     regions::{self, Region},
     sse,
@@ -114,10 +113,6 @@ pub(crate) async fn create(
         .await?;
     drop(body_held);
     let region_tokens = conversation.region_tokens(size);
-    if options.zoom != Zoom::Off && region_tokens > MAX_CLOSE_UPS {
-        let expected = format!("auto for a question about at most {MAX_CLOSE_UPS} regions, got {region_tokens}");
-        return Err(Fault::Value { param: "zoom".into(), expected });
-    }
     let question = Question {
         image: picture.image,
         regions,

@@ -33,6 +33,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 pub use gpt4roi::asked::{Exchange, Said};
 
 use crate::{
+    limits::MAX_CLOSE_UPS,
     look::{Eye, Look},
     queue::{Clock, Queue},
     request::{Request, Subject, THIS},
@@ -127,6 +128,14 @@ pub enum Refused {
     /// The engine takes nothing new.
     #[error("the engine is stopping")]
     Stopping,
+    /// Too many small regions are to be looked at closely.
+    #[error("expected at most {most} small regions to look at closely, got {got}")]
+    CloseUps {
+        /// How many may be.
+        most: usize,
+        /// How many the question is about.
+        got: usize,
+    },
     /// The question can't be asked.
     #[error(transparent)]
     Question(#[from] gpt4roi::Error),
@@ -271,12 +280,13 @@ impl Engine {
     /// Queues a question. Its text is rendered here, on the caller's thread, which takes milliseconds.
     ///
     /// # Errors
-    /// If the queue is full, the engine stopping, or the question can't be asked of any picture of this
-    /// size.
+    /// If the queue is full, the engine stopping, the question can't be asked of any picture of this size, or
+    /// takes too many closer looks.
     pub fn ask(&self, question: Question) -> Result<Reply, Refused> {
         let Question { image, regions, rounds, question, options, deadline } = question;
         let options = self.own(options);
         let rendered = Rendered::new(&self.inner.model, image.size(), &regions, &rounds, &question, &options)?;
+        self.check_close_ups(&rendered)?;
         self.submit(image, rendered, Subject::One, deadline)
     }
 
@@ -291,6 +301,7 @@ impl Engine {
         let (regions, options) = ([(THIS, shapes.first().copied().unwrap_or(whole))], self.own(options));
         let question = [Said::Text(question)];
         let rendered = Rendered::new(&self.inner.model, image.size(), &regions, &[], &question, &options)?;
+        shapes.iter().try_for_each(|shape| self.check_close_ups(&rendered.about(THIS, *shape)))?;
         self.submit(image, rendered, Subject::Each(shapes), deadline)
     }
 
@@ -321,6 +332,14 @@ impl Engine {
     fn own(&self, options: AskOptions) -> AskOptions {
         let EngineOptions { box_precision, text_mode, .. } = self.inner.options;
         AskOptions { box_precision, text_mode, ..options }
+    }
+
+    /// Others wait while somebody looks, and each closer look costs as much as a picture.
+    fn check_close_ups(&self, rendered: &Rendered) -> Result<(), Refused> {
+        match rendered.close_ups(&self.inner.model) {
+            got if got > MAX_CLOSE_UPS => Err(Refused::CloseUps { most: MAX_CLOSE_UPS, got }),
+            _ => Ok(()),
+        }
     }
 
     fn submit(

@@ -244,6 +244,10 @@ impl From<Refused> for Fault {
         match refused {
             Refused::Full { retry_after } => Self::QueueFull { retry_after },
             Refused::Stopping => Self::Stopping,
+            Refused::CloseUps { most, got } => {
+                let expected = format!("auto for a question about at most {most} small regions, got {got}");
+                Self::Value { param: "zoom".into(), expected }
+            }
             Refused::Question(error) => Self::of_question(&error, None),
         }
     }

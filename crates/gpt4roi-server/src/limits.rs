@@ -18,8 +18,8 @@ pub(crate) const MAX_PARTS: usize = 256;
 pub(crate) const MAX_IMAGES: usize = 8;
 /// Regions of a conversation.
 pub(crate) const MAX_REGIONS: usize = 100;
-/// Regions that one question may have looked at closely; each costs as much as another picture, and others wait
-/// meanwhile. Of regions that are described together, no more than there are seats are looked at in a row.
+/// Small regions that one question may have looked at closely, in all of its conversation; each costs as much as
+/// another picture, and others wait meanwhile. Of regions that are described together, each has a question of its own.
 pub(crate) const MAX_CLOSE_UPS: usize = 16;
 /// Regions that are described together.
 pub(crate) const MAX_DESCRIBED: usize = 1000;

@@ -144,10 +144,6 @@ impl Look {
             Picture::New(image) => eye.images.encode(eye.model, image)?,
         };
         self.check_listener()?;
-        if self.parts.iter().any(|(_, rendered)| rendered.mentions_regions()) {
-            image.maps(&eye.model.network)?;
-            self.check_listener()?;
-        }
         let locate = |(_, rendered): &(usize, Rendered)| rendered.locate(&image);
         let asked = self.parts.iter().map(locate).collect::<gpt4roi::Result<Vec<_>>>()?;
         let prompts = self.prompts(eye, &image, asked)?;
@@ -164,7 +160,15 @@ impl Look {
         }
     }
 
-    fn prompts(&self, eye: &Eye<'_>, image: &Arc<EncodedImage>, asked: Vec<Asked>) -> gpt4roi::Result<Vec<Prompt>> {
+    /// Does some work piece by piece, and none of it for somebody who went away meanwhile.
+    fn heard(&self, mut pieces: impl Iterator<Item = gpt4roi::Result<()>>) -> Result<(), Blind> {
+        pieces.try_for_each(|piece| {
+            piece?;
+            self.check_listener()
+        })
+    }
+
+    fn prompts(&self, eye: &Eye<'_>, image: &Arc<EncodedImage>, asked: Vec<Asked>) -> Result<Vec<Prompt>, Blind> {
         let recall = |asked: &Asked| match &self.beginning {
             Some(beginning) => Some(Branch::new(beginning.clone())),
             None => eye.prefixes.recall(image, asked, self.length),
@@ -175,6 +179,9 @@ impl Look {
             (asked, start..asked.rendered().tokens())
         };
         let ranges: Vec<_> = asked.iter().zip(branches.iter().map(Option::as_ref)).map(range).collect();
+        for (asked, range) in &ranges {
+            self.heard(asked.look(eye.model, image, range.clone()))?;
+        }
         let embeds = embed_all(eye.model, image, &ranges)?;
         let nothing = || Branch::behind(eye.model.network.llama.new_cache());
         let prompts = asked.into_iter().zip(branches).zip(embeds).map(|((asked, branch), embeds)| {
@@ -185,10 +192,12 @@ impl Look {
     }
 
     /// Goes on from what another beginning has in common with this one. One token at least is read.
-    fn beginning(&self, eye: &Eye<'_>, image: &Arc<EncodedImage>, asked: &Asked) -> gpt4roi::Result<Reading> {
+    fn beginning(&self, eye: &Eye<'_>, image: &Arc<EncodedImage>, asked: &Asked) -> Result<Reading, Blind> {
         let stem = eye.prefixes.stem(image, asked, self.length - 1);
         let stem = Branch::behind(stem.unwrap_or_else(|| eye.model.network.llama.new_cache()));
-        let embeds = asked.embed(eye.model, image, stem.len()..self.length)?;
+        let range = stem.len()..self.length;
+        self.heard(asked.look(eye.model, image, range.clone()))?;
+        let embeds = asked.embed(eye.model, image, range)?;
         Ok(Reading::new(stem, embeds))
     }
 
@@ -201,5 +210,40 @@ impl Look {
                 Ok(Some(parts.iter().filter_map(|part| own(part).transpose()).collect::<gpt4roi::Result<_>>()?))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    /// Of a look that takes minutes, no more is done than the piece during which its client left.
+    #[test]
+    fn nobody_goes_on_looking_for_a_client_that_left() {
+        let (listener, client) = unbounded_channel();
+        let image = Arc::new(Image::from_rgb(image::RgbImage::new(1, 1)));
+        let look = Look {
+            request: 1,
+            parts: Vec::new(),
+            picture: Picture::New(image),
+            length: 0,
+            beginning: None,
+            announce: Announce::Nothing,
+            listener,
+        };
+        assert!(look.heard((0..3).map(|_| Ok(()))).is_ok());
+        let (mut client, mut done) = (Some(client), 0);
+        let pieces = (0..5).map(|piece| {
+            done += 1;
+            if piece == 2 {
+                client = None;
+            }
+            Ok(())
+        });
+        assert!(matches!(look.heard(pieces), Err(Blind::NobodyListens)));
+        assert!(client.is_none());
+        assert_eq!(done, 3);
     }
 }

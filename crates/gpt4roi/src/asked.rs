@@ -1,7 +1,7 @@
 //! A question on its way to the model, in three steps: as it was said; rendered, for which nobody has to
 //! look at the picture; and asked, with a box for every region.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use candle_core::Tensor;
 
@@ -150,9 +150,23 @@ impl Rendered {
         mentions.map(|&(place, _)| place as usize).min().unwrap_or(self.tokens() - 1)
     }
 
-    /// Whether a region is mentioned, so that the picture's pyramid is needed.
-    pub fn mentions_regions(&self) -> bool {
-        !self.encoded.regions.is_empty()
+    /// How many closer looks it takes at most, each of which costs a run of the tower and a pyramid: one for each
+    /// small box that is mentioned, however often, and one for each point around which a box is yet to be grown.
+    pub fn close_ups(&self, model: &Gpt4Roi) -> usize {
+        let mentioned: BTreeSet<RegionId> = self.encoded.regions.iter().map(|(_, id)| *id).collect();
+        let (mut small, mut points): (Vec<BBox>, usize) = (Vec::new(), 0);
+        for declared in self.declared.iter().filter(|declared| mentioned.contains(&declared.id)) {
+            let reading = self.reading_of(declared.origin);
+            match declared.shape {
+                Shape::Box(bbox) | Shape::Polygon(bbox) | Shape::Mask(bbox) => {
+                    if reading.looks_closely(&bbox, self.size, model) && !small.contains(&bbox) {
+                        small.push(bbox);
+                    }
+                }
+                Shape::Point(_) => points += usize::from(reading.zoom != Zoom::Off),
+            }
+        }
+        small.len() + points
     }
 
     /// Draws the answer's tokens.
@@ -183,16 +197,16 @@ impl Rendered {
             let region = regions.iter().find(|region| region.id == id);
             let region = region.ok_or(ChatError::UnknownRegion { id, declared: regions.len() })?;
             if let Some(slot) = slots.get_mut(place as usize) {
-                *slot = Slot::Region(region.bbox, self.reading_of(region));
+                *slot = Slot::Region(region.bbox, self.reading_of(region.origin));
             }
         }
         Ok(slots)
     }
 
-    /// How a region's box is read. One around a point says where a thing is, and nothing of how large it is: a
-    /// closer look would show a part of it.
-    fn reading_of(&self, region: &Region) -> Reading {
-        let place_only = region.origin == Origin::Point && matches!(self.point_box, PointBox::Around { .. });
+    /// How the box of a region is read that came from there. One around a point says where a thing is, and nothing of
+    /// how large it is: a closer look would show a part of it.
+    fn reading_of(&self, origin: Origin) -> Reading {
+        let place_only = origin == Origin::Point && matches!(self.point_box, PointBox::Around { .. });
         Reading { zoom: if place_only { Zoom::Off } else { self.reading.zoom }, ..self.reading }
     }
 }
@@ -306,6 +320,16 @@ impl Asked {
             false => Some(zoom::encode_boxes(model, image, &boxes)?),
         };
         self.splice(model, image, range, vectors.as_ref())
+    }
+
+    /// Looks at all that [`Self::embed`] needs of the picture, a piece per `next`: the pyramid, if a region is read from
+    /// it, then a crop for each region that is looked at closely. The picture keeps what was found, so that whoever
+    /// stops between two pieces loses none.
+    ///
+    /// # Errors
+    /// Of a piece, if the engine fails.
+    pub fn look(&self, model: &Gpt4Roi, image: &EncodedImage, range: Range<usize>) -> impl Iterator<Item = Result<()>> {
+        zoom::look(model, image, boxes_in(&self.prompt[range], model.config.region.tokens))
     }
 
     /// The answer, with what it is an answer to.
@@ -538,6 +562,32 @@ mod tests {
     fn assert_near(got: &Tensor, expected: &Tensor) {
         let difference = (got - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(difference < 1e-4, "{difference}");
+    }
+
+    /// A glass of 20 of the tower's 56 pixels, in a picture of 80×60: boxes up to 28 pixels wide and 21 high are small.
+    #[test]
+    fn closer_looks_are_counted_before_anybody_looks() {
+        let model = tiny();
+        let glass = Zoom::Auto(zoom::Glass { below: 20.0, context: 2.0 });
+        let (small, large) = (bbox([0.0, 0.0, 0.25, 0.3]), bbox([0.1, 0.1, 0.9, 0.9]));
+        let regions = [(1, small), (2, large), (3, small)].map(|(id, bbox)| (RegionId(id), Shape::Box(bbox)));
+        let count = |question: &str, zoom, point_box| {
+            let options = AskOptions { zoom, point_box, ..short() };
+            let rendered = Rendered::new(&model, picture().size(), &regions, &[], &text(question), &options);
+            rendered.unwrap().close_ups(&model)
+        };
+        for (question, expected) in [
+            ("What is <region2>?", 0),
+            ("Is <region1> <region1> or <region3>?", 1),
+            // The last is the first region once more: 20×18 pixels.
+            ("What is in [0, 0, 70, 50], [4, 4, 20, 20], <region1> and [0, 0, 20, 18]?", 2),
+        ] {
+            assert_eq!(count(question, glass, None), expected, "{question}");
+            assert_eq!(count(question, Zoom::Off, None), 0, "{question}");
+        }
+        let around = Some(PointBox::Around { reach: 0.03 });
+        let points = "Is (0.5, 0.5) at (0.25, 0.25)?";
+        assert_eq!((count(points, glass, around), count(points, glass, Some(PointBox::default()))), (0, 2));
     }
 
     /// Each mention takes the places of all its vectors, alone or beside other questions.

@@ -14,6 +14,8 @@
 //! Each crop costs a run of the tower and a pyramid. What it comes to is kept with the
 //! [picture](crate::image_cache::EncodedImage), a vector per region.
 
+use std::iter;
+
 use candle_core::Tensor;
 use image::imageops;
 
@@ -141,22 +143,50 @@ pub(crate) fn encode_boxes(model: &Gpt4Roi, image: &EncodedImage, boxes: &[(BBox
     Ok(rows.reshape((boxes.len(), each * width))?.index_select(&order, 0)?.reshape(((), width))?)
 }
 
+/// All that [`encode_boxes`] needs of the picture, a piece per `next`: the pyramid, if a box is read from it, then a crop
+/// for each box that is looked at closely. The picture keeps what was found.
+pub(crate) fn look(
+    model: &Gpt4Roi,
+    image: &EncodedImage,
+    boxes: Vec<(BBox, Reading)>,
+) -> impl Iterator<Item = Result<()>> {
+    let crop = |(bbox, reading): (BBox, Reading)| (bbox, reading, reading.crop(&bbox, image.size(), model));
+    let boxes: Vec<_> = boxes.into_iter().map(crop).collect();
+    let reads_pyramid = boxes.iter().any(|(.., crop)| crop.is_none());
+    let pyramid = iter::once_with(move || image.maps(&model.network).map(drop)).take(usize::from(reads_pyramid));
+    let near = boxes.into_iter().filter_map(|(bbox, reading, crop)| Some((bbox, reading, crop?)));
+    let near = near.map(move |(bbox, reading, crop)| features_near(model, image, &bbox, crop, reading).map(drop));
+    pyramid.chain(near)
+}
+
 /// What the crop shows in the box, at the place that the box has in the picture.
 ///
 /// # Shapes
 /// → `[tokens, H]`
 fn from_near(model: &Gpt4Roi, image: &EncodedImage, bbox: &BBox, crop: Crop, reading: Reading) -> Result<Tensor> {
+    let features = features_near(model, image, bbox, crop, reading)?;
+    let place = BBox::tensor(&[*bbox], reading.precision, &model.device)?;
+    Ok(model.network.region.head.placed(&features, &place)?)
+}
+
+/// What the crop shows in the box.
+fn features_near(model: &Gpt4Roi, image: &EncodedImage, bbox: &BBox, crop: Crop, reading: Reading) -> Result<Tensor> {
     let head = &model.network.region.head;
-    let features = image.close_up(bbox, reading, || {
+    image.close_up(bbox, reading, || {
         let maps = EncodedImage::new(model, &crop.cut(image.image()))?.maps(&model.network)?;
         let within = crop.within(bbox, image.size())?;
         let within = BBox::tensor(&[within], reading.precision, &model.device)?;
         Ok(head.features(&head.pool(&maps, &within)?)?)
-    })?;
-    Ok(head.placed(&features, &BBox::tensor(&[*bbox], reading.precision, &model.device)?)?)
+    })
 }
 
 impl Reading {
+    /// Whether a box is small, and looked at in a crop of its own.
+    pub(crate) fn looks_closely(&self, bbox: &BBox, picture: ImageSize, model: &Gpt4Roi) -> bool {
+        self.crop(bbox, picture, model).is_some()
+    }
+
+    /// Where a box is looked at closely; none if it is read as it is.
     fn crop(&self, bbox: &BBox, picture: ImageSize, model: &Gpt4Roi) -> Option<Crop> {
         match self.zoom {
             Zoom::Off => None,
@@ -174,7 +204,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        chat::{AskOptions, Chat},
+        chat::{AskOptions, Chat, ChatError},
         point::{Growth, PointBox},
         tiny::{assert_same, bbox, picture, short, tiny},
     };
@@ -255,6 +285,26 @@ mod tests {
         let expected = Tensor::cat(&[&of_large, &expected, &of_large], 0).unwrap();
         let gap = (got - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
         assert!(gap.to_scalar::<f32>().unwrap() < 1e-4);
+    }
+
+    /// The small box is there twice, and looked at once; the pyramid is a piece only where a box is read from it.
+    #[test]
+    fn each_piece_of_a_look_is_one_crop_or_the_pyramid() {
+        let (model, picture) = (tiny(), picture());
+        let reading = Reading { precision: BoxPrecision::F32, zoom: Zoom::Auto(Glass { below: 20.0, context: 2.0 }) };
+        let small = [[0.4, 0.4, 0.6, 0.6], [0.8, 0.7, 0.9, 0.8], [0.4, 0.4, 0.6, 0.6]].map(bbox);
+        let large = bbox([0.1, 0.1, 0.9, 0.9]);
+        let image = EncodedImage::new(&model, &picture).unwrap();
+        let is_known = |bbox: &BBox| image.close_up(bbox, reading, || Err(ChatError::RegionZero.into())).is_ok();
+        let mut looks = look(&model, &image, small.map(|bbox| (bbox, reading)).to_vec());
+        for known in [[true, false], [true, true], [true, true]] {
+            looks.next().unwrap().unwrap();
+            assert_eq!([is_known(&small[0]), is_known(&small[1])], known);
+        }
+        assert!(looks.next().is_none());
+        let boxes = [small[0], large, large].map(|bbox| (bbox, reading));
+        assert_eq!(look(&model, &image, boxes.to_vec()).count(), 2);
+        assert_eq!(look(&model, &image, Vec::new()).count(), 0);
     }
 
     #[test]

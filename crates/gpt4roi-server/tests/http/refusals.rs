@@ -60,6 +60,42 @@ fn no_question_has_many_regions_looked_at_closely() {
     let mut many = ask(17);
     many["zoom"] = "off".into();
     assert_eq!(server.chat(&many).status, 200);
+    // Large ones cost nothing, and the same small one costs one look, in however many rounds.
+    for side in [120, 20] {
+        let regions: Vec<Value> =
+            (1..=17).map(|id| json!({"id": format!("region{id}"), "box": [0, 0, side, 20]})).collect();
+        let mut rounds = ask(1);
+        rounds["regions"] = json!(regions);
+        rounds["messages"] = json!([]);
+        for id in 1..=17 {
+            let part = json!({"type": "text", "text": format!("<region{id}>?")});
+            let content = if id == 1 { json!([image_part(&Value::Null), part]) } else { json!([part]) };
+            let messages = rounds["messages"].as_array_mut().unwrap();
+            messages.push(json!({"role": "user", "content": content}));
+            if id < 17 {
+                messages.push(json!({"role": "assistant", "content": "?"}));
+            }
+        }
+        assert_eq!(server.chat(&rounds).status, 200, "{side}");
+    }
+}
+
+/// Coordinates are regions too, and each description has those of its question beside its own.
+#[test]
+fn no_description_has_many_regions_looked_at_closely() {
+    let server = start(|_| {});
+    let ask = |coordinates: usize, own: i32| {
+        let boxes: Vec<String> = (0..coordinates).map(|x| format!("[{x}, 0, {}, 20]", x + 20)).collect();
+        let question = format!("Is <region1> beside {}?", boxes.join(" "));
+        let regions = json!([{"box": [0, 0, 200, 200]}, {"box": [0, 50, own, 60]}]);
+        let body = json!({"image": data_url(PICTURE), "regions": regions, "question": question, "zoom": "auto", "max_tokens": 1});
+        server.post("/v1/regions/describe", &body)
+    };
+    assert_eq!((ask(15, 20).status, ask(16, 200).status), (200, 200));
+    for response in [ask(16, 20), ask(17, 200)] {
+        assert_eq!(response.error(), (400, "invalid_value".into(), "zoom".into()));
+        assert!(response.body.contains("at most 16 small regions, got 17"), "{}", response.body);
+    }
 }
 
 #[test]
