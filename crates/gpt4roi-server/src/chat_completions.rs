@@ -28,7 +28,7 @@ use crate::{
     engine::{Question, Update},
     fault::{Fault, Result},
     generation::{When, Wishes},
-    limits::{Few, Limits, MAX_MESSAGES, MAX_REGIONS},
+    limits::{Few, Held, Limits, MAX_MESSAGES, MAX_REGIONS},
     metrics::Tally,
     regions::{self, Region},
     sse,
@@ -98,42 +98,45 @@ pub(crate) async fn create(
 ) -> Result<Response> {
     app.check_ready()?;
     let (request, body_held): (Request, _) = app.json(&headers, body).await?;
-    app.check_model(request.model.as_deref())?;
-    let (options, stops, conversation) = request.read(&app.limits)?;
     let (streamed, with_usage) = request.streaming();
-    drop(request);
-
-    let picture = conversation.source.open(&app, &owner, &conversation.source_param).await?;
-    let size = picture.image.size();
-    let (conversation, regions) = app
-        .aside(move || {
-            let regions = conversation.shapes(size)?;
-            Ok((conversation, regions))
-        })
-        .await?;
-    drop(body_held);
-    let region_tokens = conversation.region_tokens(size);
-    let question = Question {
-        image: picture.image,
-        regions,
-        rounds: conversation.rounds.clone(),
-        question: conversation.question.clone(),
-        options,
-        deadline: app.deadline(),
-    };
-    let completion = Completion {
-        id: format!("chatcmpl-{:016x}", unique()),
-        created: unix_seconds(SystemTime::now()),
-        model: app.model.clone(),
-        image_tokens: app.engine.config().vision.patches(),
-        region_tokens,
-    };
-    let reply = app.engine.ask(question).map_err(|refused| conversation.refused(refused))?;
-    let talk = Talk { updates: app.updates(reply, picture.held, tally), stops, completion, regions: Vec::new() };
+    let talk = request.ask(&app, &owner, tally, body_held).await?;
     if streamed { Ok(sse::response(talk.stream(with_usage))) } else { talk.whole().await }
 }
 
 impl Request {
+    /// Queues the question. A question may wait for minutes, so nothing of the body outlives this, data URLs and masks
+    /// least of all, nor does what it took of the memory.
+    async fn ask(self, app: &App, owner: &Owner, tally: Arc<Tally>, _body_held: Held) -> Result<Talk> {
+        app.check_model(self.model.as_deref())?;
+        let (options, stops, conversation) = self.read(&app.limits)?;
+        drop(self);
+        let picture = conversation.source.open(app, owner, &conversation.source_param).await?;
+        let size = picture.image.size();
+        let (conversation, regions) = app
+            .aside(move || {
+                let regions = conversation.shapes(size)?;
+                Ok((conversation, regions))
+            })
+            .await?;
+        let question = Question {
+            image: picture.image,
+            regions,
+            rounds: conversation.rounds.clone(),
+            question: conversation.question.clone(),
+            options,
+            deadline: app.deadline(),
+        };
+        let completion = Completion {
+            id: format!("chatcmpl-{:016x}", unique()),
+            created: unix_seconds(SystemTime::now()),
+            model: app.model.clone(),
+            image_tokens: app.engine.config().vision.patches(),
+            region_tokens: conversation.region_tokens(size),
+        };
+        let reply = app.engine.ask(question).map_err(|refused| conversation.refused(refused))?;
+        Ok(Talk { updates: app.updates(reply, picture.held, tally), stops, completion, regions: Vec::new() })
+    }
+
     /// All that can be told without the picture.
     ///
     /// # Errors
@@ -416,5 +419,31 @@ impl Completion {
                 },
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::{body::tests::from_json, picture_source::tests::padded_picture, server::tests::app};
+
+    /// The picture is one of 8×8 pixels in a file of a megabyte.
+    #[tokio::test]
+    async fn a_question_that_waits_holds_its_picture_and_nothing_of_its_body() {
+        let (app, owner) = (app(|options| options.limits.memory_bytes = 4 << 20), Owner(String::new()));
+        let parts = json!([
+            {"type": "image_url", "image_url": {"url": padded_picture(1 << 20)}}, {"type": "text", "text": "What is there?"},
+        ]);
+        let body = json!({"messages": [{"role": "user", "content": parts}]}).to_string();
+        let request: Request = from_json(&body).unwrap();
+        let held = app.memory.take(body.len()).unwrap();
+        let mut answer = pin!(request.ask(&app, &owner, Arc::default(), held).await.unwrap().whole());
+        assert!(answer.as_mut().now_or_never().is_none(), "nobody drives the engine");
+        assert!(app.memory.take((4 << 20) - 1024).is_ok(), "all but one block");
+        assert!(app.memory.take(4 << 20).is_err());
     }
 }

@@ -179,8 +179,15 @@ impl<'de> Deserialize<'de> for ImageUrl {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A PNG file of 8×8 pixels, and so many bytes behind its end, in a data URL.
+    pub(crate) fn padded_picture(bytes: usize) -> String {
+        let mut file = Cursor::new(Vec::new());
+        image::RgbImage::new(8, 8).write_to(&mut file, image::ImageFormat::Png).unwrap();
+        format!("data:image/png;base64,{}", STANDARD.encode([file.into_inner(), vec![0; bytes]].concat()))
+    }
 
     #[test]
     fn data_urls_hold_pictures_in_base64() {

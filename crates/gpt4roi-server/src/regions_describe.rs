@@ -28,7 +28,7 @@ use crate::{
     engine::{Bulk, Update},
     fault::{Fault, Result},
     generation::{When, Wishes},
-    limits::{Few, Limits, MAX_DESCRIBED, MAX_TEXT},
+    limits::{Few, Held, Limits, MAX_DESCRIBED, MAX_TEXT},
     metrics::Tally,
     picture_source::{ImageUrl, Source},
     regions::{self, Region},
@@ -86,26 +86,8 @@ pub(crate) async fn create(
 ) -> Result<Response> {
     app.check_ready()?;
     let (request, body_held): (Request, _) = app.json(&headers, body).await?;
-    app.check_model(request.model.as_deref())?;
-    let (options, source) = request.read(&app.limits)?;
-    let picture = source.open(&app, &owner, "image").await?;
-    let size = picture.image.size();
-    let (request, ids, shapes) = app
-        .aside(move || {
-            let (ids, shapes) = request.shapes(size)?;
-            Ok((request, ids, shapes))
-        })
-        .await?;
-    drop(body_held);
-    let bulk =
-        Bulk { image: picture.image, shapes, question: request.question(size)?, options, deadline: app.deadline() };
-    let count = ids.len();
     let streamed = request.stream.unwrap_or_else(|| accepts_lines(&headers));
-    drop(request);
-    let reply = app.engine.describe(bulk)?;
-    let updates = app.updates(reply, picture.held, tally);
-    let descriptions =
-        Descriptions { updates, ids, regions: Vec::new(), open: vec![true; count], usage: Usage::default() };
+    let descriptions = request.ask(&app, &owner, tally, body_held).await?;
     if streamed { Ok(sse::lines(descriptions.stream())) } else { descriptions.whole(&app.model).await }
 }
 
@@ -115,6 +97,24 @@ fn accepts_lines(headers: &HeaderMap) -> bool {
 }
 
 impl Request {
+    /// Queues the question about each region. As with one question, nothing of the body outlives this.
+    async fn ask(self, app: &App, owner: &Owner, tally: Arc<Tally>, _body_held: Held) -> Result<Descriptions> {
+        app.check_model(self.model.as_deref())?;
+        let (options, source) = self.read(&app.limits)?;
+        let picture = source.open(app, owner, "image").await?;
+        let size = picture.image.size();
+        let (question, ids, shapes) = app
+            .aside(move || {
+                let (ids, shapes) = self.shapes(size)?;
+                Ok((self.question(size)?, ids, shapes))
+            })
+            .await?;
+        let bulk = Bulk { image: picture.image, shapes, question, options, deadline: app.deadline() };
+        let updates = app.updates(app.engine.describe(bulk)?, picture.held, tally);
+        let open = vec![true; ids.len()];
+        Ok(Descriptions { updates, ids, regions: Vec::new(), open, usage: Usage::default() })
+    }
+
     /// All that can be told without the picture: how to answer, and where the picture comes from.
     ///
     /// # Errors
@@ -291,5 +291,27 @@ impl Descriptions {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::{body::tests::from_json, picture_source::tests::padded_picture, server::tests::app};
+
+    #[tokio::test]
+    async fn descriptions_that_wait_hold_their_picture_and_nothing_of_their_body() {
+        let (app, owner) = (app(|options| options.limits.memory_bytes = 4 << 20), Owner(String::new()));
+        let body = json!({"image": padded_picture(1 << 20), "regions": [{"box": [0, 0, 4, 4]}]}).to_string();
+        let request: Request = from_json(&body).unwrap();
+        let held = app.memory.take(body.len()).unwrap();
+        let mut answer = pin!(request.ask(&app, &owner, Arc::default(), held).await.unwrap().whole("gpt4roi-nano"));
+        assert!(answer.as_mut().now_or_never().is_none(), "nobody drives the engine");
+        assert!(app.memory.take((4 << 20) - 1024).is_ok(), "all but one block");
+        assert!(app.memory.take(4 << 20).is_err());
     }
 }

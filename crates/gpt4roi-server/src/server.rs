@@ -236,3 +236,22 @@ async fn connect(stream: TcpStream, router: Router, app: App, watcher: Watcher, 
     // Clients go away in many ways, none of which is worth a word.
     let _ = connection.await;
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::Ipv4Addr;
+
+    use gpt4roi::Gpt4Roi;
+
+    use super::*;
+    use crate::engine::EngineOptions;
+
+    /// The parts of a server that listens nowhere, with an engine that nobody drives.
+    pub(crate) fn app(change: impl FnOnce(&mut ServerOptions)) -> App {
+        let model = Gpt4Roi::nano(&candle_core::Device::Cpu).unwrap();
+        let engine = Engine::new(model, EngineOptions::default(), Arc::new(std::time::Instant::now));
+        let mut options = ServerOptions::new("gpt4roi-nano");
+        change(&mut options);
+        Arc::new(parts(engine, options, Ipv4Addr::LOCALHOST.into()))
+    }
+}
