@@ -111,10 +111,10 @@ impl Request {
         let (options, stops, conversation) = self.read(&app.limits)?;
         drop(self);
         let picture = conversation.source.open(app, owner, &conversation.source_param).await?;
-        let size = picture.image.size();
+        let (size, memory) = (picture.image.size(), app.memory.clone());
         let (conversation, regions) = app
             .aside(move || {
-                let regions = conversation.shapes(size)?;
+                let regions = conversation.shapes(size, &memory)?;
                 Ok((conversation, regions))
             })
             .await?;

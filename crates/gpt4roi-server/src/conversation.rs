@@ -16,7 +16,7 @@ use serde::{
 use crate::{
     engine::{Exchange, Refused, Said},
     fault::{Fault, Result},
-    limits::{Few, FewVisitor, MAX_IMAGES, MAX_MESSAGES, MAX_PARTS, MAX_REGIONS, MAX_TEXT},
+    limits::{Few, FewVisitor, MAX_IMAGES, MAX_MESSAGES, MAX_PARTS, MAX_REGIONS, MAX_TEXT, Memory},
     picture_source::{ImageUrl, Source},
     regions::{self, Region},
 };
@@ -110,9 +110,9 @@ impl Conversation {
     /// The declared regions in a picture of this size.
     ///
     /// # Errors
-    /// If one is none, or lies outside.
-    pub(crate) fn shapes(&self, size: ImageSize) -> Result<Vec<(RegionId, Shape)>> {
-        self.declared.iter().map(|(id, region, param)| Ok((*id, region.shape(param, size)?))).collect()
+    /// If one is none, or lies outside, or if too much is in memory for a mask.
+    pub(crate) fn shapes(&self, size: ImageSize, memory: &Memory) -> Result<Vec<(RegionId, Shape)>> {
+        self.declared.iter().map(|(id, region, param)| Ok((*id, region.shape(param, size, memory)?))).collect()
     }
 
     /// Tokens that regions take in the prompt: one for each that is mentioned, however often.
@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(conversation.rounds[0].answer, "A car.");
         let said = [Said::Text("Is ".into()), Said::Region(RegionId(2)), Said::Text(" red?".into())];
         assert_eq!(conversation.question, said);
-        let ids: Vec<u32> = conversation.shapes(SIZE).unwrap().iter().map(|(id, _)| id.0).collect();
+        let ids: Vec<u32> = conversation.shapes(SIZE, &Memory::new(0)).unwrap().iter().map(|(id, _)| id.0).collect();
         assert_eq!(ids, [7, 2]);
         assert_eq!(conversation.region_tokens(SIZE), 2);
         assert_eq!(conversation.source_param, "messages[0].content[0].image_url.url");
@@ -427,7 +427,10 @@ mod tests {
         )]);
         let regions = json!([{"box": [1, 2, 30, 40]}, {"bbox": [1, 2, 3, 4]}]);
         let conversation = read(messages.clone(), regions, Mentions::On).unwrap();
-        assert_eq!(conversation.shapes(SIZE).unwrap().iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(
+            conversation.shapes(SIZE, &Memory::new(0)).unwrap().iter().map(|(id, _)| id.0).collect::<Vec<_>>(),
+            [1, 2]
+        );
         assert_eq!(conversation.region_tokens(SIZE), 3, "two that are mentioned, one of coordinates");
         let literal = read(messages, Value::Null, Mentions::Off).unwrap();
         assert!(matches!(&literal.question[..], [Said::Literal(_)]));

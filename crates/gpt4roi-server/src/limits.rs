@@ -125,6 +125,14 @@ impl Held {
         Self(None)
     }
 
+    /// Gives back all but so many bytes.
+    pub(crate) fn keep(&mut self, bytes: usize) {
+        if let Some(permit) = &mut self.0 {
+            let spare = permit.num_permits().saturating_sub(bytes.div_ceil(Memory::BLOCK));
+            drop(permit.split(spare));
+        }
+    }
+
     pub(crate) fn join(&mut self, other: Self) {
         match (&mut self.0, other.0) {
             (Some(permit), Some(other)) => permit.merge(other),
@@ -222,6 +230,11 @@ mod tests {
         assert!(matches!(memory.take(2000), Err(Fault::Busy)));
         held.join(memory.take(1000).unwrap());
         assert!(matches!(memory.take(1), Err(Fault::Busy)));
+        held.keep(1025);
+        assert!(matches!(memory.take(3 * 1024), Err(Fault::Busy)), "two blocks are kept");
+        assert!(memory.take(2 * 1024).is_ok());
+        held.keep(4096);
+        assert!(memory.take(2 * 1024).is_ok(), "nothing is taken anew");
         drop(held);
         assert!(memory.take(4096).is_ok());
     }

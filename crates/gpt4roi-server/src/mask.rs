@@ -12,7 +12,10 @@ use serde::{
     de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer, value::SeqAccessDeserializer},
 };
 
-use crate::limits::{Few, MAX_RUNS};
+use crate::{
+    fault::{Fault, Result},
+    limits::{Few, MAX_RUNS, Memory},
+};
 
 /// A mask that was not read yet.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,25 +41,34 @@ enum RunCounts {
 }
 
 impl MaskForm {
-    /// The region in a picture of this size, or what is wrong. Takes as long as decoding a picture.
-    pub(crate) fn shape(&self, size: ImageSize) -> Result<Shape, String> {
+    /// The region in a picture of this size; `param` is where it stands in the request. Takes as long as decoding a
+    /// picture, and its memory meanwhile.
+    ///
+    /// # Errors
+    /// If it marks nothing, can't be read or is of another size, or if too much is in memory.
+    pub(crate) fn shape(&self, param: &str, size: ImageSize, memory: &Memory) -> Result<Shape> {
+        let wrong = |error: &dyn fmt::Display| Fault::Region { param: param.to_owned(), message: error.to_string() };
         let mask = match self {
-            Self::Rle(runs) => Mask::from_rle(&runs.rle()?),
+            Self::Rle(runs) => Mask::from_rle(&runs.rle().map_err(|error| wrong(&error))?),
             Self::Png(url) => {
                 let encoded = url.strip_prefix("data:image/png;base64,");
-                let encoded = encoded.ok_or("expected COCO's {size, counts} or data:image/png;base64,…")?;
-                let file = STANDARD.decode(encoded).map_err(|_| "expected base64")?;
-                Mask::from_png(&file, u64::from(size.width) * u64::from(size.height))
+                let encoded =
+                    encoded.ok_or_else(|| wrong(&"expected COCO's {size, counts} or data:image/png;base64,…"))?;
+                let file = STANDARD.decode(encoded).map_err(|_| wrong(&"expected base64"))?;
+                let pixels = u64::from(size.width) * u64::from(size.height);
+                let bytes = Mask::decoding_bytes(&file, pixels).map_err(|error| wrong(&error))?;
+                let _held = memory.take(bytes as usize)?;
+                Mask::from_png(&file, pixels)
             }
         };
-        let mask = mask.map_err(|error| error.to_string())?;
-        mask.check_size(size).map_err(|error| error.to_string())?;
-        Shape::mask(&mask).map_err(|error| error.to_string())
+        let mask = mask.map_err(|error| wrong(&error))?;
+        mask.check_size(size).map_err(|error| wrong(&error))?;
+        Shape::mask(&mask).map_err(|error| wrong(&error))
     }
 }
 
 impl Runs {
-    fn rle(&self) -> Result<Rle, String> {
+    fn rle(&self) -> std::result::Result<Rle, String> {
         let counts = match &self.counts {
             RunCounts::Text(text) => Counts::Text(text.clone()),
             RunCounts::List(runs) if runs.total() > MAX_RUNS => {
@@ -69,7 +81,7 @@ impl Runs {
 }
 
 impl<'de> Deserialize<'de> for MaskForm {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         struct FormVisitor;
         impl<'de> Visitor<'de> for FormVisitor {
             type Value = MaskForm;
@@ -78,11 +90,11 @@ impl<'de> Deserialize<'de> for MaskForm {
                 f.write_str("an object with size and counts, or a PNG file in a data URL")
             }
 
-            fn visit_str<E: Error>(self, url: &str) -> Result<MaskForm, E> {
+            fn visit_str<E: Error>(self, url: &str) -> std::result::Result<MaskForm, E> {
                 Ok(MaskForm::Png(url.to_owned()))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MaskForm, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<MaskForm, A::Error> {
                 Runs::deserialize(MapAccessDeserializer::new(map)).map(MaskForm::Rle)
             }
         }
@@ -91,7 +103,7 @@ impl<'de> Deserialize<'de> for MaskForm {
 }
 
 impl<'de> Deserialize<'de> for RunCounts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         struct CountsVisitor;
         impl<'de> Visitor<'de> for CountsVisitor {
             type Value = RunCounts;
@@ -100,11 +112,11 @@ impl<'de> Deserialize<'de> for RunCounts {
                 f.write_str("an array of numbers, or a string in COCO's coding")
             }
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<RunCounts, E> {
+            fn visit_str<E: Error>(self, text: &str) -> std::result::Result<RunCounts, E> {
                 Ok(RunCounts::Text(text.to_owned()))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, runs: A) -> Result<RunCounts, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, runs: A) -> std::result::Result<RunCounts, A::Error> {
                 Few::deserialize(SeqAccessDeserializer::new(runs)).map(RunCounts::List)
             }
         }
@@ -118,14 +130,19 @@ mod tests {
 
     const SIZE: ImageSize = ImageSize { width: 4, height: 3 };
 
-    fn shape(text: &str) -> Result<Shape, String> {
-        serde_json::from_str::<MaskForm>(text).map_err(|error| error.to_string())?.shape(SIZE)
+    fn shape(text: &str) -> std::result::Result<Shape, String> {
+        let form: MaskForm = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        form.shape("mask", SIZE, &Memory::new(1 << 20)).map_err(|error| error.to_string())
     }
 
     /// A grey picture of 4×3 pixels of which the second of the second row is white.
     fn png() -> String {
         let mut picture = image::GrayImage::new(4, 3);
         picture.put_pixel(1, 1, image::Luma([255]));
+        url(&picture.into())
+    }
+
+    fn url(picture: &image::DynamicImage) -> String {
         let mut file = std::io::Cursor::new(Vec::new());
         picture.write_to(&mut file, image::ImageFormat::Png).unwrap();
         format!("data:image/png;base64,{}", STANDARD.encode(file.into_inner()))
@@ -143,6 +160,21 @@ mod tests {
         for form in forms {
             let Shape::Mask(bbox) = shape(&form).unwrap() else { panic!("{form}") };
             assert_eq!(bbox.pixels(SIZE), [1.0, 1.0, 2.0, 2.0], "{form}");
+        }
+    }
+
+    /// 64×32 pixels of four times 16 bits are 16 KiB, all given back.
+    #[test]
+    fn a_mask_takes_the_memory_for_its_pixels_while_it_is_decoded() {
+        let size = ImageSize { width: 64, height: 32 };
+        let mut picture = image::ImageBuffer::<image::Rgba<u16>, _>::new(size.width, size.height);
+        picture.put_pixel(9, 9, image::Rgba([0, 0, 0, 1]));
+        let form = MaskForm::Png(url(&picture.into()));
+        for (bytes, enough) in [(15 << 10, false), (16 << 10, true)] {
+            let memory = Memory::new(bytes);
+            let shape = form.shape("mask", size, &memory);
+            assert_eq!((shape.is_ok(), matches!(shape, Err(Fault::Busy))), (enough, !enough));
+            assert!(memory.take(bytes).is_ok());
         }
     }
 

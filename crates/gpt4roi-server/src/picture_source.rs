@@ -1,10 +1,9 @@
 //! Where a picture comes from: a data URL, an upload, or an address elsewhere.
 
-use std::{fmt, io::Cursor, sync::Arc, time::Instant};
+use std::{fmt, sync::Arc, time::Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use gpt4roi::Image;
-use image::ImageReader;
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
@@ -131,21 +130,18 @@ pub(crate) fn check_file_size(bytes: usize, most: usize, param: &str) -> Result<
     Ok(())
 }
 
-/// Decodes a file. The memory for its pixels is taken before, by what its header says.
+/// Decodes a file. The memory for its pixels is taken before, by what its header says; what decoding took beside the
+/// picture is given back.
 ///
 /// # Errors
 /// If it can't be read, is too large, or if too much is in memory.
 pub(crate) async fn decode(app: &App, file: Vec<u8>, param: &str) -> Result<Picture> {
     let (memory, pixels, param) = (app.memory.clone(), app.limits.pixels, param.to_owned());
     app.aside(move || {
-        let damaged =
-            || Fault::Picture { param: param.clone(), message: "expected a PNG, JPEG or WebP picture".into() };
-        let reader = ImageReader::new(Cursor::new(&file)).with_guessed_format().map_err(|_| damaged())?;
-        let (width, height) = reader.into_dimensions().map_err(|_| damaged())?;
-        let count = u64::from(width) * u64::from(height);
-        // What is larger than allowed is refused below, with its size, and never takes the memory.
-        let held = memory.take(3 * count.min(pixels) as usize)?;
-        let image = Image::decode(&file, pixels).map_err(|error| Fault::of_picture(&error, &param))?;
+        let refused = |error| Fault::of_picture(&error, &param);
+        let mut held = memory.take(Image::decoding_bytes(&file, pixels).map_err(refused)? as usize)?;
+        let image = Image::decode(&file, pixels).map_err(refused)?;
+        held.keep(image.rgb().as_raw().len());
         Ok(Picture { image: Arc::new(image), held })
     })
     .await
@@ -180,6 +176,8 @@ impl<'de> Deserialize<'de> for ImageUrl {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::Cursor;
+
     use super::*;
 
     /// A PNG file of 8×8 pixels, and so many bytes behind its end, in a data URL.

@@ -11,8 +11,12 @@ use gpt4roi::{
 use serde_json::Value;
 
 use crate::{
-    body, chat_completions, conversation::Conversation, engine::Refused, fault::Fault, limits::Limits, picture_source,
-    regions_describe,
+    body, chat_completions,
+    conversation::Conversation,
+    engine::Refused,
+    fault::Fault,
+    limits::{Limits, Memory},
+    picture_source, regions_describe,
 };
 
 /// The file in a data URL, of at most so many bytes.
@@ -30,8 +34,9 @@ pub fn data_url(url: &str, most: usize) -> Result<Vec<u8>, Refusal> {
 /// As the server refuses it.
 pub fn chat(body: &[u8], picture: ImageSize) -> Result<Chat, Refusal> {
     let request: chat_completions::Request = body::parse(body)?;
-    let (options, _, conversation) = request.read(&Limits::default())?;
-    let regions = conversation.shapes(picture)?;
+    let limits = Limits::default();
+    let (options, _, conversation) = request.read(&limits)?;
+    let regions = conversation.shapes(picture, &Memory::new(limits.memory_bytes))?;
     Ok(Chat { size: picture, options, conversation, regions })
 }
 
@@ -41,8 +46,9 @@ pub fn chat(body: &[u8], picture: ImageSize) -> Result<Chat, Refusal> {
 /// As the server refuses it.
 pub fn describe(body: &[u8], picture: ImageSize) -> Result<Describe, Refusal> {
     let request: regions_describe::Request = body::parse(body)?;
-    request.read(&Limits::default())?;
-    let (ids, shapes) = request.shapes(picture)?;
+    let limits = Limits::default();
+    request.read(&limits)?;
+    let (ids, shapes) = request.shapes(picture, &Memory::new(limits.memory_bytes))?;
     Ok(Describe { ids, shapes, question: request.question(picture)? })
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fault::{Fault, Result},
-    limits::{Few, MAX_CORNERS},
+    limits::{Few, MAX_CORNERS, Memory},
     mask::MaskForm,
 };
 
@@ -73,8 +73,8 @@ impl Coords {
 
 impl Region {
     /// The region in a picture of this size. `param` is where it stands in the request. A mask may take as
-    /// long as decoding a picture.
-    pub(crate) fn shape(&self, param: &str, size: ImageSize) -> Result<Shape> {
+    /// long as decoding a picture, and as much of the memory meanwhile.
+    pub(crate) fn shape(&self, param: &str, size: ImageSize, memory: &Memory) -> Result<Shape> {
         let (coords, clip) = (self.coords.unwrap_or_default(), self.clip.unwrap_or(false));
         let at = |form: &str| format!("{param}.{form}");
         let shape = match (self.xyxy, self.xywh, self.point, &self.polygon, &self.mask) {
@@ -91,7 +91,7 @@ impl Region {
                 let corners = corners.all(&at("polygon"), "too_many_corners")?;
                 polygon(corners, coords, clip, size).map_err(|error| (at("polygon"), error))
             }
-            (None, None, None, None, Some(mask)) => mask.shape(size).map_err(|error| (at("mask"), error)),
+            (None, None, None, None, Some(mask)) => return mask.shape(&at("mask"), size, memory),
             _ => Err((param.to_owned(), "expected exactly one of box, bbox, point, polygon and mask".into())),
         };
         shape.map_err(|(param, message)| Fault::Region { param, message })
@@ -172,7 +172,7 @@ mod tests {
     const SIZE: ImageSize = ImageSize { width: 200, height: 100 };
 
     fn shape(text: &str) -> Result<Shape> {
-        from_json::<Region>(text)?.shape("regions[0]", SIZE)
+        from_json::<Region>(text)?.shape("regions[0]", SIZE, &Memory::new(1 << 20))
     }
 
     #[test]

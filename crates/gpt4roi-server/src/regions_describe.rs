@@ -28,7 +28,7 @@ use crate::{
     engine::{Bulk, Update},
     fault::{Fault, Result},
     generation::{When, Wishes},
-    limits::{Few, Held, Limits, MAX_DESCRIBED, MAX_TEXT},
+    limits::{Few, Held, Limits, MAX_DESCRIBED, MAX_TEXT, Memory},
     metrics::Tally,
     picture_source::{ImageUrl, Source},
     regions::{self, Region},
@@ -102,10 +102,10 @@ impl Request {
         app.check_model(self.model.as_deref())?;
         let (options, source) = self.read(&app.limits)?;
         let picture = source.open(app, owner, "image").await?;
-        let size = picture.image.size();
+        let (size, memory) = (picture.image.size(), app.memory.clone());
         let (question, ids, shapes) = app
             .aside(move || {
-                let (ids, shapes) = self.shapes(size)?;
+                let (ids, shapes) = self.shapes(size, &memory)?;
                 Ok((self.question(size)?, ids, shapes))
             })
             .await?;
@@ -128,8 +128,8 @@ impl Request {
     /// The ids as they were given, and the shapes.
     ///
     /// # Errors
-    /// If there are none or too many, or if one can't be.
-    pub(crate) fn shapes(&self, size: ImageSize) -> Result<(Vec<String>, Vec<Shape>)> {
+    /// If there are none or too many, if one can't be, or if too much is in memory for a mask.
+    pub(crate) fn shapes(&self, size: ImageSize, memory: &Memory) -> Result<(Vec<String>, Vec<Shape>)> {
         let regions = self.regions.all("regions", "too_many_regions")?;
         if regions.is_empty() {
             return Err(Fault::Value { param: "regions".into(), expected: "at least one region".into() });
@@ -143,7 +143,7 @@ impl Request {
                 return Err(Fault::Value { param: format!("{param}.id"), expected: "at most 256 bytes".into() });
             }
             ids.push(id);
-            shapes.push(region.shape(&param, size)?);
+            shapes.push(region.shape(&param, size, memory)?);
         }
         Ok((ids, shapes))
     }

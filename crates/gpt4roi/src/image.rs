@@ -10,7 +10,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage, metadata::Orientation};
+use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Pixel, RgbImage, metadata::Orientation};
 use rayon::prelude::*;
 
 use crate::{bbox::ImageSize, config::VisionConfig};
@@ -110,6 +110,21 @@ impl Image {
         read(Cursor::new(bytes), max_pixels)
     }
 
+    /// Bytes of pixels that [`Image::decode`] has in memory at most, of which 3 a pixel stay. The file's header tells,
+    /// nothing is decoded.
+    ///
+    /// # Errors
+    /// If the header can't be read, or tells of more than `max_pixels` or of none.
+    pub fn decoding_bytes(bytes: &[u8], max_pixels: u64) -> Result<u64, ImageError> {
+        let opened = open(Cursor::new(bytes), max_pixels)?;
+        let (width, height) = opened.decoder.dimensions();
+        let rgb = match opened.decoder.color_type() {
+            ColorType::Rgb8 => 0,
+            _ => 3 * u64::from(width) * u64::from(height),
+        };
+        Ok(opened.upright_bytes().max(opened.decoder.total_bytes().saturating_add(rgb)))
+    }
+
     /// Takes decoded pixels.
     pub fn from_rgb(rgb: RgbImage) -> Self {
         Self { rgb: Arc::new(rgb) }
@@ -158,11 +173,20 @@ impl Image {
 }
 
 fn read<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<Image, ImageError> {
-    Ok(Image::from_rgb(to_rgb(upright(reader, max_pixels)?)))
+    Ok(Image::from_rgb(to_rgb(open(reader, max_pixels)?.upright()?)))
 }
 
-/// The picture in the colours of its file, turned as its EXIF orientation says.
-pub(crate) fn upright<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<DynamicImage, ImageError> {
+/// A picture of which the header was read, and nothing else.
+pub(crate) struct Opened<D> {
+    decoder: D,
+    orientation: Orientation,
+}
+
+/// Reads the header of a picture of at most `max_pixels`.
+pub(crate) fn open<'r, R: BufRead + Seek + 'r>(
+    reader: R,
+    max_pixels: u64,
+) -> Result<Opened<impl ImageDecoder + 'r>, ImageError> {
     let mut reader = ImageReader::new(reader).with_guessed_format().map_err(ImageError::Unread)?;
     // The decoders' own scratch space counts too, hence not only the bytes of the pixels.
     let mut limits = image::Limits::no_limits();
@@ -178,9 +202,24 @@ pub(crate) fn upright<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<D
     }
     // Orientation is a courtesy of the camera: where it can't be read, the picture lies as it is.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(decoding_error)?;
-    picture.apply_orientation(orientation);
-    Ok(picture)
+    Ok(Opened { decoder, orientation })
+}
+
+impl<D: ImageDecoder> Opened<D> {
+    /// The picture in the colours of its file, turned as its EXIF orientation says.
+    pub(crate) fn upright(self) -> Result<DynamicImage, ImageError> {
+        let mut picture = DynamicImage::from_decoder(self.decoder).map_err(decoding_error)?;
+        picture.apply_orientation(self.orientation);
+        Ok(picture)
+    }
+
+    /// Bytes of pixels until then: those of two pictures where width and height change places, for which there is a
+    /// copy, and of one otherwise.
+    pub(crate) fn upright_bytes(&self) -> u64 {
+        use Orientation::{FlipHorizontal, FlipVertical, NoTransforms, Rotate180};
+        let in_place = matches!(self.orientation, NoTransforms | Rotate180 | FlipHorizontal | FlipVertical);
+        self.decoder.total_bytes().saturating_mul(if in_place { 1 } else { 2 })
+    }
 }
 
 /// Bytes of the largest pixel that a decoder hands out, RGBA of 16 bits.
@@ -199,21 +238,22 @@ fn decoding_error(error: image::ImageError) -> ImageError {
 
 /// The colours as Pillow converts them. The `image` crate would round 16 bits where Pillow cuts.
 fn to_rgb(picture: DynamicImage) -> RgbImage {
-    let (width, height) = (picture.width(), picture.height());
     let upper = |value: u16| (value >> 8) as u8;
-    let bytes: Vec<u8> = match &picture {
-        DynamicImage::ImageLuma16(grey) => grey.pixels().flat_map(|pixel| [upper(pixel.0[0]); 3]).collect(),
-        DynamicImage::ImageLumaA16(grey) => grey.pixels().flat_map(|pixel| [upper(pixel.0[0]); 3]).collect(),
-        DynamicImage::ImageRgb16(colour) => colour.pixels().flat_map(|pixel| pixel.0.map(upper)).collect(),
+    match &picture {
+        DynamicImage::ImageLuma16(grey) => recoloured(grey, |pixel| [upper(pixel.0[0]); 3]),
+        DynamicImage::ImageLumaA16(grey) => recoloured(grey, |pixel| [upper(pixel.0[0]); 3]),
+        DynamicImage::ImageRgb16(colour) => recoloured(colour, |pixel| pixel.0.map(upper)),
         DynamicImage::ImageRgba16(colour) => {
-            colour.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]].map(upper)).collect()
+            recoloured(colour, |pixel| [pixel.0[0], pixel.0[1], pixel.0[2]].map(upper))
         }
-        _ => return picture.into_rgb8(),
-    };
-    RgbImage::from_fn(width, height, |x, y| {
-        let at = 3 * (y as usize * width as usize + x as usize);
-        image::Rgb([bytes[at], bytes[at + 1], bytes[at + 2]])
-    })
+        _ => picture.into_rgb8(),
+    }
+}
+
+fn recoloured<P: Pixel>(picture: &ImageBuffer<P, Vec<P::Subpixel>>, colour: impl Fn(&P) -> [u8; 3]) -> RgbImage {
+    let mut rgb = RgbImage::new(picture.width(), picture.height());
+    rgb.pixels_mut().zip(picture.pixels()).for_each(|(to, from)| to.0 = colour(from));
+    rgb
 }
 
 /// What the bicubic makes of an edge when the shorter one becomes `side`. The division and the
@@ -493,6 +533,25 @@ mod tests {
         huge[29..33].copy_from_slice(&crc);
         let error = Image::decode(&huge, DEFAULT_MAX_PIXELS).unwrap_err().to_string();
         assert_eq!(error, "expected a picture of at most 50000000 pixels, got 65535×65535");
+    }
+
+    /// 7×5 pixels each. What is not RGB of 8 bits is converted, so that 3 bytes a pixel come on top. Orientation 6
+    /// makes width and height change places, which takes the picture twice; 3 turns it where it is.
+    #[test]
+    fn the_memory_for_decoding_is_told_by_the_header() {
+        for (name, expected) in [
+            ("rgb.png", 35 * 3),
+            ("grey.png", 35 * (1 + 3)),
+            ("rgba.png", 35 * (4 + 3)),
+            ("grey16.png", 35 * (2 + 3)),
+            ("rgb16.png", 35 * (6 + 3)),
+            ("turned-3.png", 35 * 3),
+            ("turned-6.png", 35 * (3 + 3)),
+        ] {
+            assert_eq!(Image::decoding_bytes(&file(name), 35).unwrap(), expected, "{name}");
+            assert!(matches!(Image::decoding_bytes(&file(name), 34), Err(ImageError::TooLarge { .. })), "{name}");
+        }
+        assert!(matches!(Image::decoding_bytes(b"", 9), Err(ImageError::Unsupported(_))));
     }
 
     /// PNG's checksum, bit by bit.

@@ -8,12 +8,12 @@
 
 use std::{borrow::Cow, io::Cursor};
 
-use image::DynamicImage;
+use image::{DynamicImage, ImageDecoder};
 use serde::Deserialize;
 
 use crate::{
     bbox::{BBox, BoxError, ImageSize, Point},
-    image::{ImageError, upright},
+    image::{ImageError, Opened, open},
 };
 
 /// A region as it was given.
@@ -188,19 +188,28 @@ impl Mask {
     /// If it is no PNG file, damaged or too large, or if it has colours or an alpha channel and marks
     /// every pixel: then it is an ordinary picture. Only a grey one may mark the whole picture.
     pub fn from_png(bytes: &[u8], max_pixels: u64) -> Result<Self, MaskError> {
-        if !bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-            return Err(MaskError::NotPng);
-        }
-        let picture = upright(Cursor::new(bytes), max_pixels)?;
+        let picture = open_png(bytes, max_pixels)?.upright()?;
         let size = ImageSize { width: picture.width(), height: picture.height() };
-        let pixels = marked_pixels(&picture)?;
-        let rows = pixels.chunks_exact(size.width as usize).zip(0..);
-        let runs = rows.filter_map(|(row, y)| {
-            let first = row.iter().position(|marked| *marked)? as u32;
-            let last = row.iter().rposition(|marked| *marked)? as u32;
+        let colour = picture.color();
+        let may_be_a_picture = colour.has_color() || colour.has_alpha();
+        if may_be_a_picture && marked_rows(&picture).all(|mut row| row.all(|marked| marked)) {
+            return Err(MaskError::Picture);
+        }
+        let runs = marked_rows(&picture).zip(0..).filter_map(|(mut row, y)| {
+            let first = row.clone().position(|marked| marked)? as u32;
+            let last = row.rposition(|marked| marked)? as u32;
             Some([first, y, last + 1, y + 1])
         });
         Ok(Self { size, marked: runs.reduce(around) })
+    }
+
+    /// Bytes of pixels that [`Mask::from_png`] has in memory at most, of which none stay. The file's header tells,
+    /// nothing is decoded.
+    ///
+    /// # Errors
+    /// If it is no PNG file, or its header can't be read, or tells of more than `max_pixels` or of none.
+    pub fn decoding_bytes(bytes: &[u8], max_pixels: u64) -> Result<u64, MaskError> {
+        Ok(open_png(bytes, max_pixels)?.upright_bytes())
     }
 
     /// Reads a mask in COCO's run-length encoding.
@@ -241,15 +250,23 @@ impl Mask {
     }
 }
 
+fn open_png(bytes: &[u8], max_pixels: u64) -> Result<Opened<impl ImageDecoder>, MaskError> {
+    if !bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+        return Err(MaskError::NotPng);
+    }
+    Ok(open(Cursor::new(bytes), max_pixels)?)
+}
+
 /// Row by row, which pixels are marked.
-fn marked_pixels(picture: &DynamicImage) -> Result<Vec<bool>, MaskError> {
+fn marked_rows(
+    picture: &DynamicImage,
+) -> impl Iterator<Item = impl ExactSizeIterator<Item = bool> + DoubleEndedIterator + Clone> {
     let colour = picture.color();
     let (pixel, channel) = (colour.bytes_per_pixel(), colour.bytes_per_pixel() / colour.channel_count());
     let decisive = if colour.has_alpha() { usize::from(pixel - channel) } else { 0 };
-    let pixels = picture.as_bytes().chunks_exact(pixel.into());
-    let marked: Vec<bool> = pixels.map(|pixel| pixel[decisive..].iter().any(|byte| *byte != 0)).collect();
-    let may_be_a_picture = colour.has_color() || colour.has_alpha();
-    if may_be_a_picture && marked.iter().all(|marked| *marked) { Err(MaskError::Picture) } else { Ok(marked) }
+    let (pixel, width) = (usize::from(pixel), picture.width() as usize);
+    let is_marked = move |pixel: &[u8]| pixel[decisive..].iter().any(|byte| *byte != 0);
+    picture.as_bytes().chunks_exact(pixel * width).map(move |row| row.chunks_exact(pixel).map(is_marked))
 }
 
 /// The smallest box around both.

@@ -420,6 +420,20 @@ fn memory_that_all_requests_share_runs_out_with_a_word() {
     assert_eq!((response.status, response.header("retry-after")), (429, Some("1")));
 }
 
+/// Four times 16 bits a pixel take 8 bytes until they are colours of 3: 110 kB for 100×100 pixels, of which 30 stay.
+#[test]
+fn decoding_takes_its_memory_before_it_begins() {
+    let mut file = Cursor::new(Vec::new());
+    let wide = image::ImageBuffer::<image::Rgba<u16>, _>::new(100, 100);
+    image::DynamicImage::from(wide).write_to(&mut file, image::ImageFormat::Png).unwrap();
+    // The body's buffer is of 16 KiB.
+    for (memory, status) in [(100_000, 429), (140_000, 200)] {
+        let server = start(|options| options.limits.memory_bytes = memory);
+        assert_eq!(upload(&server, file.get_ref()).status, status, "{memory}");
+        assert_eq!(upload(&server, &png(100, 100)).status, 200, "{memory}");
+    }
+}
+
 #[test]
 fn no_value_in_any_field_breaks_the_server() {
     let server = start(|_| {});
