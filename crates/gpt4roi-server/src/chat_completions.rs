@@ -32,7 +32,7 @@ use crate::{
     metrics::Tally,
     regions::{self, Region},
     sse,
-    stop::{StopStrings, Stops},
+    stop::Stops,
     updates::{Happening, Updates},
 };
 
@@ -108,7 +108,7 @@ impl Request {
     /// least of all, nor does what it took of the memory.
     async fn ask(self, app: &App, owner: &Owner, tally: Arc<Tally>, _body_held: Held) -> Result<Talk> {
         app.check_model(self.model.as_deref())?;
-        let (options, stops, conversation) = self.read(&app.limits)?;
+        let (options, conversation) = self.read(&app.limits)?;
         drop(self);
         let picture = conversation.source.open(app, owner, &conversation.source_param).await?;
         let (size, memory) = (picture.image.size(), app.memory.clone());
@@ -134,19 +134,19 @@ impl Request {
             region_tokens: conversation.region_tokens(size),
         };
         let reply = app.engine.ask(question).map_err(|refused| conversation.refused(refused))?;
-        Ok(Talk { updates: app.updates(reply, picture.held, tally), stops, completion, regions: Vec::new() })
+        Ok(Talk { updates: app.updates(reply, picture.held, tally), completion, regions: Vec::new() })
     }
 
     /// All that can be told without the picture.
     ///
     /// # Errors
     /// If something is asked for that can't be.
-    pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, StopStrings, Conversation)> {
+    pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, Conversation)> {
         self.check_supported()?;
-        let options = self.wishes().options(limits)?;
-        let stops = StopStrings::new(self.stop.as_ref())?;
+        let stop = self.stop.as_ref().map(Stops::read).transpose()?.unwrap_or_default();
+        let options = AskOptions { stop, ..self.wishes().options(limits)? };
         let mentions = self.mentions.unwrap_or_default();
-        Ok((options, stops, Conversation::read(&self.messages, self.regions.as_ref(), mentions)?))
+        Ok((options, Conversation::read(&self.messages, self.regions.as_ref(), mentions)?))
     }
 
     fn wishes(&self) -> Wishes {
@@ -248,7 +248,6 @@ impl<'de> Deserialize<'de> for Wish {
 /// An answer that is being given.
 struct Talk {
     updates: Updates,
-    stops: StopStrings,
     completion: Completion,
     /// All regions, once they are known.
     regions: Vec<ResolvedRegion>,
@@ -257,31 +256,8 @@ struct Talk {
 /// What is new of an answer.
 enum News {
     Text(String),
-    End(Ending),
+    End(Answer),
     Silence,
-}
-
-/// An answer's end.
-struct Ending {
-    /// What was held back until now.
-    text: String,
-    finish: &'static str,
-    /// None where a string of the client's ended it: the engine goes no further then, and nobody has
-    /// counted the tokens.
-    answer: Option<Answer>,
-}
-
-impl Ending {
-    /// What an answer's message has besides its text.
-    fn besides(&self, regions: &[ResolvedRegion]) -> Value {
-        let regions: Vec<Value> = regions.iter().map(regions::resolved).collect();
-        let answer = self.answer.as_ref();
-        json!({
-            "regions": regions,
-            "probability": answer.and_then(Answer::probability),
-            "mean_log_probability": answer.and_then(|answer| answer.mean_log_probability),
-        })
-    }
 }
 
 impl Talk {
@@ -289,19 +265,8 @@ impl Talk {
         loop {
             match self.updates.next().await {
                 Happening::Update(Update::Started { regions }) => self.regions = regions,
-                Happening::Update(Update::Text { text, .. }) => {
-                    let text = self.stops.push(&text);
-                    if self.stops.matched() {
-                        return Ok(News::End(Ending { text, finish: "stop", answer: None }));
-                    }
-                    if !text.is_empty() {
-                        return Ok(News::Text(text));
-                    }
-                }
-                Happening::Update(Update::Answer { answer, .. }) => {
-                    let (text, finish) = (self.stops.rest(), finish_reason(answer.finish));
-                    return Ok(News::End(Ending { text, finish, answer: Some(answer) }));
-                }
+                Happening::Update(Update::Text { text, .. }) => return Ok(News::Text(text)),
+                Happening::Update(Update::Answer { answer, .. }) => return Ok(News::End(answer)),
                 Happening::Update(Update::Failed { error, .. }) => return Err(error.into()),
                 Happening::Silence => return Ok(News::Silence),
                 Happening::Stopped => return Err(Fault::Stopping),
@@ -317,9 +282,8 @@ impl Talk {
             match self.news().await? {
                 News::Text(text) => content += &text,
                 News::Silence => {}
-                News::End(ending) => {
-                    content += &ending.text;
-                    return Ok(Json(self.completion.whole(&content, &ending, &self.regions)).into_response());
+                News::End(answer) => {
+                    return Ok(Json(self.completion.whole(&content, &answer, &self.regions)).into_response());
                 }
             }
         }
@@ -334,7 +298,7 @@ impl Talk {
             Some(match talk.news().await {
                 Ok(News::Text(text)) => (Ok(talk.completion.text(&text)), Some(talk)),
                 Ok(News::Silence) => (Ok(sse::comment()), Some(talk)),
-                Ok(News::End(ending)) => (Ok(talk.completion.last(&ending, &talk.regions, with_usage)), None),
+                Ok(News::End(answer)) => (Ok(talk.completion.last(&answer, &talk.regions, with_usage)), None),
                 Err(fault) => (Ok(sse::event(&fault.body())), None),
             })
         });
@@ -350,6 +314,16 @@ pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
     }
 }
 
+/// What an answer's message has besides its text.
+fn besides(answer: &Answer, regions: &[ResolvedRegion]) -> Value {
+    let regions: Vec<Value> = regions.iter().map(regions::resolved).collect();
+    json!({
+        "regions": regions,
+        "probability": answer.probability(),
+        "mean_log_probability": answer.mean_log_probability,
+    })
+}
+
 /// What all pieces of an answer have in common.
 struct Completion {
     id: String,
@@ -362,13 +336,15 @@ struct Completion {
 }
 
 impl Completion {
-    fn whole(&self, content: &str, ending: &Ending, regions: &[ResolvedRegion]) -> Value {
-        let mut message = ending.besides(regions);
+    fn whole(&self, content: &str, answer: &Answer, regions: &[ResolvedRegion]) -> Value {
+        let mut message = besides(answer, regions);
         (message["role"], message["content"], message["refusal"]) = ("assistant".into(), content.into(), Value::Null);
         json!({
             "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
-            "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": ending.finish}],
-            "usage": self.usage(ending),
+            "choices": [{
+                "index": 0, "message": message, "logprobs": null, "finish_reason": finish_reason(answer.finish),
+            }],
+            "usage": self.usage(answer),
         })
     }
 
@@ -390,34 +366,29 @@ impl Completion {
 
     /// All that comes at an answer's end. Regions and confidence stand in the last piece, so that clients that put
     /// an answer together have them on the message, as if it had not been streamed.
-    fn last(&self, ending: &Ending, regions: &[ResolvedRegion], with_usage: bool) -> Bytes {
-        let mut events = Vec::new();
-        if !ending.text.is_empty() {
-            events.push(self.text(&ending.text));
-        }
-        events.push(sse::event(&self.chunk(&ending.besides(regions), Some(ending.finish))));
+    fn last(&self, answer: &Answer, regions: &[ResolvedRegion], with_usage: bool) -> Bytes {
+        let last = self.chunk(&besides(answer, regions), Some(finish_reason(answer.finish)));
+        let mut events = vec![sse::event(&last)];
         if with_usage {
             let mut usage = self.envelope(&json!([]));
-            usage["usage"] = self.usage(ending);
+            usage["usage"] = self.usage(answer);
             events.push(sse::event(&usage));
         }
         events.push(sse::done());
         events.concat().into()
     }
 
-    fn usage(&self, ending: &Ending) -> Value {
-        ending.answer.as_ref().map_or(Value::Null, |answer| {
-            let &Answer { prompt_tokens, generated_tokens, reused_tokens, .. } = answer;
-            json!({
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": generated_tokens,
-                "total_tokens": prompt_tokens + generated_tokens,
-                "prompt_tokens_details": {
-                    "cached_tokens": reused_tokens,
-                    "image_tokens": self.image_tokens,
-                    "region_tokens": self.region_tokens,
-                },
-            })
+    fn usage(&self, answer: &Answer) -> Value {
+        let &Answer { prompt_tokens, generated_tokens, reused_tokens, .. } = answer;
+        json!({
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": generated_tokens,
+            "total_tokens": prompt_tokens + generated_tokens,
+            "prompt_tokens_details": {
+                "cached_tokens": reused_tokens,
+                "image_tokens": self.image_tokens,
+                "region_tokens": self.region_tokens,
+            },
         })
     }
 }

@@ -35,7 +35,7 @@ pub fn data_url(url: &str, most: usize) -> Result<Vec<u8>, Refusal> {
 pub fn chat(body: &[u8], picture: ImageSize) -> Result<Chat, Refusal> {
     let request: chat_completions::Request = body::parse(body)?;
     let limits = Limits::default();
-    let (options, _, conversation) = request.read(&limits)?;
+    let (options, conversation) = request.read(&limits)?;
     let regions = conversation.shapes(picture, &Memory::new(limits.memory_bytes))?;
     Ok(Chat { size: picture, options, conversation, regions })
 }

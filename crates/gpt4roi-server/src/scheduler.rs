@@ -496,7 +496,7 @@ impl<'m> Seat<'m> {
                 // A copy of a long prompt would have to be copied for good as soon as the answer begins.
                 let again = (!streams).then(|| reading.clone());
                 let id = batch.add(NewSequence { reading, sampler, limits })?;
-                let stream = AnswerStream::new(tokenizer);
+                let stream = AnswerStream::new(tokenizer, asked.rendered().stop());
                 Stage::Decoding(Box::new(Decoding { id, image, asked, reused, stream, again }))
             }
             stage => stage,
@@ -557,7 +557,7 @@ mod tests {
         asked::{Exchange, Said},
         bbox::Point,
         chat::{Answer, AskOptions},
-        generate::Limits,
+        generate::{FinishReason, Limits},
         image::DEFAULT_MAX_PIXELS,
         image_cache::ImageCache,
         kv_cache::Branch,
@@ -565,6 +565,7 @@ mod tests {
         random_weights::RandomWeights,
         sampling::{Sampler, Sampling},
         shape::Shape,
+        stop::StopStrings,
         tokenizer::Tokenizer,
         weights::{TensorSource, Weights, WeightsResult},
     };
@@ -985,6 +986,34 @@ mod tests {
             let kept = [ask(0), ask(1)];
             assert!(kept.iter().all(Result::is_ok));
             assert!(matches!(ask(2), Err(Refused::Full { .. })), "pictures need memory while they wait");
+        });
+    }
+
+    /// What was read and written stays for the next question, and nobody is said to have gone away.
+    #[test]
+    fn a_string_of_the_clients_ends_an_answer_as_the_model_does() {
+        driven(tiny(), options(), |driven| {
+            let image = picture(0);
+            let ask = |driven: &Driven<'_>, stop: Option<&str>| {
+                let mut question = driven.question(&image, "What is <region1>?");
+                question.options.stop = StopStrings::new(stop.map(str::to_owned));
+                driven.engine.ask(question).unwrap()
+            };
+            let mut whole = ask(driven, None);
+            driven.settle();
+            let whole = answer(&mut whole);
+            let (place, stop) = whole.text.char_indices().nth(whole.text.chars().count() / 2).unwrap();
+            let (expected, _) = whole.text.split_once(stop).unwrap();
+            assert!(whole.text.is_char_boundary(place) && expected.len() < whole.text.len());
+
+            let mut stopped = ask(driven, Some(&stop.to_string()));
+            driven.settle();
+            let stopped = answer(&mut stopped);
+            assert_eq!((stopped.text.as_str(), stopped.finish), (expected, FinishReason::Stop));
+            assert!((1..=whole.generated_tokens).contains(&stopped.generated_tokens));
+            assert!(stopped.mean_log_probability.is_some());
+            let requests = driven.engine.stats().requests;
+            assert_eq!((requests.answered, requests.cancelled), (2, 0));
         });
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use gpt4roi::stop::StopStrings;
 use serde::{
     Deserialize, Deserializer,
     de::{SeqAccess, Visitor},
@@ -38,58 +39,15 @@ impl<'de> Deserialize<'de> for Stops {
     }
 }
 
-/// Passes text on up to the first of some strings. What may be the beginning of one is held back.
-#[derive(Debug, Default)]
-pub(crate) struct StopStrings {
-    strings: Vec<String>,
-    held: String,
-    matched: bool,
-}
-
-impl StopStrings {
+impl Stops {
     /// # Errors
     /// If there are too many, or an empty one.
-    pub(crate) fn new(stops: Option<&Stops>) -> Result<Self> {
-        let strings = match stops {
-            None => &[],
-            Some(Stops(few)) => few.all("stop", "too_many_stops")?,
-        };
+    pub(crate) fn read(&self) -> Result<StopStrings> {
+        let strings = self.0.all("stop", "too_many_stops")?;
         if strings.iter().any(String::is_empty) {
             return Err(Fault::Value { param: "stop".into(), expected: "strings that are not empty".into() });
         }
-        Ok(Self { strings: strings.to_vec(), ..Self::default() })
-    }
-
-    /// Takes text, and gives what can be shown of all that was taken.
-    pub(crate) fn push(&mut self, text: &str) -> String {
-        self.held += text;
-        let first = self.strings.iter().filter_map(|string| self.held.find(string.as_str())).min();
-        if let Some(place) = first {
-            self.matched = true;
-            self.held.truncate(place);
-            return std::mem::take(&mut self.held);
-        }
-        let kept = self.held.split_off(self.held.len() - self.doubtful());
-        std::mem::replace(&mut self.held, kept)
-    }
-
-    /// Whether one was found. Nothing should be pushed any more.
-    pub(crate) fn matched(&self) -> bool {
-        self.matched
-    }
-
-    /// What was held back.
-    pub(crate) fn rest(&mut self) -> String {
-        std::mem::take(&mut self.held)
-    }
-
-    /// Bytes at the end that a string may begin with.
-    fn doubtful(&self) -> usize {
-        let begins = |string: &String| {
-            let ends = string.char_indices().map(|(place, _)| place).rev();
-            ends.into_iter().find(|&length| self.held.ends_with(&string[..length])).unwrap_or(0)
-        };
-        self.strings.iter().map(begins).max().unwrap_or(0)
+        Ok(StopStrings::new(strings.iter().cloned()))
     }
 }
 
@@ -98,45 +56,22 @@ mod tests {
     use super::*;
     use crate::body::tests::from_json;
 
-    fn cut(stops: &str, pieces: &[&str]) -> (Vec<String>, String, bool) {
-        let mut stops = StopStrings::new(Some(&from_json(stops).unwrap())).unwrap();
-        let mut shown = Vec::new();
-        for piece in pieces {
-            shown.push(stops.push(piece));
-            if stops.matched() {
-                break;
-            }
-        }
-        let rest = stops.rest();
-        (shown, rest, stops.matched())
+    fn read(text: &str) -> Result<StopStrings> {
+        from_json::<Stops>(text)?.read()
     }
 
     #[test]
-    fn text_passes_up_to_the_first_stop() {
-        for (stops, pieces, shown, rest, matched) in [
-            (r#""octo""#, &["An oc", "topus."][..], &["An ", ""][..], "", true),
-            (r#"["pus", "octo"]"#, &["An octopus."], &["An "], "", true),
-            (r#"".""#, &["An", " octopus", "."], &["An", " octopus", ""], "", true),
-            (r#""octagon""#, &["An octo", "pus."], &["An oct", "opus."], "", false),
-            (r#""pus!""#, &["An octopus"], &["An octo"], "pus", false),
-            (r#"["ab", "bc"]"#, &["a", "a", "bc"], &["", "a", ""], "", true),
-            (r#""é✓""#, &["caf", "é", "✓"], &["caf", "", ""], "", true),
-            ("[]", &["An"], &["An"], "", false),
-        ] {
-            let got = cut(stops, pieces);
-            assert_eq!(
-                (got.0.iter().map(String::as_str).collect::<Vec<_>>(), got.1.as_str(), got.2),
-                (shown.to_vec(), rest, matched),
-                "{stops}"
-            );
+    fn one_string_or_a_few_end_an_answer() {
+        let strings = |strings: &[&str]| StopStrings::new(strings.iter().map(|string| (*string).to_owned()));
+        for (text, expected) in [(r#""octo""#, &["octo"][..]), (r#"["a", "bc"]"#, &["a", "bc"]), ("[]", &[])] {
+            assert_eq!(read(text).unwrap(), strings(expected), "{text}");
         }
     }
 
     #[test]
     fn impossible_stops_are_refused() {
-        let new = |text: &str| StopStrings::new(Some(&from_json(text).unwrap()));
-        assert!(matches!(new(r#"["a", "b", "c", "d", "e"]"#), Err(Fault::TooMany { got: 5, .. })));
-        assert!(matches!(new(r#""""#), Err(Fault::Value { .. })));
+        assert!(matches!(read(r#"["a", "b", "c", "d", "e"]"#), Err(Fault::TooMany { got: 5, .. })));
+        assert!(matches!(read(r#""""#), Err(Fault::Value { .. })));
         assert!(from_json::<Stops>("7").is_err());
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     prompt::{self, Encoded, Piece, Round},
     sampling::Sampler,
     shape::Shape,
+    stop::StopStrings,
     zoom::{self, Reading, Zoom},
 };
 
@@ -66,6 +67,7 @@ pub struct Rendered {
     point_box: PointBox,
     sampler: Sampler,
     limits: Limits,
+    stop: StopStrings,
 }
 
 impl Rendered {
@@ -120,6 +122,7 @@ impl Rendered {
             point_box,
             sampler,
             limits: Limits { eos: tokenizer.special().eos, max_new_tokens },
+            stop: options.stop.clone(),
         })
     }
 
@@ -177,6 +180,11 @@ impl Rendered {
     /// When the answer ends of its own accord.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// What ends the answer besides.
+    pub fn stop(&self) -> &StopStrings {
+        &self.stop
     }
 
     /// Looks at the picture: boxes are grown around points.

@@ -17,6 +17,7 @@ use crate::{
     prompt::{Piece, Round, TURN, TextMode},
     sampling::Sampling,
     shape::Shape,
+    stop::StopStrings,
     tokenizer::{TextStream, Tokenizer},
     zoom::{Reading, Zoom},
 };
@@ -90,6 +91,8 @@ pub struct AskOptions {
     pub max_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// What ends an answer besides, and is no part of it.
+    pub stop: StopStrings,
     /// How words are read that look like structure.
     pub text_mode: TextMode,
     /// In which precision boxes reach the model.
@@ -110,6 +113,7 @@ impl Default for AskOptions {
         Self {
             max_new_tokens: 512,
             sampling: Sampling::Greedy,
+            stop: StopStrings::default(),
             text_mode: TextMode::Literal,
             box_precision: BoxPrecision::F32,
             point_box: None,
@@ -343,7 +347,7 @@ impl<'m> Chat<'m> {
         let reused = self.memory.recall(&asked.prompt, tokens - 1);
         let embeds = asked.embed(self.model, &self.image, reused..tokens)?;
         let (mut sampler, limits) = (rendered.sampler(), rendered.limits());
-        let mut stream = AnswerStream::new(&self.model.tokenizer);
+        let mut stream = AnswerStream::new(&self.model.tokenizer, rendered.stop());
         let mut decoder =
             LlamaDecoder { llama: &self.model.network.llama, cache: &mut self.memory.cache, embeds: &embeds };
         let generated = generate(&mut decoder, &mut sampler, limits, |token| {
@@ -454,26 +458,34 @@ pub fn tidy(output: &str) -> String {
 #[derive(Debug)]
 pub struct AnswerStream<'t> {
     tokens: TextStream<'t>,
+    stop: StopStrings,
     decoded: String,
     shown: String,
+    /// The whole answer, if one of the strings ended it.
+    stopped: Option<String>,
 }
 
 impl<'t> AnswerStream<'t> {
     /// An answer without tokens.
-    pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokens: tokenizer.stream(), decoded: String::new(), shown: String::new() }
+    pub fn new(tokenizer: &'t Tokenizer, stop: &StopStrings) -> Self {
+        let (decoded, shown) = (String::new(), String::new());
+        Self { tokens: tokenizer.stream(), stop: stop.clone(), decoded, shown, stopped: None }
     }
 
     /// Takes one token; true if the answer is complete.
     pub fn push(&mut self, token: u32) -> bool {
         self.decoded += &self.tokens.push(token);
-        self.decoded.contains(TURN)
+        self.stopped = self.stop.cut(&tidy(settled(&self.decoded))).map(str::to_owned);
+        self.stopped.is_some() || self.decoded.contains(TURN)
     }
 
     /// What can be shown since the last call.
     pub fn fresh(&mut self) -> &str {
         let before = self.shown.len();
-        let visible = tidy(settled(&self.decoded));
+        let visible = self.stopped.clone().unwrap_or_else(|| {
+            let text = tidy(settled(&self.decoded));
+            self.stop.settled(&text).to_owned()
+        });
         if visible.starts_with(&self.shown) {
             self.shown = visible;
         }
@@ -483,7 +495,10 @@ impl<'t> AnswerStream<'t> {
     /// The whole answer, and the part of it that was not shown yet.
     pub fn finish(mut self) -> (String, String) {
         self.decoded += &self.tokens.finish();
-        let text = tidy(&self.decoded);
+        let text = self.stopped.unwrap_or_else(|| {
+            let text = tidy(&self.decoded);
+            self.stop.cut(&text).map(str::to_owned).unwrap_or(text)
+        });
         let rest = text.strip_prefix(&self.shown).unwrap_or_default().to_owned();
         (text, rest)
     }
@@ -739,6 +754,35 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(tidy(output), answer, "{output:?}");
+        }
+    }
+
+    /// Token by token: what is shown, and whether the answer is complete at its end.
+    #[test]
+    fn a_string_of_the_callers_ends_an_answer() {
+        let model = tiny();
+        let ids = model.tokenizer.encode_text("An octopus. It is red.").into_iter().collect::<Vec<_>>();
+        for (strings, expected, is_complete) in [
+            (&["."][..], "An octopus", true),
+            (&["octo"], "An ", true),
+            (&["is red", "It"], "An octopus. ", true),
+            (&["octagon", "red!"], "An octopus. It is red.", false),
+            (&[], "An octopus. It is red.", false),
+        ] {
+            let stop = StopStrings::new(strings.iter().map(|string| (*string).to_owned()));
+            let mut stream = AnswerStream::new(&model.tokenizer, &stop);
+            let (mut shown, mut complete) = (String::new(), false);
+            for &id in &ids {
+                complete = stream.push(id);
+                shown += stream.fresh();
+                assert!(expected.starts_with(&shown), "{strings:?}: {shown}");
+                if complete {
+                    break;
+                }
+            }
+            let (text, rest) = stream.finish();
+            assert_eq!((text.as_str(), complete), (expected, is_complete), "{strings:?}");
+            assert_eq!(shown + &rest, expected, "{strings:?}");
         }
     }
 

@@ -173,7 +173,8 @@ impl<'a, 'm> Describing<'a, 'm> {
                 sampler: from.asked.rendered().sampler(),
                 limits: from.asked.rendered().limits(),
             })?;
-            self.running.push(Running { id, stream: AnswerStream::new(&self.chat.model.tokenizer), from });
+            let stream = AnswerStream::new(&self.chat.model.tokenizer, from.asked.rendered().stop());
+            self.running.push(Running { id, stream, from });
             expected += each;
         }
         Ok(())

@@ -48,7 +48,7 @@ pub enum GenerateError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The model opened the next turn (`###`).
+    /// The model opened the next turn (`###`), or wrote a string that was to end the answer.
     Stop,
     /// The model wrote its end-of-sequence token.
     Eos,

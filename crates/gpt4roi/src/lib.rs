@@ -53,6 +53,7 @@ pub mod chat;
 pub mod describe;
 pub mod point;
 pub mod prefix_cache;
+pub mod stop;
 pub mod trace;
 pub mod zoom;
 

@@ -151,7 +151,9 @@ fn answers_end_where_they_are_told_to() {
 
     let stopped = ask(&|body| body["stop"] = ".".into());
     assert_eq!((content(&stopped), &stopped["choices"][0]["finish_reason"]), (first.clone(), &json!("stop")));
-    assert_eq!(stopped["usage"], Value::Null, "nobody counted");
+    let tokens = |answer: &Value| answer["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!((1..tokens(&ask(&|_| {}))).contains(&tokens(&stopped)), "{stopped}");
+    assert!((0.5..1.0).contains(&stopped["choices"][0]["message"]["probability"].as_f64().unwrap()), "{stopped}");
     let mut body = question("Describe <region1> in detail.", &two());
     (body["stop"], body["stream"]) = (json!(["nowhere", "."]), true.into());
     let events = server.chat(&body).events();
