@@ -11,7 +11,7 @@ use std::{
 use clap::builder::FalseyValueParser;
 use gpt4roi_server::{
     Keys, Limits, Server, ServerError, ServerOptions, Times,
-    engine::{Engine, EngineOptions},
+    engine::{Engine, EngineOptions, EngineThread},
     pictures::PictureOptions,
 };
 use tokio::sync::watch;
@@ -141,8 +141,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let engine_options = args.limits.engine();
     let model = args.model.open()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let (engine, thread) = Engine::start(model, engine_options);
-    let served = runtime.block_on(serve(engine.clone(), options, args.model.is_embedded()));
+    let (engine, mut thread) = Engine::start(model, engine_options);
+    let served = runtime.block_on(serve(engine.clone(), &mut thread, options, args.model.is_embedded()));
     engine.stop();
     // What decodes or fetches pictures for clients that are gone need not be waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -150,7 +150,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     Ok(thread.join()?)
 }
 
-async fn serve(engine: Engine, options: ServerOptions, is_embedded: bool) -> anyhow::Result<()> {
+/// Serves until somebody wants it to stop, or until the engine's thread has failed; joining it says why.
+async fn serve(
+    engine: Engine,
+    thread: &mut EngineThread,
+    options: ServerOptions,
+    is_embedded: bool,
+) -> anyhow::Result<()> {
     let server = Server::bind(engine, options).await.map_err(refusal)?;
     tell(&format!("listening on {}", address_to_open(server.address())));
     if is_embedded {
@@ -165,6 +171,7 @@ async fn serve(engine: Engine, options: ServerOptions, is_embedded: bool) -> any
     tokio::select! {
         () = server.run(stop) => {}
         _ = second.wait_for(|&count| count > 1) => tell("stopped before everything was answered"),
+        () = thread.ended() => {}
     }
     Ok(())
 }

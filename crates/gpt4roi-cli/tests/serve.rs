@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -121,4 +122,25 @@ fn what_can_not_be_served_is_refused_with_advice() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(words.iter().all(|word| said.contains(word)), "{said}");
     }
+}
+
+/// The embedded model with room for eight tokens: it opens, and no question fits.
+#[test]
+fn a_model_that_can_not_answer_ends_the_program_with_the_reason() {
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+    let place = tempfile::tempdir().unwrap();
+    fs::create_dir(place.path().join("vision_tower")).unwrap();
+    for name in ["added_tokens.json", "model.safetensors", "tokenizer.model"] {
+        fs::copy(nano.join(name), place.path().join(name)).unwrap();
+    }
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(nano.join("vision_tower").join(name), place.path().join("vision_tower").join(name)).unwrap();
+    }
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(nano.join("config.json")).unwrap()).unwrap();
+    config["max_position_embeddings"] = 8.into();
+    fs::write(place.path().join("config.json"), config.to_string()).unwrap();
+    let output = command(&["--model", place.path().to_str().unwrap()]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: the first answer failed: ") && said.contains("expected at most 8"), "{said}");
 }

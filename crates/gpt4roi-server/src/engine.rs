@@ -28,7 +28,10 @@ use gpt4roi::{
     prompt::TextMode,
     shape::Shape,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{
+    mpsc::{UnboundedReceiver, unbounded_channel},
+    watch,
+};
 
 pub use gpt4roi::asked::{Exchange, Said};
 
@@ -257,8 +260,13 @@ impl Engine {
         let engine = Self::new(model, options, Arc::new(Instant::now));
         let (model, queue, options) =
             (engine.inner.model.clone(), engine.inner.queue.clone(), engine.inner.options.clone());
-        let thread = thread::spawn(move || run(&model, &queue, &options));
-        (engine, EngineThread { thread })
+        let (running, end) = watch::channel(());
+        let thread = thread::spawn(move || {
+            // Dropped whatever happens, and whoever waits for that hears of it.
+            let _running = running;
+            run(&model, &queue, &options)
+        });
+        (engine, EngineThread { thread, end })
     }
 
     /// An engine that somebody has to drive.
@@ -372,9 +380,16 @@ pub enum EngineError {
 #[derive(Debug)]
 pub struct EngineThread {
     thread: JoinHandle<Result<(), EngineError>>,
+    end: watch::Receiver<()>,
 }
 
 impl EngineThread {
+    /// Waits until it comes to its end, for whatever reason; [`Self::join`] says for which, without waiting then. If
+    /// nobody stopped the engine, it has failed, and nothing will be answered any more.
+    pub async fn ended(&mut self) {
+        while self.end.changed().await.is_ok() {}
+    }
+
     /// Waits until everything is answered, after [`Engine::stop`] or the end of the last handle.
     ///
     /// # Errors
@@ -497,6 +512,18 @@ mod tests {
         let (engine, thread) = Engine::start(nano(), EngineOptions::default());
         drop(engine);
         thread.join().unwrap();
+    }
+
+    /// A context too short for any question.
+    #[test]
+    fn a_model_that_can_not_answer_ends_the_thread_with_the_reason() {
+        let mut model = nano();
+        model.config.llama.max_position_embeddings = 8;
+        let (engine, mut thread) = Engine::start(model, EngineOptions::default());
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(thread.ended());
+        assert!(!engine.is_ready());
+        let error = thread.join().unwrap_err();
+        assert!(matches!(error, EngineError::WarmUp(gpt4roi::Error::Prompt(_))), "{error}");
     }
 
     /// A clock that breaks once, in the engine's own thread.
