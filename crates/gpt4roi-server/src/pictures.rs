@@ -166,6 +166,11 @@ impl Pictures {
         self.current(now).remove(&(owner.to_owned(), handle.clone())).is_some()
     }
 
+    /// Forgets those whose time is over. Everything here does so in passing; this is for when nobody comes by.
+    pub fn forget_expired(&self, now: Instant) {
+        drop(self.current(now));
+    }
+
     /// How many there are.
     pub fn len(&self, now: Instant) -> usize {
         self.current(now).len()

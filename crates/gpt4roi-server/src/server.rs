@@ -20,7 +20,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     pin,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, interval, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -159,6 +159,7 @@ impl Server {
         tokio::select! {
             () = accept => {}
             () = drain => {}
+            () = forget_pictures(&app) => {}
         }
         let _ = timeout(GOODBYE, connections.shutdown()).await;
     }
@@ -218,6 +219,17 @@ async fn accept(listener: &TcpListener, app: &App, connections: &GracefulShutdow
     }
 }
 
+/// Gives back the memory of uploads whose time is over, soon after it is, also while nobody asks for any.
+async fn forget_pictures(app: &App) {
+    const SOONEST: Duration = Duration::from_millis(100);
+    const LATEST: Duration = Duration::from_secs(60);
+    let mut turns = interval(app.keep.clamp(SOONEST, LATEST));
+    loop {
+        turns.tick().await;
+        app.pictures.forget_expired(std::time::Instant::now());
+    }
+}
+
 async fn connect(stream: TcpStream, router: Router, app: App, watcher: Watcher, _place: OwnedSemaphorePermit) {
     // Pieces of an answer are sent as they come.
     let _ = stream.set_nodelay(true);
@@ -241,7 +253,7 @@ async fn connect(stream: TcpStream, router: Router, app: App, watcher: Watcher, 
 pub(crate) mod tests {
     use std::net::Ipv4Addr;
 
-    use gpt4roi::Gpt4Roi;
+    use gpt4roi::{Gpt4Roi, Image};
 
     use super::*;
     use crate::engine::EngineOptions;
@@ -253,5 +265,23 @@ pub(crate) mod tests {
         let mut options = ServerOptions::new("gpt4roi-nano");
         change(&mut options);
         Arc::new(parts(engine, options, Ipv4Addr::LOCALHOST.into()))
+    }
+
+    #[tokio::test]
+    async fn uploads_are_forgotten_in_time_though_nobody_asks() {
+        let app = app(|options| options.pictures.keep_for = Duration::from_millis(1));
+        let image = Arc::new(Image::from_rgb(image::RgbImage::new(1, 1)));
+        let kept = Arc::downgrade(&image);
+        app.pictures.add("", b"1", image, std::time::Instant::now()).unwrap();
+        assert!(kept.upgrade().is_some());
+        let gone = async {
+            while kept.upgrade().is_some() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = forget_pictures(&app) => {}
+            forgotten = timeout(Duration::from_secs(10), gone) => forgotten.unwrap(),
+        }
     }
 }
