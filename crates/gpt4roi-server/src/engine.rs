@@ -50,7 +50,7 @@ pub use crate::queue::{Outcomes, Stats};
 pub struct EngineOptions {
     /// Questions that may wait.
     pub max_queue: usize,
-    /// Bytes of pixels that the pictures of waiting questions may have.
+    /// Bytes of pixels that the pictures of waiting questions may have; one that several are about counts once.
     pub queue_bytes: usize,
     /// Sequences that decode together.
     pub max_sequences: usize,

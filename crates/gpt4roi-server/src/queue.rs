@@ -1,7 +1,7 @@
 //! Questions on their way in, and what others may know of the engine.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -154,8 +154,8 @@ impl Queue {
 
     /// A picture of any size may wait alone.
     fn has_room(&self, state: &State, request: &Request) -> bool {
-        let bytes: usize = state.waiting.iter().map(Request::pixel_bytes).sum();
-        state.waiting.len() < self.max && (state.waiting.is_empty() || bytes + request.pixel_bytes() <= self.max_bytes)
+        let fits = || pixel_bytes(state.waiting.iter().chain([request])) <= self.max_bytes;
+        state.waiting.len() < self.max && (state.waiting.is_empty() || fits())
     }
 
     /// When those that wait now will have been begun, if answers go on taking as long as they did lately.
@@ -295,6 +295,13 @@ impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Bytes of the pixels of all these requests' pictures. An upload is there once, however many ask about it.
+fn pixel_bytes<'r>(requests: impl Iterator<Item = &'r Request>) -> usize {
+    let pictures = requests.filter_map(|request| request.image.as_ref());
+    let distinct: HashMap<_, _> = pictures.map(|image| (Arc::as_ptr(image), image.rgb().as_raw().len())).collect();
+    distinct.values().sum()
 }
 
 impl State {

@@ -85,11 +85,6 @@ impl Request {
         }
     }
 
-    /// Bytes of the picture's pixels, as long as they are needed.
-    pub(crate) fn pixel_bytes(&self) -> usize {
-        self.image.as_ref().map_or(0, |image| image.rgb().as_raw().len())
-    }
-
     /// Tokens that all of its prompts begin with: for one question, those that all questions about the
     /// picture begin with.
     pub(crate) fn beginning_length(&self) -> usize {

@@ -989,6 +989,18 @@ mod tests {
         });
     }
 
+    #[test]
+    fn a_picture_that_several_ask_about_waits_once() {
+        let one = EngineOptions { queue_bytes: 80 * 60 * 3, ..options() };
+        driven(tiny(), one, |driven| {
+            let upload = picture(0);
+            let waiting = [(); 2].map(|()| driven.ask(&upload, "What is <region1>?"));
+            let other = driven.engine.ask(driven.question(&picture(0), "What?"));
+            assert!(matches!(other, Err(Refused::Full { .. })), "the same pixels once more");
+            drop(waiting);
+        });
+    }
+
     /// What was read and written stays for the next question, and nobody is said to have gone away.
     #[test]
     fn a_string_of_the_clients_ends_an_answer_as_the_model_does() {
