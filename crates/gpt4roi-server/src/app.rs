@@ -66,11 +66,15 @@ impl Parts {
     /// nor are their pictures decoded.
     ///
     /// # Errors
-    /// See [`body`]; and if the queue is full.
+    /// See [`body`]; if the model is not ready, the server stops, or the queue is full.
     pub(crate) async fn json<T>(&self, headers: &HeaderMap, body: Body) -> Result<(T, Held)>
     where
         T: DeserializeOwned + Send + 'static,
     {
+        if let Err(fault) = self.check_ready() {
+            body::discard(headers, body, &self.limits, &self.times).await;
+            return Err(fault);
+        }
         let received = body::receive(body, &self.limits, &self.times, &self.memory).await?;
         self.engine.check_room()?;
         Ok((body::json(headers, received.bytes).await?, received.held))

@@ -4,6 +4,7 @@ use axum::{
     body::{Body, HttpBody},
     http::{HeaderMap, header},
 };
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
@@ -31,6 +32,25 @@ pub(crate) async fn receive(body: Body, limits: &Limits, times: &Times, memory: 
     }
     let whole = tokio::time::timeout(times.body, read(body, most, memory));
     whole.await.map_err(|_| Fault::BodyTimeout)?
+}
+
+/// Reads what a client sends that is refused whatever it sends, and keeps nothing of it: many clients look for an answer
+/// only when they have sent everything, and a connection that is closed before takes the answer along. Ends early where
+/// [`receive`] would, and does not begin if the client waits to be told to go on.
+pub(crate) async fn discard(headers: &HeaderMap, mut body: Body, limits: &Limits, times: &Times) {
+    if headers.contains_key(header::EXPECT) || body.size_hint().lower() > limits.body_bytes as u64 {
+        return;
+    }
+    let mut left = limits.body_bytes;
+    let whole = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            let Some(rest) = left.checked_sub(length) else { return };
+            left = rest;
+        }
+    };
+    // What was too slow is refused without the rest.
+    let _ = tokio::time::timeout(times.body, whole).await;
 }
 
 async fn read(mut body: Body, most: usize, memory: &Memory) -> Result<Received> {
@@ -88,7 +108,6 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 pub(crate) mod tests {
     use std::{convert::Infallible, time::Duration};
 
-    use bytes::Bytes;
     use futures_util::stream;
     use serde::Deserialize;
 
@@ -129,6 +148,29 @@ pub(crate) mod tests {
         let silent = Body::from_stream(stream::pending::<std::result::Result<Bytes, Infallible>>());
         let times = Times { body: Duration::from_millis(50), ..Times::default() };
         assert!(matches!(receive(silent, &LIMITS, &times, &memory).await, Err(Fault::BodyTimeout)));
+    }
+
+    /// Counts the pieces of 1000 bytes that are taken of an endless body.
+    #[tokio::test]
+    async fn what_is_refused_anyway_is_read_up_to_the_limits() {
+        let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = || taken.swap(0, std::sync::atomic::Ordering::SeqCst);
+        let endless = || {
+            let taken = taken.clone();
+            let piece = move |_| {
+                taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                Ok::<_, Infallible>(Bytes::from_static(&[0; 1000]))
+            };
+            Body::from_stream(stream::iter((0..).map(piece)))
+        };
+        discard(&HeaderMap::new(), endless(), &LIMITS, &Times::default()).await;
+        assert_eq!(count(), 101, "the limit, and the piece that passes it");
+        let asks = HeaderMap::from_iter([(header::EXPECT, "100-continue".parse().unwrap())]);
+        discard(&asks, endless(), &LIMITS, &Times::default()).await;
+        assert_eq!(count(), 0);
+        let silent = Body::from_stream(stream::pending::<std::result::Result<Bytes, Infallible>>());
+        let times = Times { body: Duration::from_millis(50), ..Times::default() };
+        discard(&HeaderMap::new(), silent, &LIMITS, &times).await;
     }
 
     #[test]

@@ -96,7 +96,6 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response> {
-    app.check_ready()?;
     let (request, body_held): (Request, _) = app.json(&headers, body).await?;
     let (streamed, with_usage) = request.streaming();
     let talk = request.ask(&app, &owner, tally, body_held).await?;

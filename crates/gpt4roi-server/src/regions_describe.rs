@@ -84,7 +84,6 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response> {
-    app.check_ready()?;
     let (request, body_held): (Request, _) = app.json(&headers, body).await?;
     let streamed = request.stream.unwrap_or_else(|| accepts_lines(&headers));
     let descriptions = request.ask(&app, &owner, tally, body_held).await?;

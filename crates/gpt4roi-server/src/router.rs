@@ -11,7 +11,7 @@ use axum::{
 };
 
 use crate::{
-    app::App, chat_completions, fault::Fault, health, images, metrics, models, openapi, page, regions_describe,
+    app::App, body, chat_completions, fault::Fault, health, images, metrics, models, openapi, page, regions_describe,
 };
 
 /// Everything that needs a key, if there are keys.
@@ -56,29 +56,39 @@ async fn admit(State(app): State<App>, mut request: Request, next: Next) -> Resp
             request.extensions_mut().insert(owner);
             next.run(request).await
         }
-        Err(fault) => fault.into_response(),
+        Err(fault) => refuse(&app, request, fault).await,
     }
 }
 
-async fn not_allowed() -> Fault {
-    Fault::MethodNotAllowed
+/// Refuses a request whose body nobody has read, in a way that its client hears of.
+async fn refuse(app: &App, request: Request, fault: Fault) -> Response {
+    let (head, body) = request.into_parts();
+    body::discard(&head.headers, body, &app.limits, &app.times).await;
+    fault.into_response()
+}
+
+async fn not_allowed(State(app): State<App>, request: Request) -> Response {
+    refuse(&app, request, Fault::MethodNotAllowed).await
 }
 
 /// A file of the page, which holds nothing secret and has to load before somebody can enter a key;
 /// whoever asks for anything else needs one even to hear that it is not there.
 async fn page_or_nothing(State(app): State<App>, request: Request) -> Response {
     let file = app.page.then(|| page::get(request.method(), request.uri().path(), request.headers())).flatten();
-    file.unwrap_or_else(|| match app.keys.admit(request.headers()) {
-        Ok(_) => Fault::NotFound.into_response(),
-        Err(fault) => fault.into_response(),
-    })
+    match file {
+        Some(file) => file,
+        None => {
+            let fault = app.keys.admit(request.headers()).err().unwrap_or(Fault::NotFound);
+            refuse(&app, request, fault).await
+        }
+    }
 }
 
 /// Turns away what comes from the wrong place, and answers browsers that ask whether they may ask.
 async fn check_origin(State(app): State<App>, request: Request, next: Next) -> Response {
     let allowed = match app.gate.admit(request.uri(), request.headers()) {
         Ok(allowed) => allowed,
-        Err(fault) => return with_common_headers(fault.into_response()),
+        Err(fault) => return with_common_headers(refuse(&app, request, fault).await),
     };
     let asks = request.method() == Method::OPTIONS && request.headers().contains_key("access-control-request-method");
     let mut response = if allowed.is_some() && asks { preflight() } else { next.run(request).await };

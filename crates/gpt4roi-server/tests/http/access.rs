@@ -1,3 +1,5 @@
+use std::io::{Read, Write};
+
 use serde_json::json;
 
 use crate::client::{OCTOPUS, PICTURE, question, refused, start};
@@ -47,6 +49,41 @@ fn every_route_but_health_needs_a_key() {
     assert_eq!(server.get("/").status, 200, "the page is where a key is entered");
     assert_eq!(server.get("/v1/models").header("www-authenticate"), Some("Bearer"));
     assert_eq!(server.send("OPTIONS", "/v1/models", &[], b"").status, 401);
+}
+
+/// Clients that send everything before they look for an answer, as Node's do: 8 MB are more than any socket buffers. The
+/// connection is still good for another request.
+#[test]
+fn whoever_is_refused_early_hears_of_it_whatever_they_send() {
+    let server = start(|options| options.keys = Keys::new(["secret"]));
+    let body = vec![b'x'; 8_000_000];
+    for (method, path, headers, status) in [
+        ("POST", "/v1/chat/completions", &[][..], "401"),
+        ("POST", "/v1/nothing", &[("authorization", "Bearer secret")], "404"),
+        ("PUT", "/v1/images", &[("authorization", "Bearer secret")], "405"),
+        ("POST", "/v1/images", &[("host", "evil.example")], "403"),
+    ] {
+        let mut stream = server.connect();
+        let request = server.request(method, path, headers, &body);
+        let head = String::from_utf8_lossy(&request[..request.len() - body.len()]).replace("connection: close\r\n", "");
+        stream.write_all(&[head.as_bytes(), &*body].concat()).unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer[9..], status.as_bytes(), "{method} {path}");
+        stream.write_all(&server.request("GET", "/livez", &[], b"")).unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("HTTP/1.1 200"), "{method} {path}: {rest}");
+    }
+}
+
+/// It need not send anything then.
+#[test]
+fn whoever_asks_before_sending_is_refused_at_once() {
+    let server = start(|options| options.keys = Keys::new(["secret"]));
+    let request = server.request("POST", "/v1/images", &[("expect", "100-continue")], b"");
+    let request = String::from_utf8(request).unwrap().replace("content-length: 0", "content-length: 8000000");
+    assert_eq!(server.raw(request.as_bytes()).error(), (401, "invalid_api_key".into(), "".into()));
 }
 
 /// Where every host is fine, none of them is a key.

@@ -128,6 +128,10 @@ fn a_server_that_stops_answers_what_it_took_and_nothing_else() {
     assert_eq!(server.get("/livez").status, 200);
     let refused = server.chat(&question("What is <region1>?", &json!([{"box": OCTOPUS}])));
     assert_eq!(refused.error(), (503, "stopping".into(), "".into()));
+    let mut stream = server.connect();
+    let headers = [("content-type", "application/json")];
+    stream.write_all(&server.request("POST", "/v1/regions/describe", &headers, &[b' '; 8_000_000])).unwrap();
+    assert_eq!(read(&mut stream).error().1, "stopping", "all that it sent was taken");
     let mut rest = String::new();
     running.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("region.descriptions.end") && !rest.contains("failed"), "{rest:.500}");
