@@ -95,7 +95,9 @@ async fn check_origin(State(app): State<App>, request: Request, next: Next) -> R
     if let Some(origin) = allowed {
         let headers = response.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
+        // What OpenAI's client looks at to see whether and when it should try again.
+        let exposed = HeaderValue::from_static("retry-after, x-should-retry");
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
         headers.append(header::VARY, HeaderValue::from_static("origin"));
     }
     with_common_headers(response)
@@ -108,7 +110,8 @@ fn preflight() -> Response {
         (
             header::ACCESS_CONTROL_ALLOW_HEADERS,
             "authorization, content-type, x-stainless-os, x-stainless-arch, x-stainless-lang, x-stainless-runtime, \
-             x-stainless-runtime-version, x-stainless-package-version, x-stainless-retry-count, x-stainless-timeout",
+             x-stainless-runtime-version, x-stainless-package-version, x-stainless-retry-count, x-stainless-timeout, \
+             x-stainless-helper-method",
         ),
         (header::ACCESS_CONTROL_MAX_AGE, "600"),
     ];
