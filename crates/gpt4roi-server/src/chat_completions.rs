@@ -149,8 +149,8 @@ impl Request {
     }
 
     fn wishes(&self) -> Wishes {
-        let &Self { temperature, top_p, top_k, seed, zoom, .. } = self;
-        Wishes { max_tokens: self.max_completion_tokens.or(self.max_tokens), temperature, top_p, top_k, seed, zoom }
+        let &Self { max_tokens, max_completion_tokens, temperature, top_p, top_k, seed, zoom, .. } = self;
+        Wishes { max_tokens, max_completion_tokens, temperature, top_p, top_k, seed, zoom }
     }
 
     /// Whether the answer is streamed, and whether its last event tells the usage.

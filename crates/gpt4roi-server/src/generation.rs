@@ -22,6 +22,8 @@ const DEFAULT_TOP_K: u64 = 50;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wishes {
     pub(crate) max_tokens: Option<u64>,
+    /// The newer name of the same, which counts where both are there.
+    pub(crate) max_completion_tokens: Option<u64>,
     pub(crate) temperature: Option<f64>,
     pub(crate) top_p: Option<f64>,
     pub(crate) top_k: Option<u64>,
@@ -72,10 +74,14 @@ impl Wishes {
     }
 
     fn tokens(&self, most: usize) -> Result<usize> {
-        match self.max_tokens {
-            None => Ok(DEFAULT_TOKENS.min(most)),
-            Some(tokens) if (1..=most as u64).contains(&tokens) => Ok(tokens as usize),
-            Some(_) => Err(out_of_range("max_tokens", &format!("1 to {most}"))),
+        let (param, tokens) = match (self.max_completion_tokens, self.max_tokens) {
+            (Some(tokens), _) => ("max_completion_tokens", tokens),
+            (None, Some(tokens)) => ("max_tokens", tokens),
+            (None, None) => return Ok(DEFAULT_TOKENS.min(most)),
+        };
+        match (1..=most as u64).contains(&tokens) {
+            true => Ok(tokens as usize),
+            false => Err(out_of_range(param, &format!("1 to {most}"))),
         }
     }
 }
@@ -121,6 +127,8 @@ mod tests {
             (Wishes { max_tokens: Some(0), ..none }, "max_tokens"),
             (Wishes { max_tokens: Some(4097), ..none }, "max_tokens"),
             (Wishes { max_tokens: Some(u64::MAX), ..none }, "max_tokens"),
+            (Wishes { max_completion_tokens: Some(4097), ..none }, "max_completion_tokens"),
+            (Wishes { max_completion_tokens: Some(0), max_tokens: Some(5), ..none }, "max_completion_tokens"),
             (Wishes { temperature: Some(-0.1), ..none }, "temperature"),
             (Wishes { temperature: Some(1e300), ..none }, "temperature"),
             (Wishes { top_p: Some(0.0), ..none }, "top_p"),

@@ -120,7 +120,7 @@ impl Request {
     /// If something is asked for that can't be.
     pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, Source)> {
         let &Self { max_tokens, temperature, top_p, top_k, seed, zoom, .. } = self;
-        let wishes = Wishes { max_tokens, temperature, top_p, top_k, seed, zoom };
+        let wishes = Wishes { max_tokens, max_completion_tokens: None, temperature, top_p, top_k, seed, zoom };
         Ok((wishes.options(limits)?, Source::parse(&self.image.url, "image")?))
     }
 

@@ -28,6 +28,7 @@ fn impossible_wishes_are_named() {
         ("max_tokens", json!(-1), "invalid_value"),
         ("max_tokens", json!(1.5), "invalid_value"),
         ("max_tokens", json!(1_000_000), "invalid_value"),
+        ("max_completion_tokens", json!(1_000_000), "invalid_value"),
         ("seed", json!(1e30), "invalid_value"),
         ("stop", json!(["a", "b", "c", "d", "e"]), "too_many_stops"),
         ("stop", json!(""), "invalid_value"),
