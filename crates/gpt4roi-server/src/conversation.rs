@@ -16,7 +16,7 @@ use serde::{
 use crate::{
     engine::{Exchange, Refused, Said},
     fault::{Fault, Result},
-    limits::{Few, FewVisitor, MAX_IMAGES, MAX_MESSAGES, MAX_PARTS, MAX_REGIONS, MAX_TEXT, Memory},
+    limits::{Few, FewVisitor, MAX_IMAGES, MAX_MESSAGES, MAX_PARTS, MAX_REGIONS, MAX_TEXT, Memory, Unit},
     picture_source::{ImageUrl, Source},
     regions::{self, Region},
 };
@@ -84,7 +84,7 @@ impl Conversation {
         beside: Option<&Few<Region, MAX_REGIONS>>,
         mentions: Mentions,
     ) -> Result<Self> {
-        let messages = messages.all("messages", "too_many_messages")?;
+        let messages = messages.all("messages", Unit::Messages)?;
         check_roles(messages)?;
         check_text(messages)?;
         let mut gathered = Gathered { mentions, ..Gathered::default() };
@@ -175,7 +175,7 @@ impl Gathered {
         match message.content(param)? {
             Content::Text(text) => self.say(text, param),
             Content::Parts(parts) => {
-                for (part, index) in parts.all(param, "too_many_parts")?.iter().zip(0..) {
+                for (part, index) in parts.all(param, Unit::Parts)?.iter().zip(0..) {
                     self.part(part, &format!("{param}[{index}]"))?;
                 }
             }
@@ -207,8 +207,8 @@ impl Gathered {
             }
         }
         if self.images.len() > MAX_IMAGES {
-            let (code, got) = ("too_many_images", self.images.len());
-            return Err(Fault::TooMany { param: param.to_owned(), code, most: MAX_IMAGES, got });
+            let (unit, got) = (Unit::Images, self.images.len());
+            return Err(Fault::TooMany { param: param.to_owned(), unit, most: MAX_IMAGES, got });
         }
         match (&part.regions, part.kind.starts_with("image")) {
             (None, _) => Ok(()),
@@ -229,17 +229,15 @@ impl Gathered {
     }
 
     fn declare(&mut self, regions: &Few<Region, MAX_REGIONS>, param: &str) -> Result<()> {
-        let regions = regions.all(param, TOO_MANY_REGIONS)?.iter().zip(0..);
+        let regions = regions.all(param, Unit::Regions)?.iter().zip(0..);
         self.regions.extend(regions.map(|(region, index)| (region.clone(), format!("{param}[{index}]"))));
         let got = self.regions.len();
         if got > MAX_REGIONS {
-            return Err(Fault::TooMany { param: param.to_owned(), code: TOO_MANY_REGIONS, most: MAX_REGIONS, got });
+            return Err(Fault::TooMany { param: param.to_owned(), unit: Unit::Regions, most: MAX_REGIONS, got });
         }
         Ok(())
     }
 }
-
-const TOO_MANY_REGIONS: &str = "too_many_regions";
 
 /// User and assistant take turns, and the user has the last word.
 fn check_roles(messages: &[Message]) -> Result<()> {
@@ -269,7 +267,7 @@ fn check_text(messages: &[Message]) -> Result<()> {
     let texts = messages.iter().flat_map(|message| message.texts());
     let got = texts.map(|text| text.chars().count()).sum();
     if got > MAX_TEXT {
-        return Err(Fault::TooMany { param: "messages".into(), code: "text_too_long", most: MAX_TEXT, got });
+        return Err(Fault::TooMany { param: "messages".into(), unit: Unit::Characters, most: MAX_TEXT, got });
     }
     Ok(())
 }
@@ -328,7 +326,7 @@ impl Message {
     /// An assistant's words.
     fn words(&self, param: &str) -> Result<String> {
         if let Content::Parts(parts) = self.content(param)? {
-            for (part, index) in parts.all(param, "too_many_parts")?.iter().zip(0..) {
+            for (part, index) in parts.all(param, Unit::Parts)?.iter().zip(0..) {
                 if part.kind != "text" {
                     let param = format!("{param}[{index}].type");
                     return Err(Fault::Value { param, expected: "text, since an assistant says nothing else".into() });

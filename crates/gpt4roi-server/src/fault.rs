@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     engine::{Failure, Refused},
     fetch::FetchError,
+    limits::Unit,
 };
 
 /// A result whose error is told to the client.
@@ -29,8 +30,8 @@ pub(crate) enum Fault {
     Value { param: String, expected: String },
     #[error("{param} is not supported: {why}")]
     Unsupported { param: String, why: &'static str },
-    #[error("{param}: expected at most {most}, got {got}")]
-    TooMany { param: String, code: &'static str, most: usize, got: usize },
+    #[error("{param}: expected at most {most} {unit}, got {got}")]
+    TooMany { param: String, unit: Unit, most: usize, got: usize },
     #[error("{}{message}", place(param))]
     UnknownRegion { param: Option<String>, message: String },
     #[error("{param}: {message}")]
@@ -101,7 +102,7 @@ impl Fault {
             Self::Json(_) => (400, "invalid_json"),
             Self::Field { .. } | Self::Value { .. } => (400, "invalid_value"),
             Self::Unsupported { .. } => (400, "unsupported_parameter"),
-            Self::TooMany { code, .. } => (400, code),
+            Self::TooMany { unit, .. } => (400, unit.code()),
             Self::UnknownRegion { .. } => (400, "unknown_region"),
             Self::Region { .. } => (422, "invalid_region"),
             Self::Question { .. } => (400, "invalid_question"),

@@ -33,6 +33,47 @@ pub(crate) const MAX_STOPS: usize = 4;
 /// Characters of all text in a conversation.
 pub(crate) const MAX_TEXT: usize = 16_000;
 
+/// What there can be too many of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Messages,
+    Parts,
+    Images,
+    Regions,
+    Corners,
+    Stops,
+    Characters,
+}
+
+impl Unit {
+    /// By which programs know that there were.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Messages => "too_many_messages",
+            Self::Parts => "too_many_parts",
+            Self::Images => "too_many_images",
+            Self::Regions => "too_many_regions",
+            Self::Corners => "too_many_corners",
+            Self::Stops => "too_many_stops",
+            Self::Characters => "text_too_long",
+        }
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Messages => "messages",
+            Self::Parts => "parts",
+            Self::Images => "pictures",
+            Self::Regions => "regions",
+            Self::Corners => "corners",
+            Self::Stops => "strings",
+            Self::Characters => "characters",
+        })
+    }
+}
+
 /// What a request may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -155,9 +196,9 @@ impl<T, const N: usize> Few<T, N> {
     }
 
     /// The elements, if they are not too many.
-    pub(crate) fn all(&self, param: &str, code: &'static str) -> Result<&[T]> {
+    pub(crate) fn all(&self, param: &str, unit: Unit) -> Result<&[T]> {
         if self.total > N {
-            return Err(Fault::TooMany { param: param.to_owned(), code, most: N, got: self.total });
+            return Err(Fault::TooMany { param: param.to_owned(), unit, most: N, got: self.total });
         }
         Ok(&self.elements)
     }
@@ -217,10 +258,10 @@ mod tests {
     fn what_is_too_many_is_counted_and_not_kept() {
         let few: Few<u8, 3> = serde_json::from_str("[1, 2, 3, 4, 5]").unwrap();
         assert_eq!((few.elements.len(), few.total), (3, 5));
-        let fault = few.all("numbers", "too_many_numbers").unwrap_err();
-        assert!(matches!(fault, Fault::TooMany { most: 3, got: 5, .. }), "{fault:?}");
+        let fault = few.all("numbers", Unit::Corners).unwrap_err();
+        assert_eq!(fault.to_string(), "numbers: expected at most 3 corners, got 5");
         let few: Few<u8, 3> = serde_json::from_str("[1, 2, 3]").unwrap();
-        assert_eq!(few.all("numbers", "too_many_numbers").unwrap(), [1, 2, 3]);
+        assert_eq!(few.all("numbers", Unit::Corners).unwrap(), [1, 2, 3]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fault::{Fault, Result},
-    limits::{Few, MAX_CORNERS, Memory},
+    limits::{Few, MAX_CORNERS, Memory, Unit},
     mask::MaskForm,
 };
 
@@ -88,7 +88,7 @@ impl Region {
                 point(place, coords, size).map(Shape::Point).map_err(|error| (at("point"), error.to_string()))
             }
             (None, None, None, Some(corners), None) => {
-                let corners = corners.all(&at("polygon"), "too_many_corners")?;
+                let corners = corners.all(&at("polygon"), Unit::Corners)?;
                 polygon(corners, coords, clip, size).map_err(|error| (at("polygon"), error))
             }
             (None, None, None, None, Some(mask)) => return mask.shape(&at("mask"), size, memory),
@@ -240,7 +240,7 @@ mod tests {
             assert!(words.contains(message), "{text}: {words}");
         }
         let many = format!(r#"{{"polygon": [{}[1, 1]]}}"#, "[1, 1],".repeat(MAX_CORNERS));
-        assert!(matches!(shape(&many), Err(Fault::TooMany { code: "too_many_corners", .. })));
+        assert!(matches!(shape(&many), Err(Fault::TooMany { unit: Unit::Corners, .. })));
     }
 
     #[test]

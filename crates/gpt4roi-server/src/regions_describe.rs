@@ -28,7 +28,7 @@ use crate::{
     engine::{Bulk, Update},
     fault::{Fault, Result},
     generation::{When, Wishes},
-    limits::{Few, Held, Limits, MAX_DESCRIBED, MAX_TEXT, Memory},
+    limits::{Few, Held, Limits, MAX_DESCRIBED, MAX_TEXT, Memory, Unit},
     metrics::Tally,
     picture_source::{ImageUrl, Source},
     regions::{self, Region},
@@ -129,7 +129,7 @@ impl Request {
     /// # Errors
     /// If there are none or too many, if one can't be, or if too much is in memory for a mask.
     pub(crate) fn shapes(&self, size: ImageSize, memory: &Memory) -> Result<(Vec<String>, Vec<Shape>)> {
-        let regions = self.regions.all("regions", "too_many_regions")?;
+        let regions = self.regions.all("regions", Unit::Regions)?;
         if regions.is_empty() {
             return Err(Fault::Value { param: "regions".into(), expected: "at least one region".into() });
         }
@@ -158,8 +158,8 @@ impl Request {
             return Err(wrong("no question beside detail"));
         }
         if question.chars().count() > MAX_TEXT {
-            let (code, got) = ("text_too_long", question.chars().count());
-            return Err(Fault::TooMany { param: "question".into(), code, most: MAX_TEXT, got });
+            let (unit, got) = (Unit::Characters, question.chars().count());
+            return Err(Fault::TooMany { param: "question".into(), unit, most: MAX_TEXT, got });
         }
         let parts = mention::parse(question, &[RegionId(1)], size)
             .map_err(|error| Fault::of_question(&error.into(), Some("question".into())))?;

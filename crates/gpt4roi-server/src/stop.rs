@@ -10,7 +10,7 @@ use serde::{
 
 use crate::{
     fault::{Fault, Result},
-    limits::{Few, FewVisitor, MAX_STOPS},
+    limits::{Few, FewVisitor, MAX_STOPS, Unit},
 };
 
 /// One string, or a few.
@@ -43,7 +43,7 @@ impl Stops {
     /// # Errors
     /// If there are too many, or an empty one.
     pub(crate) fn read(&self) -> Result<StopStrings> {
-        let strings = self.0.all("stop", "too_many_stops")?;
+        let strings = self.0.all("stop", Unit::Stops)?;
         if strings.iter().any(String::is_empty) {
             return Err(Fault::Value { param: "stop".into(), expected: "strings that are not empty".into() });
         }

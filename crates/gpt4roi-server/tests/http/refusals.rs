@@ -210,6 +210,8 @@ fn each_limit_has_its_error() {
     ] {
         check(&server, &body, status, code, param);
     }
+    let long = server.chat(&messages(json!([user(json!("x".repeat(16_001)))]))).body;
+    assert!(long.contains("messages: expected at most 16000 characters, got 16001"), "{long}");
     let many = json!(vec![json!({"box": OCTOPUS}); 101]);
     check(&server, &question("?", &many), 400, "too_many_regions", "messages[0].content[0].regions");
     let described = json!({"image": url, "regions": vec![json!({"box": OCTOPUS}); 1001]});
