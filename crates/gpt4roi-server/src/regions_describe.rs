@@ -207,9 +207,16 @@ impl Usage {
     }
 }
 
+/// What is new of some descriptions.
+enum News {
+    /// The description of a region, or why there is none.
+    Line(usize, Value),
+    Silence,
+}
+
 impl Descriptions {
     /// The next region's description or failure; none when each has one.
-    async fn next(&mut self) -> Option<(usize, Value)> {
+    async fn news(&mut self) -> Option<News> {
         while self.open.contains(&true) {
             let fault = match self.updates.next().await {
                 Happening::Update(Update::Started { regions }) => {
@@ -218,17 +225,18 @@ impl Descriptions {
                 }
                 Happening::Update(Update::Answer { index, answer }) => {
                     self.usage.add(&answer);
-                    return Some((index, self.done(index, &answer)));
+                    return Some(News::Line(index, self.done(index, &answer)));
                 }
                 Happening::Update(Update::Failed { index, error }) if self.is_open(index) => {
-                    return Some((index, self.failed(index, &error.into())));
+                    return Some(News::Line(index, self.failed(index, &error.into())));
                 }
-                Happening::Update(_) | Happening::Silence => continue,
+                Happening::Update(_) => continue,
+                Happening::Silence => return Some(News::Silence),
                 Happening::Stopped => Fault::Stopping,
                 Happening::End => Fault::Engine,
             };
             let index = self.open.iter().position(|&open| open)?;
-            return Some((index, self.failed(index, &fault)));
+            return Some(News::Line(index, self.failed(index, &fault)));
         }
         None
     }
@@ -269,8 +277,10 @@ impl Descriptions {
     /// All of them, in the order of the request.
     async fn whole(mut self, model: &str) -> Result<Response> {
         let mut descriptions = Vec::new();
-        while let Some(description) = self.next().await {
-            descriptions.push(description);
+        while let Some(news) = self.news().await {
+            if let News::Line(index, description) = news {
+                descriptions.push((index, description));
+            }
         }
         descriptions.sort_by_key(|(index, _)| *index);
         let data: Vec<Value> = descriptions.into_iter().map(|(_, description)| description).collect();
@@ -282,8 +292,9 @@ impl Descriptions {
     fn stream(self) -> impl Stream<Item = std::result::Result<Bytes, Infallible>> {
         stream::unfold(Some(self), |descriptions| async {
             let mut descriptions = descriptions?;
-            match descriptions.next().await {
-                Some((_, line)) => Some((Ok(sse::line(&line)), Some(descriptions))),
+            match descriptions.news().await {
+                Some(News::Line(_, line)) => Some((Ok(sse::line(&line)), Some(descriptions))),
+                Some(News::Silence) => Some((Ok(sse::blank()), Some(descriptions))),
                 None => {
                     let end = json!({"object": "region.descriptions.end", "usage": descriptions.usage.json()});
                     Some((Ok(sse::line(&end)), None))

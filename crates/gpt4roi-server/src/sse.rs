@@ -36,6 +36,11 @@ pub(crate) fn line(data: &Value) -> Bytes {
     format!("{data}\n").into()
 }
 
+/// An empty line, which readers of lines skip, for whoever closes a connection that is silent for too long.
+pub(crate) fn blank() -> Bytes {
+    Bytes::from_static(b"\n")
+}
+
 /// A stream of lines.
 pub(crate) fn lines(lines: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
     stream("application/x-ndjson", lines)

@@ -106,7 +106,7 @@ fn a_question_that_is_not_answered_in_time_is_given_up() {
 }
 
 #[test]
-fn silence_is_broken_by_comments() {
+fn silence_is_broken_by_comments_and_empty_lines() {
     let server = start_with(engine(EngineOptions::default()), |options| options.times.ping = Duration::from_millis(20));
     let running = begin_long(&server, 300);
     let mut body = question("Describe <region1> in detail.", &json!([{"box": OCTOPUS}]));
@@ -114,6 +114,12 @@ fn silence_is_broken_by_comments() {
     let response = server.chat(&body);
     assert!(response.body.contains("\n\n: still here\n\n"), "{}", response.body);
     assert!(response.events().len() > 3);
+    // Among lines, by empty ones.
+    let response = server.post("/v1/regions/describe", &long(2));
+    assert!(response.body.split('\n').rev().skip(1).any(str::is_empty), "{}", response.body);
+    let lines = response.body.lines().filter(|line| !line.is_empty());
+    let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2 + 1);
     drop(running);
 }
 
