@@ -7,7 +7,7 @@ use std::{
 
 use candle_core::Device;
 use clap::{
-    Args, ValueEnum,
+    Args,
     builder::{FalseyValueParser, RangedU64ValueParser},
 };
 use gpt4roi::{
@@ -17,7 +17,7 @@ use gpt4roi::{
     model::ModelFiles,
     nano::NANO,
     sampling::{Sampler, Sampling},
-    zoom::{Glass, Zoom},
+    zoom::Zoom,
 };
 use gpt4roi_hub::{Cache, ModelRef};
 
@@ -233,27 +233,16 @@ pub(crate) struct GenerationOptions {
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Regions")]
 pub(crate) struct ZoomOptions {
-    /// Look at small regions in a crop of their own
-    #[arg(long, value_name = "WHEN", env = "GPT4ROI_ZOOM", default_value = "off")]
-    zoom: When,
-}
-
-/// When to zoom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum When {
-    /// Where a region is small on the vision tower's grid; each costs as much as another picture
-    Auto,
-    /// Never
-    Off,
+    /// Look at small regions in a crop of their own: auto, where a region is small on the vision tower's grid, or off.
+    /// Each costs as much as another picture
+    #[arg(long, value_name = "WHEN", env = "GPT4ROI_ZOOM", default_value_t = Zoom::Off)]
+    zoom: Zoom,
 }
 
 impl ZoomOptions {
     /// As the library takes it.
     pub(crate) fn resolve(self) -> Zoom {
-        match self.zoom {
-            When::Auto => Zoom::Auto(Glass::STANDARD),
-            When::Off => Zoom::Off,
-        }
+        self.zoom
     }
 }
 

@@ -14,6 +14,7 @@ use futures_util::{Stream, StreamExt, stream};
 use gpt4roi::{
     chat::{Answer, AskOptions, ResolvedRegion},
     generate::FinishReason,
+    zoom::Zoom,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -27,7 +28,7 @@ use crate::{
     conversation::{Conversation, Mentions, Message},
     engine::{Question, Update},
     fault::{Fault, Result},
-    generation::{When, Wishes},
+    generation::Wishes,
     limits::{Few, Held, Limits, MAX_MESSAGES, MAX_REGIONS},
     metrics::Tally,
     regions::{self, Region},
@@ -53,7 +54,7 @@ pub(crate) struct Request {
     top_p: Option<f64>,
     top_k: Option<u64>,
     seed: Option<i64>,
-    zoom: Option<When>,
+    zoom: Option<Zoom>,
     stop: Option<Stops>,
     n: Option<u64>,
     response_format: Option<ResponseFormat>,

@@ -1,11 +1,6 @@
 //! How an answer is to be generated: OpenAI's parameters, as this model takes them.
 
-use gpt4roi::{
-    chat::AskOptions,
-    sampling::Sampling,
-    zoom::{Glass, Zoom},
-};
-use serde::Deserialize;
+use gpt4roi::{chat::AskOptions, sampling::Sampling, zoom::Zoom};
 
 use crate::{
     app::unique,
@@ -28,26 +23,7 @@ pub(crate) struct Wishes {
     pub(crate) top_p: Option<f64>,
     pub(crate) top_k: Option<u64>,
     pub(crate) seed: Option<i64>,
-    pub(crate) zoom: Option<When>,
-}
-
-/// When to look at regions in crops of their own.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum When {
-    /// Where they are small.
-    Auto,
-    /// Never.
-    Off,
-}
-
-impl From<When> for Zoom {
-    fn from(when: When) -> Self {
-        match when {
-            When::Auto => Self::Auto(Glass::STANDARD),
-            When::Off => Self::Off,
-        }
-    }
+    pub(crate) zoom: Option<Zoom>,
 }
 
 impl Wishes {
@@ -69,7 +45,7 @@ impl Wishes {
         let seed = self.seed.map_or_else(unique, i64::cast_unsigned);
         let random = Sampling::Random { temperature, top_k, top_p, seed };
         let sampling = if temperature == 0.0 { Sampling::Greedy } else { random };
-        let zoom = self.zoom.map_or_else(Zoom::default, Zoom::from);
+        let zoom = self.zoom.unwrap_or_default();
         Ok(AskOptions { max_new_tokens, sampling, zoom, ..AskOptions::default() })
     }
 
@@ -92,6 +68,8 @@ fn out_of_range(param: &str, expected: &str) -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use gpt4roi::zoom::Glass;
+
     use super::*;
 
     fn options(wishes: Wishes) -> Result<AskOptions> {
@@ -113,9 +91,8 @@ mod tests {
 
     #[test]
     fn regions_are_looked_at_closely_where_that_is_wished() {
-        for (wish, expected) in
-            [(None, Zoom::Off), (Some(When::Off), Zoom::Off), (Some(When::Auto), Zoom::Auto(Glass::STANDARD))]
-        {
+        let closely = Zoom::Auto(Glass::STANDARD);
+        for (wish, expected) in [(None, Zoom::Off), (Some(Zoom::Off), Zoom::Off), (Some(closely), closely)] {
             assert_eq!(options(Wishes { zoom: wish, ..Wishes::default() }).unwrap().zoom, expected);
         }
     }

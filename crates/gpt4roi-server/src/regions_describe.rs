@@ -17,6 +17,7 @@ use gpt4roi::{
     chat::{Answer, AskOptions, ResolvedRegion},
     mention::{self, Part},
     shape::Shape,
+    zoom::Zoom,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ use crate::{
     chat_completions::finish_reason,
     engine::{Bulk, Update},
     fault::{Fault, Result},
-    generation::{When, Wishes},
+    generation::Wishes,
     limits::{Few, Held, Limits, MAX_DESCRIBED, MAX_TEXT, Memory, Unit},
     metrics::Tally,
     picture_source::{ImageUrl, Source},
@@ -52,7 +53,7 @@ pub(crate) struct Request {
     top_p: Option<f64>,
     top_k: Option<u64>,
     seed: Option<i64>,
-    zoom: Option<When>,
+    zoom: Option<Zoom>,
 }
 
 /// How much to say.

@@ -14,10 +14,11 @@
 //! Each crop costs a run of the tower and a pyramid. What it comes to is kept with the
 //! [picture](crate::image_cache::EncodedImage), a vector per region.
 
-use std::iter;
+use std::{fmt, iter, str::FromStr};
 
 use candle_core::Tensor;
 use image::imageops;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{
     bbox::{BBox, BoxPrecision, ImageSize},
@@ -27,7 +28,8 @@ use crate::{
     model::Gpt4Roi,
 };
 
-/// Whether small regions are looked at more closely.
+/// Whether small regions are looked at more closely. People write `auto`, for the [standard](Glass::STANDARD) glass, or
+/// `off`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Zoom {
     /// Never, as in training.
@@ -35,6 +37,38 @@ pub enum Zoom {
     Off,
     /// Where the glass says so.
     Auto(Glass),
+}
+
+impl fmt::Display for Zoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Auto(_) => "auto",
+        })
+    }
+}
+
+/// A text that does not say when to zoom.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected auto or off, got {0}")]
+pub struct UnknownZoom(String);
+
+impl FromStr for Zoom {
+    type Err = UnknownZoom;
+
+    fn from_str(text: &str) -> std::result::Result<Self, UnknownZoom> {
+        match text {
+            "auto" => Ok(Self::Auto(Glass::STANDARD)),
+            "off" => Ok(Self::Off),
+            _ => Err(UnknownZoom(text.to_owned())),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Zoom {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }
 
 /// Which regions are small, and how closely they are looked at.
@@ -214,6 +248,18 @@ mod tests {
     fn crop(xyxy: [f64; 4], width: u32, height: u32) -> Option<[u32; 4]> {
         let crop = GLASS.crop(&bbox(xyxy), ImageSize { width, height }, 224);
         crop.map(|Crop { x, y, width, height }| [x, y, width, height])
+    }
+
+    #[test]
+    fn people_write_when_to_zoom() {
+        for (text, zoom) in [("auto", Zoom::Auto(Glass::STANDARD)), ("off", Zoom::Off)] {
+            assert_eq!((text.parse(), zoom.to_string().as_str()), (Ok(zoom), text));
+            assert_eq!(serde_json::from_str::<Zoom>(&format!("\"{text}\"")).unwrap(), zoom);
+        }
+        assert_eq!("always".parse::<Zoom>().unwrap_err().to_string(), "expected auto or off, got always");
+        for wrong in [r#""Auto""#, r#""""#, "1", "true", "{}"] {
+            assert!(serde_json::from_str::<Zoom>(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
