@@ -5,12 +5,26 @@
 //! * [`descriptions`]: the claims of detailed descriptions, true, false and missing;
 //! * [`calibration`]: whether answers are right as often as the model is sure of them;
 //! * [`curves`] measures how accuracy falls with more regions at once and with boxes that do not fit;
-//! * [`plot`] draws both; [`metrics`] has shares and their intervals.
+//! * [`plot`] draws both; [`metrics`] has shares and their intervals;
+//! * [`predictions`] reads what a model answered to people's own data, and [`prediction_scores`] scores it:
+//!   [`answers`] that are right, and [`captions`] by [`bleu`], [`rouge`], [`cider`] and [`meteor`], over the
+//!   words of [`ptb`].
 
+pub mod answers;
+pub mod bleu;
 pub mod calibration;
+pub mod captions;
+pub mod cider;
 pub mod curves;
 pub mod descriptions;
+pub mod meteor;
+mod meteor_align;
+mod meteor_words;
 pub mod metrics;
 mod play;
 pub mod plot;
+pub mod prediction_scores;
+pub mod predictions;
+pub mod ptb;
+pub mod rouge;
 pub mod scenes;
