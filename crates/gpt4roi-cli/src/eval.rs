@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::{
+    eval_predictions,
     options::{ModelOptions, ZoomOptions, at_least_one},
     session::{print, print_json},
     side_file,
@@ -34,6 +35,7 @@ pub(crate) struct Args {
 enum On {
     Scenes(SceneArgs),
     Curves(CurveArgs),
+    Predictions(eval_predictions::Args),
 }
 
 /// On rendered scenes that no training has seen, by question type, with 95 % intervals
@@ -115,6 +117,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             exam.print(&report, curve_table)?;
             Ok(plot.map_or(Ok(()), |path| plot::draw(&path, &report.panels()))?)
         }
+        On::Predictions(args) => eval_predictions::run(args),
     }
 }
 

@@ -12,6 +12,7 @@ mod completions;
 mod convert;
 mod describe;
 mod eval;
+mod eval_predictions;
 mod export;
 mod failure;
 mod inspect;

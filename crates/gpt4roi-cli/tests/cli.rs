@@ -854,6 +854,69 @@ fn inspect_shows_a_prompt_token_by_token() {
     assert!(tokens.iter().any(|token| token["learned"] == true));
 }
 
+/// Three answers that can be scored, two of them right, and one that can't.
+const PREDICTIONS: &str = r#"{"id": 1, "round": 1, "image": "a.png", "question": "What is <region1>?", "prediction": "Red cat.", "answers": ["the red cat"]}
+{"id": 2, "round": 1, "image": "a.png", "question": "Describe <region1>.", "prediction": "blue dog", "answers": ["green bird"]}
+{"id": "x", "round": 2, "image": "b.png", "question": "What is <region1>?", "prediction": "old man", "answers": ["young lady", "old man"]}
+{"id": "x", "round": 3, "image": "b.png", "question": "Why?", "prediction": "because"}
+"#;
+
+#[test]
+fn predictions_are_scored_without_a_model() {
+    let place = Place::new();
+    fs::write(place.path("said.jsonl"), PREDICTIONS).unwrap();
+    let arguments = ["eval", "predictions", "said.jsonl"];
+    let more = ["--json", "--by", "question", "--per-item", "lines.jsonl"];
+    let output = place.gpt4roi(&arguments).args(more).assert().success().get_output().stdout.clone();
+    let report: serde_json::Value = serde_json::from_slice(&output).unwrap();
+    assert_eq!(
+        (&report["all"]["n"], &report["all"]["pictures"], &report["without_answers"]),
+        (&3.into(), &2.into(), &1.into())
+    );
+    let close = |group: &serde_json::Value, score: &str, expected: f64| {
+        let got = group.pointer(score).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+        assert!((got - expected).abs() < 1e-6, "{score}: {got}, expected {expected}");
+    };
+    close(&report["all"], "/exact/accuracy", 2.0 / 3.0);
+    // Of six words four are right, of three pairs two; the references closest in length have 3, 2 and 2 words.
+    let brevity = (1.0f64 - 7.0 / 6.0).exp();
+    close(&report["all"], "/bleu/0/score", brevity * 2.0 / 3.0);
+    close(&report["all"], "/bleu/1/score", brevity * 2.0 / 3.0);
+    // Precision 1 and recall 2/3, nothing, and everything.
+    let red_cat = 2.44 * (2.0 / 3.0) / (2.0 / 3.0 + 1.44);
+    close(&report["all"], "/rouge_l/score", (red_cat + 1.0) / 3.0);
+    let first = &report["one_per_picture"];
+    assert_eq!((&first["n"], &first["pictures"]), (&2.into(), &2.into()));
+    close(first, "/exact/accuracy", 1.0);
+    assert_eq!(report["by_question"]["Describe <region1>."]["n"], 1);
+    assert_eq!(report["by_question"]["What is <region1>?"]["exact"]["accuracy"], 1.0);
+    let lines = fs::read_to_string(place.path("lines.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!((&lines[1]["id"], &lines[1]["exact"], &lines[1]["rouge_l"]), (&"2".into(), &false.into(), &0.0.into()));
+    // Words and pairs are all right, longer runs there are none, and one of two references is wrong: 10 / 4.
+    close(&lines[2], "/cider", 2.5);
+    place.gpt4roi(&arguments).assert().success().stdout(
+        contains("every line: 3, pictures: 2")
+            .and(contains("the first line of each picture: 2, pictures: 2"))
+            .and(contains("METEOR (exact, stem)"))
+            .and(contains("not scored: 1.")),
+    );
+}
+
+#[test]
+fn predictions_that_cannot_be_scored_are_refused_with_their_place() {
+    let place = Place::new();
+    let refused = |text: &str, expected: &str| {
+        fs::write(place.path("said.jsonl"), text).unwrap();
+        let mut command = place.gpt4roi(&["eval", "predictions", "said.jsonl"]);
+        command.assert().code(1).stdout("").stderr(contains("error: said.jsonl").and(contains(expected)));
+    };
+    refused("{\"id\": 1}\n", "line 1: expected a prediction");
+    refused(PREDICTIONS.lines().last().unwrap(), "expected predictions with answers, got 1 without");
+    refused("", "got 0 without");
+}
+
 #[test]
 fn scenes_are_written_with_annotations_and_questions() {
     let place = Place::new();

@@ -1,0 +1,119 @@
+//! `gpt4roi eval predictions`: how good the answers in a file are, without the model that gave them.
+
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{BufWriter, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use clap::{ValueEnum, builder::FalseyValueParser};
+use gpt4roi_eval::{
+    captions::Estimate,
+    meteor,
+    prediction_scores::{GroupScores, LineScores, PredictionReport, PredictionScoring, score},
+    predictions::read,
+};
+
+use crate::{
+    failure::Refusal,
+    session::{print, print_json},
+};
+
+/// How good the answers in a file of predictions are, without the model that gave them
+///
+/// Short answers are right or not; captions are scored by BLEU, ROUGE-L, CIDEr and METEOR's exact and stem stages,
+/// all but the last as pycocoevalcap computes them. CIDEr depends on the whole file. If pictures have more than one
+/// line, scores over the first line of each stand beside those over all: papers on region captions use both.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// JSON lines, as `gpt4roi predict` writes them: id, round, image, question, prediction, answers
+    file: PathBuf,
+
+    /// Score each question by itself, too
+    #[arg(long, value_name = "WHAT", env = "GPT4ROI_BY")]
+    by: Option<By>,
+
+    /// Write the scores of each line to a file, as JSON lines
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_PER_ITEM")]
+    per_item: Option<PathBuf>,
+
+    /// Draws the thousand files that intervals come from
+    #[arg(long, value_name = "N", env = "GPT4ROI_SEED", default_value_t = 1)]
+    seed: u64,
+
+    /// Print one JSON object instead of a table
+    #[arg(long, env = "GPT4ROI_JSON", value_parser = FalseyValueParser::new())]
+    json: bool,
+}
+
+/// What lines are grouped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum By {
+    Question,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  gpt4roi eval predictions predictions.jsonl
+  gpt4roi eval predictions predictions.jsonl --by question --per-item scores.jsonl --json";
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let Args { file, by, per_item, seed, json } = args;
+    let predictions = read(&file)?;
+    let report = score(&predictions, PredictionScoring { by_question: by == Some(By::Question), seed });
+    if report.all.n == 0 {
+        let message =
+            format!("{}: expected predictions with answers, got {} without", file.display(), predictions.len());
+        return Err(Refusal::failure(message).hint("a line is scored against its \"answers\"").into());
+    }
+    if let Some(path) = per_item {
+        write_lines(&path, &report.lines).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if json { print_json(&report) } else { print(&table(&report)) }
+}
+
+fn write_lines(path: &Path, lines: &[LineScores]) -> anyhow::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    for line in lines {
+        serde_json::to_writer(&mut file, line)?;
+        file.write_all(b"\n")?;
+    }
+    Ok(file.flush()?)
+}
+
+fn table(report: &PredictionReport) -> String {
+    let mut table = group("every line", &report.all);
+    if let Some(first) = &report.one_per_picture {
+        table += &group("the first line of each picture", first);
+    }
+    for (question, scores) in &report.by_question {
+        table += &group(&format!("question: {question}"), scores);
+    }
+    let _ = writeln!(table, "Scores are times 100. CIDEr depends on the lines it is computed over.");
+    let _ = writeln!(table, "{} is lower than the METEOR of papers, which also knows synonyms.", meteor::NAME);
+    if report.without_answers > 0 {
+        let _ = writeln!(table, "Lines without answers, which were not scored: {}.", report.without_answers);
+    }
+    table
+}
+
+/// One group of lines: a heading and a row for each score.
+fn group(name: &str, scores: &GroupScores) -> String {
+    let GroupScores { n, pictures, exact, captions } = scores;
+    let mut table = format!("{name}: {n}, pictures: {pictures}\n");
+    let mut row = |name: &str, Estimate { score, ci95: [low, high] }: Estimate| {
+        let (score, low, high) = (100.0 * score, 100.0 * low, 100.0 * high);
+        let _ = writeln!(table, "  {name:<20} {score:>6.1}   {low:.1} to {high:.1}");
+    };
+    row("exact", Estimate { score: exact.accuracy, ci95: exact.ci95 });
+    for (n, bleu) in (1..).zip(captions.bleu) {
+        row(&format!("BLEU-{n}"), bleu);
+    }
+    row("ROUGE-L", captions.rouge_l);
+    row("CIDEr", captions.cider);
+    row(meteor::NAME, captions.meteor_exact_stem);
+    table + "\n"
+}
