@@ -1,6 +1,6 @@
 //! What can go wrong here.
 
-/// Scenes, questions or batches that can't be made.
+/// Scenes, questions, records or batches that can't be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -47,7 +47,23 @@ pub enum DataError {
         /// Which one.
         path: std::path::PathBuf,
     },
-    /// A file can't be written.
+    /// An entry of a file of records is not as it should be.
+    #[error("{place}: {source}")]
+    Record {
+        /// Which one.
+        place: crate::records::Place,
+        /// What is wrong with it.
+        source: crate::records::RecordError,
+    },
+    /// A picture that records are about can't be opened.
+    #[error("{source} (asked for in {place})")]
+    OwnPicture {
+        /// Where it was first asked for.
+        place: String,
+        /// Which file, and why.
+        source: gpt4roi::image::ImageError,
+    },
+    /// A file can't be read or written.
     #[error("{path}: {source}")]
     File {
         /// Which one.

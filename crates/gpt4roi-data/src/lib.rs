@@ -1,4 +1,4 @@
-//! Scenes with exact annotations, questions about them, and batches for training.
+//! Scenes with exact annotations, questions about them, people's own records, and batches for training.
 //!
 //! A *scene* is a picture composed of drawn objects of known kinds, so that boxes, names, places and
 //! relations are exact. Everything follows from seeds: the same settings and number give the same
@@ -10,6 +10,7 @@
 //! * [`scenes`]: pictures of them, with boxes, patch labels and splits;
 //! * [`questions`]: conversations about a scene; [`answers`]: their words, and which answers are right;
 //!   [`descriptions`]: which claims of a detailed description are;
+//! * [`records`]: conversations about people's own pictures, read from files;
 //! * [`batch`]: all conversations about one picture as one sequence;
 //! * [`export`]: scenes as files; [`corpus`]: all sentences there are, for a vocabulary.
 //!
@@ -35,6 +36,7 @@ pub mod error;
 pub mod export;
 pub mod kinds;
 pub mod questions;
+pub mod records;
 pub mod scenes;
 mod sprite;
 
@@ -45,5 +47,6 @@ pub use crate::{
     error::DataError,
     kinds::{Kind, Style},
     questions::{Conversation, QuestionMix, QuestionType, Questions},
+    records::{Dialogue, DialogueRound, Picture, RecordError, RecordOptions, Records},
     scenes::{PatchLabel, Scene, SceneConfig, SceneObject, Scenes, Split},
 };

@@ -88,6 +88,19 @@ pub fn parse(question: &str, declared: &[RegionId], size: ImageSize) -> Result<V
     Ok(split(question, scan)?.into_iter().map(|(_, part)| part).collect())
 }
 
+/// Splits a question without knowing the size of its picture: mentions are found as [`parse`] finds them, and
+/// coordinates stay words.
+///
+/// # Errors
+/// A mention of a region that is not declared.
+pub fn parse_mentions(question: &str, declared: &[RegionId]) -> Result<Vec<Part>, MentionError> {
+    let scan = |place: usize| match bracketed(question, place) {
+        Some(found) => Some(known(question, found, declared)),
+        None => bare(question, place, declared).map(Ok),
+    };
+    Ok(split(question, scan)?.into_iter().map(|(_, part)| part).collect())
+}
+
 /// Splits a question as the original does: only `<region1>` and `<1>`, in small letters, are mentions; `region 1`
 /// and coordinates are words.
 ///
@@ -435,6 +448,13 @@ mod tests {
             assert_eq!(parse_as_original(words, &DECLARED).unwrap(), [text(words)]);
         }
         assert_eq!(parse_as_original("<<1>>", &DECLARED).unwrap(), [text("<"), mention(1), text(">")]);
+    }
+
+    #[test]
+    fn without_a_size_coordinates_are_words() {
+        let parts = parse_mentions("Is region 2 or <1> at (500, 0.6)?", &DECLARED).unwrap();
+        assert_eq!(parts, [text("Is "), mention(2), text(" or "), mention(1), text(" at (500, 0.6)?")]);
+        assert!(parse_mentions("<region7>", &DECLARED).is_err());
     }
 
     proptest! {

@@ -1,0 +1,608 @@
+//! Records: conversations about people's own pictures, read from files.
+//!
+//! Three forms are read into the same [`Records`], and recognised by what stands in the file: conversations,
+//! one a line, as described at [`Records::open`]; COCO's detection files (`coco.rs`); and Visual Genome's
+//! `region_descriptions.json` (`visual_genome.rs`).
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    fs::File,
+    io::{BufRead, BufReader, Cursor, Seek},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use gpt4roi::{
+    BBox, Image, ImageSize, RegionId,
+    bbox::BoxError,
+    image::DEFAULT_MAX_PIXELS,
+    mention::{self, MentionError, Part},
+    prompt::Piece,
+};
+use serde::Deserialize;
+
+use crate::error::DataError;
+
+/// The largest number that a region may have. Numbers count the regions of one conversation, and a larger one is an
+/// id of something else.
+pub const MAX_REGION: u32 = 10_000;
+
+/// Pixels that a box may stick out of its picture, where it is cut: programs that draw boxes round their corners.
+/// One that reaches farther belongs to another picture, or to this one in another size.
+const ROUNDING: f64 = 1.0;
+
+/// Conversations about pictures, grouped by picture, in the order in which the file first names the pictures.
+#[derive(Clone, Debug)]
+pub struct Records {
+    pictures: Vec<Picture>,
+}
+
+/// What a file of records does not say itself.
+#[derive(Clone, Debug, Default)]
+pub struct RecordOptions {
+    /// The folder of the pictures, if it is not the file's own.
+    pub images: Option<PathBuf>,
+    /// What is asked about every region of a file that has labels and no questions. The region is `<region1>`.
+    pub question: Option<String>,
+}
+
+/// A picture and everything that is asked about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    /// As the file names it.
+    pub name: String,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// In the file's order; at least one.
+    pub dialogues: Vec<Dialogue>,
+}
+
+/// One conversation about a picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dialogue {
+    /// Its own id, or else the number of its line.
+    pub id: String,
+    /// Where it stands, for errors.
+    pub place: Place,
+    /// Regions with their boxes, xyxy in pixels of the upright picture, as the file has them.
+    pub regions: Vec<(RegionId, [f64; 4])>,
+    /// At least one.
+    pub rounds: Vec<DialogueRound>,
+}
+
+/// A question, and which answers are right.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DialogueRound {
+    /// What is asked. Coordinates are still words, since their meaning depends on the size of the picture.
+    pub question: Vec<Piece>,
+    /// All are right, and training learns the first. Where there is none, the question can only be asked.
+    pub answers: Vec<String>,
+}
+
+/// An entry of a file. Displays as `questions.jsonl, line 7`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: Arc<Path>,
+    /// What in it.
+    pub entry: Entry,
+}
+
+/// What of a file is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A line, counted from 1.
+    Line(usize),
+    /// An annotation, by its id.
+    Annotation(String),
+    /// A described region, by its id.
+    Region(String),
+}
+
+/// What is wrong with an entry.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// It is no JSON, or something is missing or of another type.
+    #[error("column {column}: {reason}")]
+    Json {
+        /// Where on the line, in bytes from 1.
+        column: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// The line is no text.
+    #[error("expected text in UTF-8, got other bytes")]
+    NoText,
+    /// Nothing is asked.
+    #[error("rounds: expected at least one, got none")]
+    NoRounds,
+    /// A question without words and regions.
+    #[error("round {round}: question: expected words, got none")]
+    EmptyQuestion {
+        /// Which round, from 1.
+        round: usize,
+    },
+    /// It is not clear what is to be learned.
+    #[error("round {round}: expected `answer` or `answers`, got both")]
+    TwoAnswers {
+        /// Which round, from 1.
+        round: usize,
+    },
+    /// A question mentions what is not there.
+    #[error("round {round}: question: {source}")]
+    Mention {
+        /// Which round, from 1.
+        round: usize,
+        /// What is wrong, and where.
+        source: MentionError,
+    },
+    /// The answers would be about the whole picture.
+    #[error("the questions mention none of the regions; expected for example {region}")]
+    NoMention {
+        /// A region.
+        region: RegionId,
+    },
+    /// A region's number is none.
+    #[error("region {id}: expected an id from 1 to {MAX_REGION}")]
+    RegionNumber {
+        /// Its number.
+        id: u32,
+    },
+    /// Two regions have one number.
+    #[error("region {id} is there twice; expected an id of its own for every region")]
+    RepeatedRegion {
+        /// Its number.
+        id: u32,
+    },
+    /// A box that can't be.
+    #[error("region {id}: bbox: {source}")]
+    Box {
+        /// Its number.
+        id: u32,
+        /// What is wrong with it.
+        source: BoxError,
+    },
+    /// It refers to something that the file does not have.
+    #[error("{field}: expected the id of one of the file's {expected}, got {got}")]
+    Dangling {
+        /// Which field.
+        field: &'static str,
+        /// What it names.
+        expected: &'static str,
+        /// What stands there.
+        got: String,
+    },
+}
+
+impl Records {
+    /// Reads a file. Pictures are not opened; whether they are there, and whether boxes lie inside them, shows when
+    /// they are ([`Picture::open`], [`Dialogue::boxes`]).
+    ///
+    /// The form of this program's own is JSON lines. Each is one conversation:
+    ///
+    /// ```json
+    /// {"id": "7", "image": "images/000000.png", "regions": [{"id": 1, "bbox": [8, 14, 54, 59]}],
+    ///  "rounds": [{"question": "What is <region1>?", "answer": "An octopus."}]}
+    /// ```
+    ///
+    /// * `id`, a string or a number, may be left out; then it is the number of the line;
+    /// * `image` is relative to [`RecordOptions::images`], or absolute;
+    /// * `regions` may be left out; a `bbox` is xyxy in pixels of the upright picture;
+    /// * a question is read as everywhere: `<region1>` is a mention, and so is `region 1`;
+    /// * `answers` may stand in the place of `answer` and lists all that are right; without either, the question can
+    ///   only be asked.
+    ///
+    /// Other fields are ignored, so that the `questions.jsonl` of [`write_scenes`](crate::export::write_scenes) is
+    /// such a file. Empty lines are skipped.
+    ///
+    /// # Errors
+    /// If the file can't be read; at the first entry that is not as described, with its place; if the options ask a
+    /// question of a file that has its own.
+    pub fn open(path: &Path, options: &RecordOptions) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(|source| DataError::File { path: path.into(), source })?;
+        Self::read(path.into(), BufReader::new(file), options)
+    }
+
+    /// Reads a file that is in memory. Its name serves errors, and says where the pictures lie.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_bytes(name: &Path, bytes: &[u8], options: &RecordOptions) -> Result<Self, DataError> {
+        Self::read(name.into(), Cursor::new(bytes), options)
+    }
+
+    fn read(file: Arc<Path>, reader: impl BufRead + Seek, options: &RecordOptions) -> Result<Self, DataError> {
+        if let Some(question) = &options.question {
+            let expected = format!("none, since {} has questions of its own", file.display());
+            return Err(DataError::Setting { setting: "question", expected, got: question.clone() });
+        }
+        Ok(Self { pictures: read_lines(&file, reader, options)? })
+    }
+
+    /// All pictures.
+    pub fn pictures(&self) -> &[Picture] {
+        &self.pictures
+    }
+
+    /// How many pictures there are.
+    pub fn len(&self) -> usize {
+        self.pictures.len()
+    }
+
+    /// Whether nothing is asked about any picture.
+    pub fn is_empty(&self) -> bool {
+        self.pictures.is_empty()
+    }
+}
+
+impl Picture {
+    /// Opens the picture.
+    ///
+    /// # Errors
+    /// If it is not there or is no picture; the error also says where it was asked for.
+    pub fn open(&self) -> Result<Image, DataError> {
+        Image::open(&self.path, DEFAULT_MAX_PIXELS).map_err(|source| DataError::OwnPicture {
+            place: self.dialogues.first().map_or_else(|| self.name.clone(), |dialogue| dialogue.place.to_string()),
+            source,
+        })
+    }
+}
+
+impl Dialogue {
+    /// The regions' boxes in a picture of this size. What sticks out by no more than a pixel is cut off.
+    ///
+    /// # Errors
+    /// If a box has no area or reaches farther out of the picture.
+    pub fn boxes(&self, size: ImageSize) -> Result<Vec<(RegionId, BBox)>, DataError> {
+        let bbox = |&(id, xyxy): &(RegionId, [f64; 4])| match pixel_box(xyxy, size) {
+            Ok(bbox) => Ok((id, bbox)),
+            Err(source) => Err(self.place.clone().error(RecordError::Box { id: id.0, source })),
+        };
+        self.regions.iter().map(bbox).collect()
+    }
+}
+
+fn pixel_box(xyxy: [f64; 4], size: ImageSize) -> Result<BBox, BoxError> {
+    let [x1, y1, x2, y2] = xyxy;
+    let (width, height) = (f64::from(size.width), f64::from(size.height));
+    let nearly_inside = x1 >= -ROUNDING && y1 >= -ROUNDING && x2 <= width + ROUNDING && y2 <= height + ROUNDING;
+    if nearly_inside { BBox::from_pixels_clipped(xyxy, size) } else { BBox::from_pixels(xyxy, size) }
+}
+
+impl DialogueRound {
+    /// The question as a user types it.
+    pub fn typed(&self) -> String {
+        let typed = self.question.iter().map(|piece| match piece {
+            Piece::Text(text) => text.clone(),
+            Piece::Region(id) => id.to_string(),
+        });
+        typed.collect()
+    }
+}
+
+impl Place {
+    pub(crate) fn error(self, source: RecordError) -> DataError {
+        DataError::Record { place: self, source }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, ", self.file.display())?;
+        match &self.entry {
+            Entry::Line(number) => write!(f, "line {number}"),
+            Entry::Annotation(id) => write!(f, "annotation {id}"),
+            Entry::Region(id) => write!(f, "region {id}"),
+        }
+    }
+}
+
+impl RecordError {
+    /// The position is told in another way than JSON's reader does, which takes every line for the first.
+    pub(crate) fn json(error: &serde_json::Error) -> Self {
+        let reason = error.to_string();
+        let reason = reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason).to_owned();
+        Self::Json { column: error.column(), reason }
+    }
+}
+
+/// Pictures on their way from a file, in the order in which they are first named.
+pub(crate) struct Gathering {
+    folder: PathBuf,
+    known: HashMap<String, usize>,
+    pictures: Vec<Picture>,
+}
+
+impl Gathering {
+    pub(crate) fn new(file: &Path, options: &RecordOptions) -> Self {
+        let own = || file.parent().unwrap_or(Path::new("")).to_owned();
+        let folder = options.images.clone().unwrap_or_else(own);
+        Self { folder, known: HashMap::new(), pictures: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, image: &str, dialogue: Dialogue) {
+        if let Some(&index) = self.known.get(image) {
+            return self.pictures[index].dialogues.push(dialogue);
+        }
+        self.known.insert(image.to_owned(), self.pictures.len());
+        let path = self.folder.join(image);
+        self.pictures.push(Picture { name: image.to_owned(), path, dialogues: vec![dialogue] });
+    }
+
+    pub(crate) fn finish(self) -> Vec<Picture> {
+        self.pictures
+    }
+}
+
+/// An id as files have them.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected an id: a string or a number")]
+pub(crate) enum Id {
+    Number(serde_json::Number),
+    Text(String),
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => text.fmt(f),
+        }
+    }
+}
+
+/// A line of JSON lines.
+#[derive(Deserialize)]
+struct Line {
+    id: Option<Id>,
+    image: String,
+    regions: Option<Vec<LineRegion>>,
+    rounds: Vec<LineRound>,
+}
+
+#[derive(Deserialize)]
+struct LineRegion {
+    id: u32,
+    bbox: [f64; 4],
+}
+
+#[derive(Deserialize)]
+struct LineRound {
+    question: String,
+    answer: Option<String>,
+    answers: Option<Vec<String>>,
+}
+
+fn read_lines(file: &Arc<Path>, mut reader: impl BufRead, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
+    let mut gathering = Gathering::new(file, options);
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        let read = reader.read_until(b'\n', &mut bytes);
+        if read.map_err(|source| DataError::File { path: file.to_path_buf(), source })? == 0 {
+            break;
+        }
+        let place = Place { file: file.clone(), entry: Entry::Line(number) };
+        let text = str::from_utf8(&bytes).map_err(|_| place.clone().error(RecordError::NoText))?;
+        if text.trim().is_empty() {
+            continue;
+        }
+        let line: Line =
+            serde_json::from_str(text.trim_end()).map_err(|error| place.clone().error(RecordError::json(&error)))?;
+        let image = line.image.clone();
+        let dialogue = dialogue(line, number, &place).map_err(|error| place.error(error))?;
+        gathering.add(&image, dialogue);
+    }
+    Ok(gathering.finish())
+}
+
+fn dialogue(line: Line, number: usize, place: &Place) -> Result<Dialogue, RecordError> {
+    let regions = regions(line.regions.unwrap_or_default())?;
+    let declared: Vec<RegionId> = regions.iter().map(|(id, _)| *id).collect();
+    let rounds = (1..).zip(line.rounds).map(|(number, round)| dialogue_round(number, round, &declared));
+    let rounds = rounds.collect::<Result<Vec<_>, _>>()?;
+    if rounds.is_empty() {
+        return Err(RecordError::NoRounds);
+    }
+    let mentions = |round: &DialogueRound| round.question.iter().any(|piece| matches!(piece, Piece::Region(_)));
+    match declared.first() {
+        Some(&region) if !rounds.iter().any(mentions) => return Err(RecordError::NoMention { region }),
+        _ => {}
+    }
+    let id = line.id.map_or_else(|| number.to_string(), |id| id.to_string());
+    Ok(Dialogue { id, place: place.clone(), regions, rounds })
+}
+
+fn regions(lines: Vec<LineRegion>) -> Result<Vec<(RegionId, [f64; 4])>, RecordError> {
+    let mut seen = HashSet::new();
+    let checked = |LineRegion { id, bbox }| {
+        if !(1..=MAX_REGION).contains(&id) {
+            return Err(RecordError::RegionNumber { id });
+        }
+        if !seen.insert(id) {
+            return Err(RecordError::RepeatedRegion { id });
+        }
+        has_area(bbox).map_err(|source| RecordError::Box { id, source })?;
+        Ok((RegionId(id), bbox))
+    };
+    lines.into_iter().map(checked).collect()
+}
+
+/// What can be known of a box without its picture: a slip of the hand is found before anything is computed.
+fn has_area([x1, y1, x2, y2]: [f64; 4]) -> Result<(), BoxError> {
+    for (low_name, low, high_name, high) in [("x1", x1, "x2", x2), ("y1", y1, "y2", y2)] {
+        if low >= high {
+            return Err(BoxError::Empty { low_name, high_name, low, high });
+        }
+    }
+    Ok(())
+}
+
+fn dialogue_round(number: usize, round: LineRound, declared: &[RegionId]) -> Result<DialogueRound, RecordError> {
+    let question = question(&round.question, declared);
+    let question = question.map_err(|source| RecordError::Mention { round: number, source })?;
+    if question.is_empty() {
+        return Err(RecordError::EmptyQuestion { round: number });
+    }
+    let answers = match (round.answer, round.answers) {
+        (Some(_), Some(_)) => return Err(RecordError::TwoAnswers { round: number }),
+        (Some(answer), None) => vec![answer],
+        (None, answers) => answers.unwrap_or_default(),
+    };
+    Ok(DialogueRound { question, answers })
+}
+
+/// A question's words and mentions; empty if it is blank.
+pub(crate) fn question(typed: &str, declared: &[RegionId]) -> Result<Vec<Piece>, MentionError> {
+    let piece = |part| match part {
+        Part::Text(text) => Some(Piece::Text(text)),
+        Part::Mention(id) => Some(Piece::Region(id)),
+        Part::Box(_) | Part::Point(_) => None,
+    };
+    Ok(mention::parse_mentions(typed.trim(), declared)?.into_iter().filter_map(piece).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: ImageSize = ImageSize { width: 200, height: 100 };
+
+    fn open(lines: impl AsRef<[u8]>) -> Result<Records, DataError> {
+        Records::from_bytes(Path::new("data/a.jsonl"), lines.as_ref(), &RecordOptions::default())
+    }
+
+    fn text(text: &str) -> Piece {
+        Piece::Text(text.into())
+    }
+
+    #[test]
+    fn lines_are_grouped_by_picture_in_the_order_of_their_first() {
+        let lines = concat!(
+            r#"{"id": "seven", "image": "b.png", "regions": [{"id": 2, "bbox": [8, 14, 54.5, 59]}], "#,
+            r#""rounds": [{"question": "What is region 2?", "answer": "An octopus."}, {"question": "Why?"}]}"#,
+            "\r\n\n",
+            r#"{"image": "/elsewhere/a.png", "rounds": [{"question": " Is it red? ", "answers": ["Yes.", "Red."]}]}"#,
+            "\n",
+            r#"{"id": 7, "image": "b.png", "regions": null, "rounds": [{"question": "Hm?", "answer": null}], "more": 1}"#,
+        );
+        let records = open(lines).unwrap();
+        let [b, a] = records.pictures() else { panic!("{records:?}") };
+        assert_eq!((b.name.as_str(), b.path.as_path()), ("b.png", Path::new("data/b.png")));
+        assert_eq!(a.path, Path::new("/elsewhere/a.png"));
+
+        let [seven, number] = b.dialogues.as_slice() else { panic!("{b:?}") };
+        assert_eq!((seven.id.as_str(), number.id.as_str(), a.dialogues[0].id.as_str()), ("seven", "7", "3"));
+        assert_eq!(seven.regions, [(RegionId(2), [8.0, 14.0, 54.5, 59.0])]);
+        assert_eq!(seven.rounds[0].question, [text("What is "), Piece::Region(RegionId(2)), text("?")]);
+        assert_eq!(seven.rounds[0].typed(), "What is <region2>?");
+        assert_eq!(seven.rounds[0].answers, ["An octopus."]);
+        assert_eq!(seven.rounds[1], DialogueRound { question: vec![text("Why?")], answers: vec![] });
+        let about_a = DialogueRound { question: vec![text("Is it red?")], answers: vec!["Yes.".into(), "Red.".into()] };
+        assert_eq!(a.dialogues[0].rounds, [about_a]);
+        assert_eq!(number.rounds[0].answers, <[String; 0]>::default());
+    }
+
+    #[test]
+    fn pictures_may_lie_elsewhere() {
+        let line = r#"{"image": "b.png", "rounds": [{"question": "What?"}]}"#;
+        let options = RecordOptions { images: Some("pictures".into()), question: None };
+        let records = Records::from_bytes(Path::new("data/a.jsonl"), line.as_bytes(), &options).unwrap();
+        assert_eq!(records.pictures()[0].path, Path::new("pictures/b.png"));
+    }
+
+    #[test]
+    fn a_file_without_lines_is_empty() {
+        assert!(open("\n").unwrap().is_empty());
+        let error = Records::open(Path::new("nowhere.jsonl"), &RecordOptions::default()).unwrap_err();
+        assert!(error.to_string().starts_with("nowhere.jsonl: "), "{error}");
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_what_is_wrong() {
+        let cases = [
+            (r#"{"image": "a.png""#, "column 17: EOF while parsing an object"),
+            (r#"{"rounds": [{"question": "What?"}]}"#, "column 35: missing field `image`"),
+            (r#"{"image": "a.png"}"#, "column 18: missing field `rounds`"),
+            (r#"{"id": [], "image": "a.png", "rounds": []}"#, "column 9: expected an id: a string or a number"),
+            (r#"{"image": "a.png", "rounds": []}"#, "rounds: expected at least one, got none"),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?"}, {"question": " "}]}"#,
+                "round 2: question: expected words, got none",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?", "answer": "A.", "answers": ["A."]}]}"#,
+                "round 1: expected `answer` or `answers`, got both",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "Is <region1> red?"}]}"#,
+                "round 1: question: character 4: <region1> is not declared; expected no mention, since no region is \
+                 declared",
+            ),
+            (
+                r#"{"image": "a.png", "regions": [{"id": 3, "bbox": [0, 0, 9, 9]}], "rounds": [{"question": "Hm?"}]}"#,
+                "the questions mention none of the regions; expected for example <region3>",
+            ),
+            (
+                r#"{"image": "a.png", "regions": [{"id": 0, "bbox": [0, 0, 9, 9]}], "rounds": [{"question": "<0>"}]}"#,
+                "region 0: expected an id from 1 to 10000",
+            ),
+            (
+                concat!(
+                    r#"{"image": "a.png", "regions": [{"id": 1, "bbox": [0, 0, 9, 9]}, {"id": 1, "bbox": [0, 0, 5, 5]}], "#,
+                    r#""rounds": [{"question": "<1>"}]}"#
+                ),
+                "region 1 is there twice; expected an id of its own for every region",
+            ),
+            (
+                r#"{"image": "a.png", "regions": [{"id": 1, "bbox": [4, 0, 4, 9]}], "rounds": [{"question": "<1>"}]}"#,
+                "region 1: bbox: x1 and x2: expected x1 < x2, got 4 and 4",
+            ),
+        ];
+        for (line, expected) in cases {
+            let lines = format!("{}\n{line}\n", r#"{"image": "a.png", "rounds": [{"question": "What?"}]}"#);
+            let error = open(&lines).expect_err(line);
+            let message = error.to_string();
+            assert!(message.starts_with(&format!("data/a.jsonl, line 2: {expected}")), "{line}\n{message}");
+        }
+        let error = open(b"\xff\n").unwrap_err();
+        assert_eq!(error.to_string(), "data/a.jsonl, line 1: expected text in UTF-8, got other bytes");
+    }
+
+    #[test]
+    fn a_question_for_a_file_that_has_its_own_is_refused() {
+        let line = r#"{"image": "a.png", "rounds": [{"question": "What?"}]}"#;
+        let options = RecordOptions { images: None, question: Some("What is <region1>?".into()) };
+        let error = Records::from_bytes(Path::new("a.jsonl"), line.as_bytes(), &options).unwrap_err();
+        assert!(error.to_string().contains("questions of its own"), "{error}");
+    }
+
+    #[test]
+    fn boxes_are_fractions_of_their_picture() {
+        let boxes = |bbox: &str| {
+            let line = format!(
+                r#"{{"image": "a.png", "regions": [{{"id": 1, "bbox": {bbox}}}], "rounds": [{{"question": "<1>"}}]}}"#
+            );
+            open(&line).unwrap().pictures()[0].dialogues[0].boxes(SIZE)
+        };
+        let quarter = boxes("[50, 25, 100, 50]").unwrap();
+        assert_eq!(quarter, [(RegionId(1), BBox::from_normalized([0.25, 0.25, 0.5, 0.5]).unwrap())]);
+        let rounded = boxes("[-0.4, 25, 200.6, 101]").unwrap();
+        assert_eq!(rounded, [(RegionId(1), BBox::from_normalized([0.0, 0.25, 1.0, 1.0]).unwrap())]);
+        let error = boxes("[50, 25, 100, 102]").unwrap_err();
+        assert_eq!(error.to_string(), "data/a.jsonl, line 1: region 1: bbox: y2: expected 0 to 100 (pixels), got 102");
+    }
+
+    #[test]
+    fn a_picture_that_is_not_there_is_named_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, r#"{"image": "lost.png", "rounds": [{"question": "What?"}]}"#).unwrap();
+        let records = Records::open(&path, &RecordOptions::default()).unwrap();
+        let error = records.pictures()[0].open().unwrap_err().to_string();
+        assert!(error.starts_with(&folder.path().join("lost.png").display().to_string()), "{error}");
+        assert!(error.ends_with(&format!("{}, line 1)", path.display())), "{error}");
+    }
+}
