@@ -30,6 +30,7 @@
 pub mod answers;
 mod background;
 pub mod batch;
+mod coco;
 pub mod corpus;
 pub mod descriptions;
 pub mod error;
@@ -39,6 +40,7 @@ pub mod questions;
 pub mod records;
 pub mod scenes;
 mod sprite;
+mod visual_genome;
 
 pub use crate::{
     answers::{AnswerKey, Direction},

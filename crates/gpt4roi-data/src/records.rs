@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     fs::File,
-    io::{BufRead, BufReader, Cursor, Seek},
+    io::{self, BufRead, BufReader, Cursor, Read, Seek},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,9 +20,12 @@ use gpt4roi::{
     mention::{self, MentionError, Part},
     prompt::Piece,
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 
-use crate::error::DataError;
+use crate::{coco, error::DataError, visual_genome};
 
 /// The largest number that a region may have. Numbers count the regions of one conversation, and a larger one is an
 /// id of something else.
@@ -35,7 +38,19 @@ const ROUNDING: f64 = 1.0;
 /// Conversations about pictures, grouped by picture, in the order in which the file first names the pictures.
 #[derive(Clone, Debug)]
 pub struct Records {
+    form: Form,
     pictures: Vec<Picture>,
+}
+
+/// What a file of records is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Conversations, one a line.
+    Lines,
+    /// A COCO detection file.
+    Coco,
+    /// Visual Genome's region descriptions.
+    VisualGenome,
 }
 
 /// What a file of records does not say itself.
@@ -197,6 +212,11 @@ impl Records {
     /// Other fields are ignored, so that the `questions.jsonl` of [`write_scenes`](crate::export::write_scenes) is
     /// such a file. Empty lines are skipped.
     ///
+    /// Of a COCO detection file, every annotation is asked about that is no crowd. The answer is its own `caption`, or
+    /// else the name of its category. Of Visual Genome's `region_descriptions.json`, every region is to be described, in
+    /// the picture `<image_id>.jpg`; the answer is its phrase. Their boxes are `x`, `y`, width and height in pixels.
+    /// [`RecordOptions::question`] takes the place of `What is <region1>?` and of `Describe <region1>.`.
+    ///
     /// # Errors
     /// If the file can't be read; at the first entry that is not as described, with its place; if the options ask a
     /// question of a file that has its own.
@@ -213,12 +233,19 @@ impl Records {
         Self::read(name.into(), Cursor::new(bytes), options)
     }
 
-    fn read(file: Arc<Path>, reader: impl BufRead + Seek, options: &RecordOptions) -> Result<Self, DataError> {
-        if let Some(question) = &options.question {
-            let expected = format!("none, since {} has questions of its own", file.display());
-            return Err(DataError::Setting { setting: "question", expected, got: question.clone() });
-        }
-        Ok(Self { pictures: read_lines(&file, reader, options)? })
+    fn read(file: Arc<Path>, mut reader: impl BufRead + Seek, options: &RecordOptions) -> Result<Self, DataError> {
+        let form = Form::of(&mut reader).map_err(|source| DataError::File { path: file.to_path_buf(), source })?;
+        let pictures = match form {
+            Form::Lines => read_lines(&file, reader, options)?,
+            Form::Coco => coco::read(&file, reader, options)?,
+            Form::VisualGenome => visual_genome::read(&file, reader, options)?,
+        };
+        Ok(Self { form, pictures })
+    }
+
+    /// What the file is.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
     /// All pictures.
@@ -336,8 +363,75 @@ impl Gathering {
     }
 }
 
+impl Form {
+    /// What stands in the file tells, not its name. A file of which nothing can be told is taken for lines, so that the
+    /// error names the first of them.
+    fn of(reader: &mut (impl BufRead + Seek)) -> io::Result<Self> {
+        let mut told = None;
+        // Reading stops in the middle of the file, which is an error to its reader.
+        let _ = serde_json::Deserializer::from_reader(&mut *reader).deserialize_any(Telltale(&mut told));
+        reader.rewind()?;
+        Ok(told.unwrap_or(Self::Lines))
+    }
+}
+
+/// Reads the first value of a file up to the field that tells what the file is.
+struct Telltale<'a>(&'a mut Option<Form>);
+
+impl<'de> Visitor<'de> for Telltale<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object or a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<(), A::Error> {
+        *self.0 = Some(Form::VisualGenome);
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(field) = map.next_key::<String>()? {
+            *self.0 = match field.as_str() {
+                "image" | "rounds" => Some(Form::Lines),
+                "images" | "annotations" | "categories" => Some(Form::Coco),
+                _ => None,
+            };
+            if self.0.is_some() {
+                break;
+            }
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+}
+
+/// A whole file that is one JSON value.
+pub(crate) fn read_json<T: DeserializeOwned>(file: &Arc<Path>, reader: impl Read) -> Result<T, DataError> {
+    serde_json::from_reader(reader).map_err(|error| {
+        if error.is_io() {
+            return DataError::File { path: file.to_path_buf(), source: error.into() };
+        }
+        Place { file: file.clone(), entry: Entry::Line(error.line()) }.error(RecordError::json(&error))
+    })
+}
+
+/// What is asked about every region of a file that has labels only.
+pub(crate) fn question_about_region(options: &RecordOptions, default: &str) -> Result<Vec<Piece>, DataError> {
+    let typed = options.question.as_deref().unwrap_or(default);
+    let this = RegionId(1);
+    match question(typed, &[this]) {
+        Ok(pieces) if pieces.contains(&Piece::Region(this)) => Ok(pieces),
+        _ => Err(DataError::Setting {
+            setting: "question",
+            expected: format!("words that mention {this} and no other region"),
+            got: typed.to_owned(),
+        }),
+    }
+}
+
 /// An id as files have them.
-#[derive(Deserialize)]
+#[derive(PartialEq, Eq, Hash, Deserialize)]
 #[serde(untagged, expecting = "expected an id: a string or a number")]
 pub(crate) enum Id {
     Number(serde_json::Number),
@@ -376,6 +470,10 @@ struct LineRound {
 }
 
 fn read_lines(file: &Arc<Path>, mut reader: impl BufRead, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
+    if let Some(question) = &options.question {
+        let expected = format!("none, since {} has questions of its own", file.display());
+        return Err(DataError::Setting { setting: "question", expected, got: question.clone() });
+    }
     let mut gathering = Gathering::new(file, options);
     let mut bytes = Vec::new();
     for number in 1.. {

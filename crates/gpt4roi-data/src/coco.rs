@@ -1,0 +1,189 @@
+//! COCO's detection files, as records: every annotation is asked about.
+//!
+//! Format: <https://cocodataset.org/#format-data>, object detection.
+
+use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
+
+use gpt4roi::RegionId;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    error::DataError,
+    records::{
+        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions,
+        question_about_region, read_json,
+    },
+};
+
+/// What is asked about an annotation, unless the options say otherwise.
+const QUESTION: &str = "What is <region1>?";
+
+#[derive(Deserialize)]
+struct Coco {
+    images: Vec<CocoImage>,
+    annotations: Vec<Annotation>,
+    categories: Option<Vec<Category>>,
+}
+
+#[derive(Deserialize)]
+struct CocoImage {
+    id: Id,
+    file_name: String,
+}
+
+#[derive(Deserialize)]
+struct Annotation {
+    id: Id,
+    image_id: Id,
+    category_id: Option<Id>,
+    /// x, y, width and height in pixels.
+    bbox: [f64; 4],
+    caption: Option<String>,
+    /// 1, or in some programs' files true, where the box is around a crowd and not around one thing.
+    iscrowd: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Category {
+    id: Id,
+    name: String,
+}
+
+/// One dialogue for each annotation that is no crowd: the answer is its own `caption`, or else the name of its category;
+/// without either it can only be asked about.
+pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
+    let question = question_about_region(options, QUESTION)?;
+    let coco: Coco = read_json(file, reader)?;
+    let images: HashMap<Id, String> = coco.images.into_iter().map(|image| (image.id, image.file_name)).collect();
+    let categories = coco.categories.into_iter().flatten();
+    let names: HashMap<Id, String> = categories.map(|category| (category.id, category.name)).collect();
+    let mut gathering = Gathering::new(file, options);
+    for annotation in coco.annotations.into_iter().filter(|annotation| !annotation.is_crowd()) {
+        let id = annotation.id.to_string();
+        let place = Place { file: file.clone(), entry: Entry::Annotation(id.clone()) };
+        let image = images.get(&annotation.image_id).ok_or_else(|| {
+            let got = annotation.image_id.to_string();
+            place.clone().error(RecordError::Dangling { field: "image_id", expected: "images", got })
+        })?;
+        let answers = annotation.answer(&names).map_err(|error| place.clone().error(error))?.into_iter().collect();
+        let regions = vec![(RegionId(1), annotation.xyxy())];
+        let rounds = vec![DialogueRound { question: question.clone(), answers }];
+        gathering.add(image, Dialogue { id, place, regions, rounds });
+    }
+    Ok(gathering.finish())
+}
+
+impl Annotation {
+    fn is_crowd(&self) -> bool {
+        self.iscrowd.as_ref().is_some_and(|flag| flag == 1 || flag == true)
+    }
+
+    fn xyxy(&self) -> [f64; 4] {
+        let [x, y, width, height] = self.bbox;
+        [x, y, x + width, y + height]
+    }
+
+    fn answer(&self, names: &HashMap<Id, String>) -> Result<Option<String>, RecordError> {
+        match (&self.caption, &self.category_id) {
+            (Some(caption), _) => Ok(Some(caption.clone())),
+            (None, Some(id)) => match names.get(id) {
+                Some(name) => Ok(Some(name.clone())),
+                None => {
+                    let got = id.to_string();
+                    Err(RecordError::Dangling { field: "category_id", expected: "categories", got })
+                }
+            },
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::Records;
+
+    /// As labelling programs write it, with what is not needed here.
+    const FILE: &str = r#"{
+        "info": {"year": 2017}, "licenses": [],
+        "images": [
+            {"id": 9, "file_name": "cats/nine.jpg", "width": 640, "height": 480},
+            {"id": 4, "file_name": "four.jpg", "width": 640, "height": 480},
+            {"id": 5, "file_name": "nothing-in-it.jpg"}
+        ],
+        "annotations": [
+            {"id": 100, "image_id": 4, "category_id": 18, "bbox": [10.5, 20, 100, 50], "area": 5000, "iscrowd": 0,
+             "segmentation": [[10.5, 20, 110.5, 20, 110.5, 70]]},
+            {"id": 101, "image_id": 9, "category_id": 17, "bbox": [0, 0, 5, 5], "caption": "A grey cat asleep."},
+            {"id": 102, "image_id": 4, "category_id": 18, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+            {"id": 103, "image_id": 4, "bbox": [1, 2, 3, 4]}
+        ],
+        "categories": [{"id": 17, "name": "cat", "supercategory": "animal"}, {"id": 18, "name": "dog"}]
+    }"#;
+
+    fn open(file: &str, options: &RecordOptions) -> Result<Records, DataError> {
+        Records::from_bytes(Path::new("instances.json"), file.as_bytes(), options)
+    }
+
+    fn in_folder() -> RecordOptions {
+        RecordOptions { images: Some(PathBuf::from("val2017")), question: None }
+    }
+
+    #[test]
+    fn every_annotation_but_crowds_is_asked_about() {
+        let records = open(FILE, &in_folder()).unwrap();
+        let [four, nine] = records.pictures() else { panic!("{records:?}") };
+        assert_eq!(nine.path, Path::new("val2017/cats/nine.jpg"));
+        let of = |picture: &Picture| -> Vec<(String, [f64; 4], Vec<String>)> {
+            let dialogues = picture.dialogues.iter();
+            dialogues.map(|it| (it.id.clone(), it.regions[0].1, it.rounds[0].answers.clone())).collect()
+        };
+        let labelled = ("100".into(), [10.5, 20.0, 110.5, 70.0], vec!["dog".into()]);
+        assert_eq!(of(four), [labelled, ("103".into(), [1.0, 2.0, 4.0, 6.0], vec![])]);
+        assert_eq!(of(nine), [("101".into(), [0.0, 0.0, 5.0, 5.0], vec!["A grey cat asleep.".into()])]);
+        assert_eq!(nine.dialogues[0].rounds[0].typed(), "What is <region1>?");
+    }
+
+    #[test]
+    fn another_question_may_be_asked() {
+        let asked = |question: &str| open(FILE, &RecordOptions { question: Some(question.into()), ..in_folder() });
+        let records = asked("Describe region 1.").unwrap();
+        assert_eq!(records.pictures()[0].dialogues[0].rounds[0].typed(), "Describe <region1>.");
+        for question in ["What is it?", "Is <region2> like <region1>?", ""] {
+            let expected = format!(
+                "setting `question`: expected words that mention <region1> and no other region, got {question}"
+            );
+            assert_eq!(asked(question).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_file_of_one_line_is_the_same() {
+        let line: String = FILE.lines().collect();
+        assert_eq!(open(&line, &in_folder()).unwrap().len(), 2);
+        // Fields in the order of the alphabet, as some programs write them.
+        let sorted = serde_json::from_str::<Value>(FILE).unwrap().to_string();
+        assert_eq!(open(&sorted, &in_folder()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_refers_to_nothing_or_is_missing_is_named() {
+        let error = |from: &str, to: &str| {
+            assert!(FILE.contains(from));
+            open(&FILE.replace(from, to), &in_folder()).unwrap_err().to_string()
+        };
+        let told = error(r#""image_id": 9"#, r#""image_id": 8"#);
+        let expected = "instances.json, annotation 101: image_id: expected the id of one of the file's images, got 8";
+        assert!(told.ends_with(expected), "{told}");
+        let told = error(r#""category_id": 18, "bbox": [10.5"#, r#""category_id": "x", "bbox": [10.5"#);
+        let expected = "annotation 100: category_id: expected the id of one of the file's categories, got x";
+        assert!(told.ends_with(expected), "{told}");
+        let told = error(r#""bbox": [1, 2, 3, 4]"#, r#""bbox": [1, 2, 3]"#);
+        assert!(told.contains("instances.json, line 13: column ") && told.contains("length 4"), "{told}");
+        let told = error(r#""annotations""#, r#""annotation""#);
+        assert!(told.contains("missing field `annotations`"), "{told}");
+    }
+}
