@@ -17,6 +17,9 @@ use crate::{
     scenes::{SceneObject, Scenes},
 };
 
+/// The folder of the pictures, beside the annotations.
+const IMAGES: &str = "images";
+
 /// How many scenes were written, with how many objects and conversations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Written {
@@ -37,8 +40,8 @@ type Rendered = (Vec<SceneObject>, Vec<Conversation>);
 /// * `annotations.json` in COCO's detection format: boxes are `[x, y, width, height]` in pixels,
 ///   category ids are the kinds' indices from 1. An annotation also has `visible`, the share of the
 ///   object that can be seen.
-/// * `questions.jsonl`: a conversation per line; regions are `<region1>` in its questions, with boxes
-///   `[x1, y1, x2, y2]` in pixels and the id of their annotation.
+/// * `questions.jsonl`: a conversation per line, which [`Records::open`](crate::Records::open) reads; regions are
+///   `<region1>` in its questions, with boxes `[x1, y1, x2, y2]` in pixels and the id of their annotation.
 ///
 /// # Errors
 /// If there are no scenes to write; if one of these files exists and is to stay, before anything is written; if
@@ -53,7 +56,7 @@ pub fn write_scenes(
     if count == 0 {
         return Err(DataError::Setting { setting: "count", expected: "at least 1".into(), got: "0".into() });
     }
-    let images = dir.join("images");
+    let images = dir.join(IMAGES);
     if if_exists == IfExists::Refuse {
         refuse_to_write_over(dir, &images, count)?;
     }
@@ -158,6 +161,7 @@ fn line(scenes: &Scenes, index: usize, annotations: usize, conversation: &Conver
         json!({"id": id.0, "bbox": bbox.pixels(scenes.image_size()), "annotation_id": annotations + object + 1})
     });
     let mut line = json!({
+        "image": format!("{IMAGES}/{}", file_name(index as u64)),
         "image_id": index + 1,
         "question_type": conversation.question_type,
         "regions": regions.collect::<Vec<_>>(),
@@ -172,7 +176,7 @@ fn line(scenes: &Scenes, index: usize, annotations: usize, conversation: &Conver
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{QuestionMix, SceneConfig};
+    use crate::{Dialogue, DialogueRound, QuestionMix, RecordOptions, Records, SceneConfig};
 
     #[test]
     fn files_agree_with_the_scenes() {
@@ -218,6 +222,43 @@ mod tests {
             assert!(write(0, IfExists::Replace).is_err(), "no scenes are none to write");
             assert_eq!(write(1, IfExists::Replace).expect("writes").scenes, 1);
             assert_ne!(fs::read(dir.path().join(name)).expect("it is there"), b"mine");
+        }
+    }
+
+    #[test]
+    fn records_are_read_as_they_were_asked() {
+        let scenes =
+            Scenes::new(SceneConfig { kinds: 12, seed: 5, ..SceneConfig::default() }).expect("settings are sound");
+        let questions = Questions::new(QuestionMix::default(), scenes.kinds()).expect("settings are sound");
+        let dir = tempfile::tempdir().expect("a folder");
+        write_scenes(dir.path(), &scenes, &questions, 3, IfExists::Refuse).expect("writes");
+        let records = Records::open(&dir.path().join("questions.jsonl"), &RecordOptions::default()).expect("reads");
+        assert_eq!(records.len(), 3);
+        for (index, picture) in (0..).zip(records.pictures()) {
+            let scene = scenes.scene(index);
+            assert_eq!(*picture.open().expect("a picture").rgb(), scene.image);
+            let asked = questions.ask(&scene, &mut scenes.question_rng(index));
+            assert_eq!(picture.dialogues.len(), asked.len());
+            picture.dialogues.iter().zip(&asked).for_each(|(read, asked)| is_the_same(read, asked, &scenes));
+        }
+    }
+
+    fn is_the_same(read: &Dialogue, asked: &Conversation, scenes: &Scenes) {
+        let boxes = read.boxes(scenes.image_size()).expect("inside the picture");
+        assert_eq!(boxes.len(), asked.regions.len());
+        for ((id, bbox), (expected, exact, _)) in boxes.iter().zip(&asked.regions) {
+            assert_eq!(id, expected);
+            assert!(bbox.iou(exact) > 1.0 - 1e-9, "{bbox:?} for {exact:?}");
+        }
+        assert_eq!(read.rounds.len(), asked.rounds.len());
+        for (read, asked) in read.rounds.iter().zip(&asked.rounds) {
+            let asked_again = DialogueRound { question: asked.question.clone(), answers: Vec::new() };
+            assert_eq!(read.typed(), asked_again.typed());
+            let mentions = |question: &[Piece]| -> Vec<Piece> {
+                question.iter().filter(|piece| matches!(piece, Piece::Region(_))).cloned().collect()
+            };
+            assert_eq!(mentions(&read.question), mentions(&asked.question));
+            assert_eq!(read.answers, asked.answer.clone().into_iter().collect::<Vec<_>>());
         }
     }
 
