@@ -7,6 +7,7 @@ mod annotate;
 mod ask;
 mod bench;
 mod cache;
+mod captions;
 mod chat;
 mod completions;
 mod convert;
@@ -20,6 +21,8 @@ mod interrupts;
 mod language_bench;
 mod mask_file;
 mod options;
+mod predict;
+mod predictions;
 mod pull;
 mod regions;
 mod scenes;
@@ -50,6 +53,7 @@ enum Command {
     Ask(ask::Args),
     Describe(describe::Args),
     Chat(chat::Args),
+    Predict(predict::Args),
     Serve(serve::Args),
     Pull(pull::Args),
     Cache(cache::Args),
@@ -97,6 +101,7 @@ fn main() -> ExitCode {
         Command::Ask(args) => ask::run(args),
         Command::Describe(args) => describe::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Predict(args) => predict::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Cache(args) => cache::run(args),

@@ -43,10 +43,8 @@ impl Session {
         let loading = Instant::now();
         let loaded = model.open()?;
         let load_seconds = loading.elapsed().as_secs_f64();
-        if model.is_embedded() && !output.quiet && !output.json {
-            tell(
-                "note: the embedded model knows drawn objects only, no photographs; --model DIR asks another (--quiet hides this)",
-            );
+        if !output.quiet && !output.json {
+            note_if_embedded(model);
         }
         Ok(Self { model: loaded, image, load_seconds, begin })
     }
@@ -71,6 +69,15 @@ impl Session {
         timings.answer_seconds = asked.elapsed().as_secs_f64();
         timings.total_seconds = self.begin.elapsed().as_secs_f64();
         answered
+    }
+}
+
+/// Whoever asks about photographs should not take the small model's answers for what is possible.
+pub(crate) fn note_if_embedded(model: &ModelOptions) {
+    if model.is_embedded() {
+        tell(
+            "note: the embedded model knows drawn objects only, no photographs; --model DIR asks another (--quiet hides this)",
+        );
     }
 }
 

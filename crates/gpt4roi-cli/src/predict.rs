@@ -1,0 +1,309 @@
+//! `gpt4roi predict`: a model is asked everything that a file of records asks.
+
+use std::{ops::ControlFlow, path::PathBuf, time::Instant};
+
+use clap::builder::FalseyValueParser;
+use gpt4roi::{
+    BBox, Chat, Gpt4Roi, ImageSize, RegionId,
+    chat::{Answer, AskOptions},
+    prompt::Piece,
+};
+use gpt4roi_data::{Picture, RecordOptions, Records, records::Form};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    captions,
+    failure::{self, Refusal, tell},
+    options::{GenerationOptions, ModelOptions},
+    predictions::{Outstanding, Prediction, Predictions, Unanswered},
+    session::note_if_embedded,
+};
+
+/// Ask a model everything that a file asks about its pictures
+///
+/// DATA is a file of conversations, one a line (JSON lines), a COCO detection file, or Visual Genome's
+/// region_descriptions.json; docs/own-data.md describes them. For every question a line goes to --out, with the
+/// prediction, its probability, and the right answers if the file has any. A run that was interrupted goes on where it
+/// stopped: what stands in --out is not asked again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// What is asked, and about which pictures
+    #[arg(value_name = "DATA")]
+    data: PathBuf,
+
+    /// The file of predictions (JSON lines). One file holds the answers of one model
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_OUT")]
+    out: PathBuf,
+
+    /// The folder of the pictures, if it is not that of DATA
+    #[arg(long, value_name = "DIR", env = "GPT4ROI_IMAGES")]
+    images: Option<PathBuf>,
+
+    /// What is asked about every region of a file that has labels and no questions; the region is <region1>
+    #[arg(long, value_name = "TEXT", env = "GPT4ROI_QUESTION")]
+    question: Option<String>,
+
+    /// Write the COCO file that DATA is once more, with each prediction as the `caption` of its annotation, and its
+    /// `caption_probability`
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_COCO")]
+    coco: Option<PathBuf>,
+
+    /// Ask about the first N pictures only
+    #[arg(long, value_name = "N", env = "GPT4ROI_LIMIT")]
+    limit: Option<usize>,
+
+    /// Print neither notes nor progress
+    #[arg(long, short, env = "GPT4ROI_QUIET", value_parser = FalseyValueParser::new())]
+    quiet: bool,
+
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  gpt4roi predict questions.jsonl --out predictions.jsonl
+  gpt4roi predict instances_val2017.json --images val2017 --out predictions.jsonl --model gpt4roi-7b
+  gpt4roi predict labels.json --out predictions.jsonl --coco captioned.json
+  gpt4roi predict labels.json --question 'Describe <region1> in detail.' --out predictions.jsonl --limit 20";
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let options = args.generation.resolve()?;
+    let records = Records::open(&args.data, &args.record_options())?;
+    if args.coco.is_some() && records.form() != Form::Coco {
+        let message = format!("--coco: expected a COCO detection file as DATA, and {} is none", args.data.display());
+        return Err(Refusal::usage(message).into());
+    }
+    let mut predictions = Predictions::open(&args.out)?;
+    let mut pictures = predictions.outstanding(&records)?;
+    pictures.truncate(args.limit.unwrap_or(usize::MAX));
+    pictures.retain(|picture| picture.answers() > 0);
+    args.note_what_is_there(&predictions);
+    let incomplete = if pictures.is_empty() { 0 } else { args.ask(&pictures, predictions, options)? };
+    if let Some(coco) = &args.coco {
+        captions::write(&args.data, &args.out, coco)?;
+    }
+    outcome(incomplete, pictures.len())
+}
+
+impl Args {
+    fn record_options(&self) -> RecordOptions {
+        RecordOptions { images: self.images.clone(), question: self.question.clone() }
+    }
+
+    /// Asks a model; says about how many pictures not everything could be asked.
+    fn ask(
+        &self,
+        pictures: &[Outstanding<'_>],
+        predictions: Predictions,
+        options: AskOptions,
+    ) -> anyhow::Result<usize> {
+        let model = self.model.open()?;
+        if !self.quiet {
+            note_if_embedded(&self.model);
+        }
+        let begin = Instant::now();
+        let bar = self.bar(pictures.iter().map(Outstanding::answers).sum())?;
+        let abstain = self.generation.abstain;
+        let mut interview =
+            Interview { model: &model, options, abstain, predictions, bar, pictures: 0, regions: 0, failures: 0 };
+        let mut incomplete = 0;
+        for picture in pictures {
+            incomplete += usize::from(!interview.about(picture)?);
+        }
+        interview.bar.finish_and_clear();
+        if !self.quiet {
+            let (pictures, regions, seconds) = (interview.pictures, interview.regions, begin.elapsed().as_secs_f64());
+            tell(&format!("{pictures} pictures, {regions} regions, {seconds:.1} s: {}", self.out.display()));
+        }
+        Ok(incomplete)
+    }
+
+    fn note_what_is_there(&self, predictions: &Predictions) {
+        let found = predictions.found();
+        if found > 0 && !self.quiet {
+            tell(&format!("note: {found} answers are in {} and not asked for again", self.out.display()));
+        }
+    }
+
+    /// Drawn on standard error if that is a terminal.
+    fn bar(&self, answers: usize) -> anyhow::Result<ProgressBar> {
+        let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(answers as u64), target);
+        bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} answers [{elapsed} < {eta}]")?);
+        Ok(bar)
+    }
+}
+
+fn outcome(incomplete: usize, pictures: usize) -> anyhow::Result<()> {
+    if incomplete == 0 {
+        return Ok(());
+    }
+    let message = format!("{incomplete} of {pictures} pictures: not everything could be asked, for the reasons above");
+    Err(Refusal::failure(message)
+        .hint("the same command asks for what is missing; --images names another folder of pictures")
+        .into())
+}
+
+/// A model that is asked, and where its answers go.
+struct Interview<'m> {
+    model: &'m Gpt4Roi,
+    options: AskOptions,
+    /// The least probability of an answer that is told.
+    abstain: Option<f64>,
+    predictions: Predictions,
+    bar: ProgressBar,
+    /// Pictures that were looked at.
+    pictures: usize,
+    /// Regions that were asked about.
+    regions: usize,
+    /// Things that could not be asked.
+    failures: usize,
+}
+
+/// A dialogue, with its boxes as the model takes them.
+struct Ready<'a> {
+    picture: &'a Picture,
+    unanswered: &'a Unanswered<'a>,
+    boxes: Vec<(RegionId, BBox)>,
+}
+
+impl<'m> Interview<'m> {
+    /// Asks everything that has not been answered about a picture; says whether that could be done. What can't be asked
+    /// is reported, and the rest goes on.
+    ///
+    /// # Errors
+    /// If an answer can't be written.
+    fn about(&mut self, outstanding: &Outstanding<'_>) -> anyhow::Result<bool> {
+        let failures = self.failures;
+        match self.look(outstanding.picture) {
+            Ok((size, mut chat)) => {
+                self.pictures += 1;
+                let ready = self.ready(outstanding, size);
+                let (alone, others): (Vec<_>, Vec<_>) = ready.iter().partition(|ready| ready.is_about_one_region());
+                for alike in alike(&alone) {
+                    self.describe(&mut chat, &alike)?;
+                }
+                for ready in others {
+                    self.play(&mut chat, ready)?;
+                }
+            }
+            Err(error) => self.report(&error),
+        }
+        Ok(self.failures == failures)
+    }
+
+    fn look(&self, picture: &Picture) -> anyhow::Result<(ImageSize, Chat<'m>)> {
+        let image = picture.open()?;
+        Ok((image.size(), Chat::new(self.model, &image)?))
+    }
+
+    /// The dialogues whose boxes lie inside the picture.
+    fn ready<'a>(&mut self, outstanding: &'a Outstanding<'_>, size: ImageSize) -> Vec<Ready<'a>> {
+        let mut ready = Vec::new();
+        for unanswered in &outstanding.dialogues {
+            match unanswered.dialogue.boxes(size) {
+                Ok(boxes) => ready.push(Ready { picture: outstanding.picture, unanswered, boxes }),
+                Err(error) => self.report(&error.into()),
+            }
+        }
+        ready
+    }
+
+    /// Asks about many regions in the same words, all at once. A line is written as soon as its answer is there.
+    fn describe(&mut self, chat: &mut Chat<'_>, alike: &[&Ready<'_>]) -> anyhow::Result<()> {
+        let question = alike[0].question(0);
+        let boxes: Vec<BBox> = alike.iter().map(|ready| ready.boxes[0].1).collect();
+        let options = self.options.clone();
+        let mut written = Ok(());
+        let asked = chat.describe_regions_streaming(&boxes, &question, &options, |index, answer| {
+            match answer {
+                Ok(answer) => written = self.write(alike[index], 0, &answer),
+                Err(error) => self.report(&alike[index].failed(error)),
+            }
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        if let Err(error) = asked {
+            self.report(&alike[0].failed(error));
+        }
+        written
+    }
+
+    /// Plays a dialogue round by round; what the model said is what it has said, right or wrong.
+    fn play(&mut self, chat: &mut Chat<'_>, ready: &Ready<'_>) -> anyhow::Result<()> {
+        chat.clear();
+        ready.declare(chat);
+        let last = ready.unanswered.rounds.last().copied().unwrap_or(0);
+        for round in 0..=last {
+            match chat.ask_with(&ready.question(round), &self.options) {
+                Ok(answer) if ready.unanswered.rounds.contains(&round) => self.write(ready, round, &answer)?,
+                Ok(_) => {}
+                Err(error) => {
+                    self.report(&ready.failed(error));
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, ready: &Ready<'_>, round: usize, answer: &Answer) -> anyhow::Result<()> {
+        let Unanswered { dialogue, rounds } = ready.unanswered;
+        if rounds.first() == Some(&round) {
+            self.regions += dialogue.regions.len();
+        }
+        self.predictions.write(&Prediction::of(ready.picture, dialogue, round, answer, self.abstain))?;
+        self.bar.inc(1);
+        Ok(())
+    }
+
+    fn report(&mut self, error: &anyhow::Error) {
+        self.failures += 1;
+        self.bar.suspend(|| failure::print(error));
+    }
+}
+
+/// Those with the same question, in the order of their first.
+fn alike<'a>(alone: &[&'a Ready<'a>]) -> Vec<Vec<&'a Ready<'a>>> {
+    let mut groups: Vec<(String, Vec<&Ready<'_>>)> = Vec::new();
+    for &ready in alone {
+        let question = ready.question(0);
+        match groups.iter_mut().find(|(known, _)| *known == question) {
+            Some((_, group)) => group.push(ready),
+            None => groups.push((question, vec![ready])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+impl Ready<'_> {
+    /// Whether it can be asked together with others: one question about a region, which is then called `<region1>`.
+    fn is_about_one_region(&self) -> bool {
+        let only_region = matches!(self.boxes[..], [(RegionId(1), _)]);
+        let rounds = &self.unanswered.dialogue.rounds;
+        only_region && rounds.len() == 1 && rounds[0].question.contains(&Piece::Region(RegionId(1)))
+    }
+
+    fn question(&self, round: usize) -> String {
+        self.unanswered.dialogue.rounds[round].typed()
+    }
+
+    /// Declares the regions. A conversation numbers them from 1, so numbers that are left out are declared as well, with
+    /// a box that plays no part: records that mention them are refused when they are read.
+    fn declare(&self, chat: &mut Chat<'_>) {
+        let last = self.boxes.iter().map(|(id, _)| id.0).max().unwrap_or(0);
+        for number in 1..=last {
+            let declared = self.boxes.iter().find(|(id, _)| id.0 == number).or(self.boxes.first());
+            if let Some((_, bbox)) = declared {
+                chat.add_region(*bbox);
+            }
+        }
+    }
+
+    fn failed(&self, error: gpt4roi::Error) -> anyhow::Error {
+        anyhow::Error::from(error).context(self.unanswered.dialogue.place.to_string())
+    }
+}

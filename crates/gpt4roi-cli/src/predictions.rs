@@ -1,0 +1,221 @@
+//! A file of predictions: JSON lines, one for each round that was asked.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{Read, Seek, SeekFrom, Write},
+    mem,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use gpt4roi::chat::Answer;
+use gpt4roi_data::{Dialogue, Picture, Records};
+use serde::{Deserialize, Serialize};
+
+use crate::{ask::told, failure::Refusal};
+
+/// The file while it grows. Every line is written at once, so that an interrupted run loses none.
+#[derive(Debug)]
+pub(crate) struct Predictions {
+    path: PathBuf,
+    file: File,
+    /// Where the last whole line ends.
+    end: u64,
+    /// Which questions have been answered, and on which lines.
+    answered: HashMap<Key, Vec<usize>>,
+    found: usize,
+}
+
+/// A line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Prediction {
+    /// That of the dialogue.
+    pub(crate) id: String,
+    /// Counted from 1.
+    round: usize,
+    /// As the records name it.
+    image: String,
+    regions: Vec<AskedRegion>,
+    question: String,
+    /// What the model said.
+    pub(crate) prediction: String,
+    /// The geometric mean of its tokens' probabilities, 0 to 1; none without tokens.
+    pub(crate) probability: Option<f64>,
+    /// Which answers are right, if the records say so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    answers: Vec<String>,
+}
+
+/// A region, with its box as the records have it: xyxy in pixels.
+#[derive(Debug, Serialize, Deserialize)]
+struct AskedRegion {
+    id: u32,
+    bbox: [f64; 4],
+}
+
+/// What a line is an answer to.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    id: String,
+    round: usize,
+    image: String,
+    /// Boxes in thousandths of a pixel, so that it does not matter how a number is written.
+    regions: Vec<(u32, [i64; 4])>,
+    question: String,
+    answers: Vec<String>,
+}
+
+/// What has not been asked yet about a picture.
+#[derive(Debug)]
+pub(crate) struct Outstanding<'a> {
+    pub(crate) picture: &'a Picture,
+    pub(crate) dialogues: Vec<Unanswered<'a>>,
+}
+
+/// A dialogue of which rounds have not been answered yet.
+#[derive(Debug)]
+pub(crate) struct Unanswered<'a> {
+    pub(crate) dialogue: &'a Dialogue,
+    /// Counted from 0; at least one.
+    pub(crate) rounds: Vec<usize>,
+}
+
+impl Predictions {
+    /// Opens the file, which is made if need be, and reads what is in it. Nothing is changed yet.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let named = || path.display().to_string();
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = file.with_context(named)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(named)?;
+        let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+        let mut answered: HashMap<Key, Vec<usize>> = HashMap::new();
+        let lines = lines(path, &bytes[..end])?;
+        let found = lines.len();
+        for (number, prediction) in lines {
+            answered.entry(prediction.key()).or_default().push(number);
+        }
+        if !may_begin_a_line(&bytes[end..]) {
+            return Err(not_ours(path, "the last line", "it is of another kind"));
+        }
+        Ok(Self { path: path.to_owned(), file, end: end as u64, answered, found })
+    }
+
+    /// How many answers there were when the file was opened.
+    pub(crate) fn found(&self) -> usize {
+        self.found
+    }
+
+    /// What the records ask and the file does not answer, for every picture, and makes the file ready to go on: a last
+    /// line that was cut off goes.
+    ///
+    /// # Errors
+    /// If the file has an answer to something that the records do not ask. It is then left as it was.
+    pub(crate) fn outstanding<'a>(&mut self, records: &'a Records) -> anyhow::Result<Vec<Outstanding<'a>>> {
+        let mut answered = mem::take(&mut self.answered);
+        let mut left = |picture, dialogue: &'a Dialogue| {
+            let is_left = |round: &usize| {
+                let key = Prediction::new(picture, dialogue, *round, String::new(), None).key();
+                answered.get_mut(&key).and_then(Vec::pop).is_none()
+            };
+            Unanswered { dialogue, rounds: (0..dialogue.rounds.len()).filter(is_left).collect() }
+        };
+        let outstanding = records.pictures().iter().map(|picture| {
+            let dialogues = picture.dialogues.iter().map(|dialogue| left(picture, dialogue));
+            Outstanding { picture, dialogues: dialogues.filter(|left| !left.rounds.is_empty()).collect() }
+        });
+        let outstanding = outstanding.collect();
+        if let Some(line) = answered.into_values().flatten().min() {
+            return Err(not_ours(&self.path, &format!("line {line}"), "nothing in the data asks for it"));
+        }
+        self.file.set_len(self.end).and_then(|()| self.file.seek(SeekFrom::End(0))).with_context(|| self.named())?;
+        Ok(outstanding)
+    }
+
+    /// Adds a line.
+    pub(crate) fn write(&mut self, prediction: &Prediction) -> anyhow::Result<()> {
+        let line = format!("{}\n", serde_json::to_string(prediction)?);
+        self.file.write_all(line.as_bytes()).with_context(|| self.named())
+    }
+
+    fn named(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+/// All predictions of a file.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Prediction>> {
+    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    Ok(lines(path, &bytes)?.into_iter().map(|(_, prediction)| prediction).collect())
+}
+
+/// The predictions in whole lines, with the lines' numbers.
+fn lines(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<(usize, Prediction)>> {
+    let lines = (1..).zip(bytes.split_inclusive(|&byte| byte == b'\n'));
+    let read = |(number, line): (usize, &[u8])| match serde_json::from_slice(line) {
+        Ok(prediction) => Ok((number, prediction)),
+        Err(error) => Err(not_ours(path, &format!("line {number}"), &error.to_string())),
+    };
+    lines.map(read).collect()
+}
+
+/// Whether a line that was cut off may have been one of this program's. What is not will not be thrown away.
+fn may_begin_a_line(rest: &[u8]) -> bool {
+    const BEGINNING: &[u8] = br#"{"id":""#;
+    rest.starts_with(BEGINNING) || BEGINNING.starts_with(rest)
+}
+
+fn not_ours(path: &Path, line: &str, why: &str) -> anyhow::Error {
+    Refusal::failure(format!("{}, {line}: expected a prediction from the same data, but {why}", path.display()))
+        .hint("--out with the name of a new file begins anew; one file holds what one command asks")
+        .into()
+}
+
+impl Prediction {
+    /// The line for an answer to a round, which is counted from 0.
+    pub(crate) fn of(
+        picture: &Picture,
+        dialogue: &Dialogue,
+        round: usize,
+        answer: &Answer,
+        abstain: Option<f64>,
+    ) -> Self {
+        Self::new(picture, dialogue, round, told(answer, abstain).to_owned(), answer.probability())
+    }
+
+    fn new(picture: &Picture, dialogue: &Dialogue, round: usize, prediction: String, probability: Option<f64>) -> Self {
+        let asked = &dialogue.rounds[round];
+        Self {
+            id: dialogue.id.clone(),
+            round: round + 1,
+            image: picture.name.clone(),
+            regions: dialogue.regions.iter().map(|&(id, bbox)| AskedRegion { id: id.0, bbox }).collect(),
+            question: asked.typed(),
+            prediction,
+            probability,
+            answers: asked.answers.clone(),
+        }
+    }
+
+    fn key(&self) -> Key {
+        let regions = self.regions.iter();
+        Key {
+            id: self.id.clone(),
+            round: self.round,
+            image: self.image.clone(),
+            regions: regions
+                .map(|region| (region.id, region.bbox.map(|edge| (1000.0 * edge).round() as i64)))
+                .collect(),
+            question: self.question.clone(),
+            answers: self.answers.clone(),
+        }
+    }
+}
+
+impl Outstanding<'_> {
+    /// How many answers are missing.
+    pub(crate) fn answers(&self) -> usize {
+        self.dialogues.iter().map(|dialogue| dialogue.rounds.len()).sum()
+    }
+}
