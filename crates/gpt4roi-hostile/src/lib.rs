@@ -8,6 +8,7 @@
 mod models;
 mod pictures;
 mod questions;
+mod records;
 mod regions;
 mod requests;
 
@@ -15,6 +16,7 @@ pub use crate::{
     models::{gguf, pickle, safetensors},
     pictures::{mask, picture},
     questions::{mentions, prompt},
+    records::records,
     regions::{coordinates, rle},
     requests::{chat, data_url},
 };
@@ -29,7 +31,7 @@ pub struct Target {
 }
 
 /// All bodies.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "picture", run: picture },
     Target { name: "mask", run: mask },
     Target { name: "rle", run: rle },
@@ -38,6 +40,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "prompt", run: prompt },
     Target { name: "data_url", run: data_url },
     Target { name: "chat", run: chat },
+    Target { name: "records", run: records },
     Target { name: "safetensors", run: safetensors },
     Target { name: "pickle", run: pickle },
     Target { name: "gguf", run: gguf },

@@ -14,6 +14,7 @@ use gpt4roi::{
     shape::{Mask, Rle},
     weights::Checkpoint,
 };
+use gpt4roi_data::{RecordOptions, Records};
 use gpt4roi_hostile::{TARGETS, Target};
 use gpt4roi_server::reading;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
@@ -159,6 +160,12 @@ fn the_good_seeds_are_read() {
     for (name, bytes) in [("png", 82), ("at-the-limit", 100)] {
         let url = String::from_utf8(seed(&format!("data_url/{name}"))).unwrap();
         assert_eq!(reading::data_url(&url, 100).map(|file| file.len()).ok(), Some(bytes), "{name}");
+    }
+    for (name, dialogues) in [("lines.jsonl", 2), ("coco.json", 2), ("visual-genome.json", 1)] {
+        let records =
+            Records::from_bytes(Path::new(name), &seed(&format!("records/{name}")), &RecordOptions::default());
+        let pictures = records.unwrap_or_else(|error| panic!("{error}")).pictures().to_vec();
+        assert_eq!(pictures.iter().map(|picture| picture.dialogues.len()).sum::<usize>(), dialogues, "{name}");
     }
     for name in ["safetensors/torch.safetensors", "pickle/torch.bin", "pickle/scripted.pt"] {
         let checkpoint = Checkpoint::from_bytes(&name.replace('/', "."), seed(name), &Device::Cpu).unwrap();
