@@ -11,7 +11,11 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
-use gpt4roi::Config;
+use gpt4roi::{
+    Config,
+    model::tower_directory,
+    weights::{self, TensorSource, WeightsError, is_leftover_of_model, is_leftover_of_tower},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -51,9 +55,9 @@ pub struct Counters {
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoint {
     /// All parameters by name; `vision_model.…` and `aux.…` go to files of their own.
-    pub parameters: BTreeMap<String, Tensor>,
-    /// The optimizer's moments.
-    pub moments: BTreeMap<String, Tensor>,
+    pub parameters: Tensors,
+    /// The optimizer's moments, as [`crate::optimizer::Optimizer::state`] names them.
+    pub moments: Tensors,
     /// Where the trainer stands.
     pub counters: Counters,
 }
@@ -75,7 +79,7 @@ impl Checkpoint {
         remove(&temporary)?;
         create(&temporary.join("vision_tower"))?;
         write_model(&temporary, &self.parameters, files, DType::F32)?;
-        let mut state: BTreeMap<String, Tensor> = self.moments.clone();
+        let mut state = self.moments.clone();
         state.extend(self.parameters.iter().filter(|(name, _)| is_aux(name)).map(|(n, t)| (n.clone(), t.clone())));
         write_tensors(&temporary.join(STATE), &state)?;
         write_json(&temporary.join(COUNTERS), &serde_json::to_value(&self.counters).unwrap_or_default())?;
@@ -96,8 +100,8 @@ impl Checkpoint {
         let text = fs::read_to_string(&counters).map_err(|source| TrainError::file(&counters, source))?;
         let counters =
             serde_json::from_str(&text).map_err(|error| TrainError::checkpoint(counters, error.to_string()))?;
-        let (parameters, moments) = read_parameters(path)?;
-        Ok(Self { parameters, moments, counters })
+        let state = open_state(path)?.map(|state| read_tensors(&state, is_moment)).transpose()?;
+        Ok(Self { parameters: read_parameters(path)?, moments: state.unwrap_or_default(), counters })
     }
 }
 
@@ -119,20 +123,22 @@ pub fn complete(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The tensors that a stage starts from.
+/// The tensors that a stage starts from, in f32.
 ///
 /// # Errors
-/// If a source is no checkpoint, no model and no output of a stage.
-pub fn read_sources(sources: &[Source], fresh: &[String]) -> Result<BTreeMap<String, Tensor>> {
-    let mut taken = BTreeMap::new();
+/// If a source is no checkpoint, no model and no output of a stage, or if a file of it is damaged.
+pub fn read_sources(sources: &[Source], fresh: &[String]) -> Result<Tensors> {
+    let mut taken = Tensors::new();
     for source in sources {
         let path = last_or_self(&source.path)?;
-        let (parameters, _) = read_parameters(&path)?;
-        if parameters.is_empty() {
+        let files = parameter_files(&path)?;
+        if files.is_empty() {
             return Err(TrainError::checkpoint(path, "neither a model, nor a stage's output with a checkpoint"));
         }
         let wanted = |name: &str| (source.take.is_empty() || begins(name, &source.take)) && !begins(name, fresh);
-        taken.extend(parameters.into_iter().filter(|(name, _)| wanted(name)));
+        for file in &files {
+            taken.extend(read_tensors(file, |name| is_parameter(name) && wanted(name))?);
+        }
     }
     Ok(taken)
 }
@@ -142,27 +148,49 @@ pub fn last_or_self(path: &Path) -> Result<PathBuf> {
     Ok(complete(&path.join("checkpoints"))?.pop().unwrap_or_else(|| path.into()))
 }
 
-/// Parameters, and what else the trainer kept.
-pub(crate) type Tensors = BTreeMap<String, Tensor>;
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, Tensor>;
 
-pub(crate) fn read_parameters(path: &Path) -> Result<(Tensors, Tensors)> {
-    let mut parameters = BTreeMap::new();
-    for file in [MODEL, TOWER] {
-        parameters.extend(read_tensors(&path.join(file))?);
+/// All parameters of a model directory or of a checkpoint.
+pub(crate) fn read_parameters(path: &Path) -> Result<Tensors> {
+    let mut parameters = Tensors::new();
+    for file in parameter_files(path)? {
+        parameters.extend(read_tensors(&file, is_parameter)?);
     }
-    let (aux, moments) = read_tensors(&path.join(STATE))?.into_iter().partition(|(name, _)| is_aux(name));
-    parameters.extend::<Tensors>(aux);
-    Ok((parameters, moments))
+    Ok(parameters)
 }
 
-/// A file's tensors in f32; none if there is no such file.
-fn read_tensors(path: &Path) -> Result<Tensors> {
-    if !path.exists() {
-        return Ok(Tensors::new());
+/// Where the parameters of a directory stand: the model's files, the tower's, and the trainer's. Of a published
+/// model the last are missing, of a stage that trains the tower alone the first.
+fn parameter_files(path: &Path) -> Result<Vec<weights::Checkpoint>> {
+    let tower = tower_directory(path).unwrap_or_else(|_| path.join("vision_tower"));
+    let found = [open_weights(path)?, open_weights(&tower)?, open_state(path)?];
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// The weights of a directory, whole, in shards or pickled; none if it holds none.
+fn open_weights(directory: &Path) -> Result<Option<weights::Checkpoint>> {
+    match weights::Checkpoint::open(directory, &Device::Cpu) {
+        Err(WeightsError::NoWeights { .. }) => Ok(None),
+        opened => Ok(Some(opened?)),
     }
-    let tensors = candle_core::safetensors::load(path, &Device::Cpu)
-        .map_err(|error| TrainError::checkpoint(path, error.to_string()))?;
-    tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+}
+
+fn open_state(path: &Path) -> Result<Option<weights::Checkpoint>> {
+    let path = path.join(STATE);
+    Ok(path.is_file().then(|| weights::Checkpoint::open_file(path, &Device::Cpu)).transpose()?)
+}
+
+/// The tensors that are wanted, in f32.
+fn read_tensors(file: &weights::Checkpoint, wanted: impl Fn(&str) -> bool) -> Result<Tensors> {
+    let entries = file.tensors().filter(|(name, ..)| wanted(name));
+    entries.map(|(name, entry, _)| Ok((name.to_owned(), file.tensor(name, &entry.shape)?))).collect()
+}
+
+/// Whether a network could ask for this tensor: it is no moment, and nothing that published files carry for others.
+fn is_parameter(name: &str) -> bool {
+    let any_depth = usize::MAX; // a stage may read all of a tower's layers
+    !(is_moment(name) || is_leftover_of_model(name) || is_leftover_of_tower(name, any_depth))
 }
 
 /// `config.json`, the weights, the tower and the tokenizer.
@@ -194,6 +222,11 @@ pub(crate) fn write_model(directory: &Path, parameters: &Tensors, files: &ModelF
 /// Parameters that a stage needs and the model does not.
 fn is_aux(name: &str) -> bool {
     name.starts_with("aux.")
+}
+
+/// What the optimizer remembers of a parameter.
+fn is_moment(name: &str) -> bool {
+    name.starts_with("first.") || name.starts_with("second.")
 }
 
 fn write_tensors(path: &Path, tensors: &Tensors) -> Result<()> {
@@ -237,4 +270,71 @@ fn remove(directory: &Path) -> Result<()> {
 /// Makes renames and new names in a directory survive a power cut.
 fn sync_directory(directory: &Path) -> Result<()> {
     File::open(directory).and_then(|file| file.sync_all()).map_err(|source| TrainError::file(directory, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn tensors(names: &[&str]) -> Tensors {
+        let value = Tensor::new(&[1f32, -2.0], &Device::Cpu).unwrap();
+        names.iter().map(|name| (name.to_string(), value.clone())).collect()
+    }
+
+    fn source(path: &Path, take: &[&str]) -> Source {
+        Source { path: path.into(), take: take.iter().map(|prefix| prefix.to_string()).collect() }
+    }
+
+    /// A model of two shards, with a tower that torch has saved; the pickle also holds a table of positions.
+    fn published(directory: &Path) {
+        let name = |number| format!("model-0000{number}-of-00002.safetensors");
+        write_tensors(&directory.join(name(1)), &tensors(&["lm_head.weight", "model.norm.weight"])).unwrap();
+        write_tensors(&directory.join(name(2)), &tensors(&["model.layers.0.self_attn.rotary_emb.inv_freq"])).unwrap();
+        let map = json!({
+            "lm_head.weight": name(1), "model.norm.weight": name(1),
+            "model.layers.0.self_attn.rotary_emb.inv_freq": name(2),
+        });
+        write_json(&directory.join("model.safetensors.index.json"), &json!({ "weight_map": map })).unwrap();
+        create(&directory.join("vision_tower")).unwrap();
+        let saved = concat!(env!("CARGO_MANIFEST_DIR"), "/../gpt4roi/tests/data/torch.bin");
+        fs::copy(saved, directory.join("vision_tower/pytorch_model.bin")).unwrap();
+    }
+
+    #[test]
+    fn a_source_may_lie_in_shards_and_in_a_pickle() {
+        let directory = tempfile::tempdir().unwrap();
+        published(directory.path());
+        let take = ["model.", "lm_head.", "half", "single"];
+        let taken = read_sources(&[source(directory.path(), &take)], &["lm_head.".into()]).unwrap();
+        let names: BTreeSet<&str> = taken.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            BTreeSet::from(["model.norm.weight", "half", "single"]),
+            "neither leftovers nor what is fresh"
+        );
+        assert_eq!(taken["model.norm.weight"].to_vec1::<f32>().unwrap(), [1.0, -2.0]);
+        assert_eq!((taken["half"].dtype(), taken["half"].dims()), (DType::F32, &[2, 3, 4][..]));
+    }
+
+    #[test]
+    fn a_later_source_replaces_what_an_earlier_one_had() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write_tensors(&first.path().join(MODEL), &tensors(&["a", "b"])).unwrap();
+        let other = [("b".to_owned(), Tensor::new(&[7f32], &Device::Cpu).unwrap())];
+        write_tensors(&second.path().join(MODEL), &other.into()).unwrap();
+        let taken = read_sources(&[source(first.path(), &[]), source(second.path(), &[])], &[]).unwrap();
+        assert_eq!(taken["a"].dims(), [2]);
+        assert_eq!(taken["b"].to_vec1::<f32>().unwrap(), [7.0]);
+    }
+
+    #[test]
+    fn a_source_without_weights_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = read_sources(&[source(directory.path(), &[])], &[]).unwrap_err().to_string();
+        assert!(error.contains("neither a model") && error.contains(&*directory.path().to_string_lossy()), "{error}");
+    }
 }

@@ -110,8 +110,8 @@ pub struct InitConfig {
     /// Checkpoints to take tensors from; a later one replaces what an earlier one had.
     #[serde(default)]
     pub from: Vec<Source>,
-    /// Beginnings of names that are drawn afresh even if a checkpoint has them. Frozen parameters
-    /// must come from a checkpoint or be named here.
+    /// Beginnings of names that are drawn afresh even if a checkpoint has them. Beside a checkpoint, all that it
+    /// does not have must be named here, and frozen parameters in any case: nothing is random by mistake.
     #[serde(default)]
     pub fresh: Vec<String>,
     /// Factors for tensors that were taken, by the beginnings of their names. A model that starts from nothing
@@ -137,7 +137,8 @@ pub struct InitConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// The output directory of a stage, whose last checkpoint counts, or a model directory.
+    /// The output directory of a stage, whose last checkpoint counts, or a model directory: safetensors or torch
+    /// pickles, whole or in shards, with the tower in a directory of its own.
     pub path: PathBuf,
     /// Beginnings of the names taken; empty means all.
     #[serde(default)]

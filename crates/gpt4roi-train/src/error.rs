@@ -37,11 +37,13 @@ pub enum TrainError {
         /// Why not.
         message: String,
     },
-    /// Frozen tensors would keep random values.
+    /// Tensors would begin with random values that nobody asked for.
     #[error(
-        "{count} frozen tensors are in none of the checkpoints of `init` and not named by `init.fresh`; the first is `{first}`"
+        "stage `{stage}`: {count} tensors are in none of the checkpoints of `init.from` and not named by `init.fresh`; the first is `{first}`"
     )]
-    FrozenFresh {
+    Drawn {
+        /// The stage's name.
+        stage: String,
         /// How many.
         count: usize,
         /// The first by name.

@@ -20,7 +20,7 @@ pub fn export(source: &Path, target: &Path, if_exists: IfExists) -> Result<()> {
     let staging = Staging::new(target, if_exists).map_err(gpt4roi::Error::from)?;
     let path = whole_model(source)?;
     let files = ModelFiles { config: Files::Directory(path.clone()).config()?, tokenizer: Some(path.clone()) };
-    let (parameters, _) = checkpoint::read_parameters(&path)?;
+    let parameters = checkpoint::read_parameters(&path)?;
     for (name, tensor) in &parameters {
         if !fits(tensor)? {
             return Err(TrainError::checkpoint(&path, format!("`{name}` has values beyond float16")));

@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor, Var};
 use gpt4roi::weights::{TensorSource, WeightsError, WeightsResult};
 
 use crate::{
+    config::InitConfig,
     error::{Result, TrainError},
     init::Initializer,
 };
@@ -59,9 +60,10 @@ impl Parameters {
         self.asked().clone()
     }
 
-    /// Refuses frozen parameters with random values, unless `allowed` names their beginnings, and
-    /// prefixes of `trainable` that no parameter has.
-    pub fn check(&self, stage: &str, allowed: &[String]) -> Result<()> {
+    /// Refuses parameters that were drawn although nobody asked for that, and prefixes of `trainable` that no
+    /// parameter has. A model that starts from nothing draws what learns; beside a checkpoint, and for what stays
+    /// frozen, `init.fresh` has to name it.
+    pub fn check(&self, stage: &str, init: &InitConfig) -> Result<()> {
         let asked = self.asked();
         for prefix in &self.trainable {
             if !asked.keys().any(|name| name.starts_with(prefix)) {
@@ -73,13 +75,12 @@ impl Parameters {
                 });
             }
         }
-        let random: Vec<_> = asked
-            .iter()
-            .filter(|(name, p)| p.fresh && p.var.is_none() && !begins(name, allowed))
-            .map(|(name, _)| name)
-            .collect();
-        match random.first() {
-            Some(first) => Err(TrainError::FrozenFresh { count: random.len(), first: first.to_string() }),
+        let from_nothing = init.from.is_empty();
+        let unasked =
+            |name: &str, p: &Parameter| p.fresh && !(from_nothing && p.var.is_some() || begins(name, &init.fresh));
+        let drawn: Vec<_> = asked.iter().filter(|(name, p)| unasked(name, p)).map(|(name, _)| name).collect();
+        match drawn.first() {
+            Some(first) => Err(TrainError::Drawn { stage: stage.into(), count: drawn.len(), first: first.to_string() }),
             None => Ok(()),
         }
     }
@@ -130,7 +131,7 @@ pub(crate) fn begins(name: &str, prefixes: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::init::InitChoices;
+    use crate::{config::Source, init::InitChoices};
 
     fn parameters(trainable: &[&str], taken: &[&str]) -> Arc<Parameters> {
         let initializer = Initializer::new(1, &gpt4roi::Config::gpt4roi_7b(), InitChoices::default());
@@ -157,22 +158,38 @@ mod tests {
         assert!(matches!(error, WeightsError::Shape { .. }), "{error}");
     }
 
+    fn init(from: &[&str], fresh: &[&str]) -> InitConfig {
+        let from = from.iter().map(|path| Source { path: path.into(), take: Vec::new() }).collect();
+        InitConfig { from, fresh: fresh.iter().map(|prefix| prefix.to_string()).collect(), ..InitConfig::default() }
+    }
+
     #[test]
-    fn frozen_tensors_are_not_left_random() {
+    fn what_is_drawn_unasked_is_refused() {
         let parameters = parameters(&["a."], &["b.taken"]);
         for name in ["a.fresh", "b.taken", "b.fresh"] {
             parameters.tensor(name, &[2]).unwrap();
         }
-        let error = parameters.check("stage", &[]).unwrap_err();
-        assert!(matches!(&error, TrainError::FrozenFresh { count: 1, first } if first == "b.fresh"), "{error}");
-        assert!(parameters.check("stage", &["b.".into()]).is_ok());
+        for (from, fresh, expected) in [
+            (&[][..], &[][..], Some((1, "b.fresh"))), // from nothing, but b stays frozen
+            (&[], &["b."], None),
+            (&["model"], &[], Some((2, "a.fresh"))), // a was to go on from the checkpoint
+            (&["model"], &["b."], Some((1, "a.fresh"))),
+            (&["model"], &["a.", "b."], None),
+        ] {
+            let got = parameters.check("stage", &init(from, fresh)).err();
+            let got = got.map(|error| match error {
+                TrainError::Drawn { count, first, .. } => (count, first),
+                error => panic!("{error}"),
+            });
+            assert_eq!(got, expected.map(|(count, first)| (count, first.to_owned())), "{from:?}, {fresh:?}");
+        }
     }
 
     #[test]
     fn a_beginning_that_no_parameter_has_is_refused() {
         let parameters = parameters(&["a.", "c."], &[]);
         parameters.tensor("a.x", &[2]).unwrap();
-        let error = parameters.check("stage", &[]).unwrap_err();
+        let error = parameters.check("stage", &init(&[], &[])).unwrap_err();
         assert!(matches!(&error, TrainError::Value { got, .. } if got == "c."), "{error}");
     }
 }

@@ -211,6 +211,68 @@ mod tests {
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
     }
 
+    /// The stage files of a folder in an order in which each finds its sources, each with a tiny model for one step:
+    /// what they take is there, and what they draw they name.
+    #[track_caller]
+    fn build_on_each_other(folder: &str, stages: &[(&str, &str)]) {
+        let directory = tempfile::tempdir().unwrap();
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(folder);
+        for (file, out) in stages {
+            let stage = StageConfig::open(configs.join(file).with_extension("toml")).unwrap();
+            let mut trainer = tiny::trainer(miniature(stage, directory.path()), &directory.path().join(out));
+            let trainer = trainer.as_mut().unwrap_or_else(|error| panic!("{file}: {error}"));
+            trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap_or_else(|error| panic!("{file}: {error}"));
+        }
+    }
+
+    /// The same stage of a tiny model, below another folder than `runs`.
+    fn miniature(stage: StageConfig, runs: &Path) -> StageConfig {
+        let tiny = tiny::stage(stage.objective.clone(), &[]);
+        let mut stage = StageConfig { steps: 1, batch: 3, model: tiny.model, scenes: tiny.scenes, ..stage };
+        for source in &mut stage.init.from {
+            source.path = runs.join(source.path.strip_prefix("runs").unwrap());
+        }
+        stage.init.choices.place_channels = stage.init.choices.place_channels.min(2);
+        stage.init.words_over = stage.init.words_over.min(24);
+        if let ObjectiveConfig::Language(settings) = &mut stage.objective {
+            settings.place_channels = 2;
+        }
+        stage
+    }
+
+    #[test]
+    fn the_stages_of_the_embedded_model_build_on_each_other() {
+        let order = [
+            "0-tower",
+            "0-language",
+            "0-language-verdicts",
+            "0-language-presence",
+            "1-region",
+            "2-joint",
+            "2-joint-regions",
+            "2-joint-many",
+            "2-joint-small",
+            "0-tower-small",
+            "1-region-small",
+            "2-joint-last",
+        ];
+        let out: Vec<String> = order.iter().map(|stage| format!("nano/{stage}")).collect();
+        build_on_each_other("nano", &order.into_iter().zip(out.iter().map(String::as_str)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_stages_of_the_ablation_build_on_each_other() {
+        build_on_each_other(
+            "ablation",
+            &[
+                ("0-tower", "ablation/1/0-tower"),
+                ("1-language", "ablation/1/original/1-language"),
+                ("2-region", "ablation/1/original/2-region"),
+                ("3-joint", "ablation/1/original/3-joint"),
+            ],
+        );
+    }
+
     #[test]
     fn words_need_a_tokenizer() {
         let mut stage = tiny::stage(tiny::patches(), &["vision_model.", "aux."]);

@@ -314,7 +314,10 @@ impl ModelFiles {
 
 /// Where the tower lies that `config.json` names: a directory, or for a name on a model hub, which
 /// nothing here downloads, `vision_tower` beside `config.json`.
-pub(crate) fn tower_directory(directory: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// If there is no `config.json`, or no tower in either place.
+pub fn tower_directory(directory: &Path) -> Result<PathBuf> {
     let path = directory.join("config.json");
     let config: serde_json::Value = serde_json::from_str(&read_text(&path)?)
         .map_err(|error| Error::config(path.display().to_string(), "JSON".into(), error.to_string()))?;
