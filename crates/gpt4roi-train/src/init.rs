@@ -1,8 +1,10 @@
 //! What a parameter is before anything was learned.
 //!
 //! The region module's and the language model's rules are the original's (its code re-initialises
-//! missing linear layers with LLaMA's rule); the tower's follow CLIP in spirit: fan-in scaled, with
-//! the layers that write to the residual stream scaled down by depth.
+//! missing linear layers with LLaMA's rule), but for two things: normal values beyond two deviations
+//! are drawn again, without making up for the spread that this takes away (0.88 of it is left), and
+//! the language model's layers that write to the residual stream are scaled down by depth, as GPT-2's
+//! are. The tower's rules follow CLIP in spirit: fan-in scaled, and scaled down by depth likewise.
 
 use candle_core::{Device, Result, Tensor};
 use gpt4roi::Config;
@@ -20,7 +22,8 @@ pub(crate) const LLAMA_STD: f64 = 0.02;
 pub enum Distribution {
     /// The same value everywhere.
     Constant(f32),
-    /// Mean 0, this standard deviation, nothing beyond two of them.
+    /// A normal of mean 0 and this standard deviation, of which what lies beyond two deviations is drawn again: what
+    /// comes out has 0.88 of it.
     Normal(f64),
     /// Evenly between −x and x.
     Uniform(f64),
@@ -219,7 +222,7 @@ mod tests {
         assert_ne!(one, values(&initializer(1, 0), "model.layers.1.self_attn.q_proj.weight", &[8, 8]));
     }
 
-    /// The original's rules for the region module, and LLaMA's.
+    /// The original's rules for the region module and LLaMA's, of which the last is scaled by depth.
     #[test]
     fn rules_follow_the_original() {
         let region = "model.spi_module";
