@@ -30,6 +30,8 @@ const MODEL: &str = "model.safetensors";
 const TOWER: &str = "vision_tower/model.safetensors";
 /// Moments and auxiliary parameters.
 const STATE: &str = "trainer.safetensors";
+/// Begins the name of a complete checkpoint; its step follows.
+const STEP: &str = "step-";
 /// Counters.
 const COUNTERS: &str = "trainer.json";
 
@@ -74,7 +76,7 @@ pub struct ModelFiles {
 impl Checkpoint {
     /// Writes `step-…` into `directory` and removes all but the last `keep` checkpoints there.
     pub fn write(&self, directory: &Path, files: &ModelFiles, keep: usize) -> Result<PathBuf> {
-        let name = format!("step-{:08}", self.counters.step);
+        let name = format!("{STEP}{:08}", self.counters.step);
         let (target, temporary) = (directory.join(&name), directory.join(format!(".{name}.partial")));
         remove(&temporary)?;
         create(&temporary.join("vision_tower"))?;
@@ -115,12 +117,15 @@ pub fn complete(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|source| TrainError::file(directory, source))?;
-        if entry.file_name().to_string_lossy().starts_with("step-") {
-            found.push(entry.path());
-        }
+        found.extend(step_of(&entry.path()).map(|step| (step, entry.path())));
     }
-    found.sort(); // the numbers have leading zeros
-    Ok(found)
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// The step of a checkpoint, by the directory's name.
+pub(crate) fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix(STEP)?.parse().ok()
 }
 
 /// The tensors that a stage starts from, in f32.

@@ -37,6 +37,16 @@ pub enum TrainError {
         /// Why not.
         message: String,
     },
+    /// A run that begins anew would replace the checkpoints of another.
+    #[error(
+        "{path}: expected no checkpoints where a run begins, got those of a run up to step {step}; `--resume` goes on with it, another `--out` begins anew"
+    )]
+    Used {
+        /// The output directory.
+        path: PathBuf,
+        /// The last step that was saved there.
+        step: u64,
+    },
     /// Tensors would begin with random values that nobody asked for.
     #[error(
         "stage `{stage}`: {count} tensors are in none of the checkpoints of `init.from` and not named by `init.fresh`; the first is `{first}`"

@@ -47,6 +47,7 @@ pub(crate) fn assemble(
     tokenizer: Option<Tokenizer>,
     out: PathBuf,
 ) -> Result<Trainer> {
+    refuse_used(&out)?; // not only when it runs: measuring takes its time
     let scenes = Arc::new(Scenes::new(stage.scenes.clone()).map_err(data)?);
     let initializer = Initializer::new(stage.seed, &config, stage.init.choices.clone());
     let mut taken = read_sources(&stage.init.from, &stage.init.fresh)?;

@@ -16,7 +16,7 @@ use candle_core::Tensor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{
-    checkpoint::{Checkpoint, Counters, ModelFiles, complete, create},
+    checkpoint::{Checkpoint, Counters, ModelFiles, complete, create, step_of},
     config::StageConfig,
     curve,
     error::{Result, TrainError},
@@ -159,8 +159,12 @@ impl Trainer {
     /// Runs to the last step, or until `progress` breaks.
     ///
     /// # Errors
-    /// Whatever stops it; the last checkpoint stays.
+    /// Whatever stops it; the last checkpoint stays. If it begins at step 0 where another run's checkpoints are, which
+    /// it would replace.
     pub fn run(&mut self, clock: Clock<'_>, progress: &mut dyn Progress) -> Result<()> {
+        if self.counters.step == 0 {
+            refuse_used(&self.out)?;
+        }
         create(&self.checkpoints())?;
         let earlier = self.counters.seconds - clock().as_secs_f64();
         let mut log = Log::open(self.out.join("log.jsonl"), self.counters.step)?;
@@ -336,6 +340,14 @@ impl Trainer {
 struct CheckpointTimes {
     steps: u64,
     seconds: Option<f64>,
+}
+
+/// A run that begins would remove the checkpoints that it finds, and empty their log.
+pub(crate) fn refuse_used(out: &Path) -> Result<()> {
+    match complete(&checkpoints_below(out))?.last().and_then(|path| step_of(path)) {
+        Some(step) => Err(TrainError::Used { path: out.into(), step }),
+        None => Ok(()),
+    }
 }
 
 /// Where a stage with the output directory `out` keeps its checkpoints.
@@ -526,6 +538,21 @@ mod tests {
             let moved = before[&name] != after;
             assert_eq!(moved, name.starts_with("model.spi_module."), "{name}: moved {moved}");
         }
+    }
+
+    #[test]
+    fn a_run_that_begins_leaves_the_checkpoints_of_another_alone() {
+        let stage = || StageConfig { steps: 4, ..tiny::stage(tiny::patches(), &["vision_model.", "aux."]) };
+        let out = tempfile::tempdir().unwrap();
+        let mut late = tiny::trainer(stage(), out.path()).unwrap();
+        run(stage(), out.path(), false, &mut Silent);
+        let before = last_files(out.path());
+        for error in [late.run(&STILL, &mut Silent).unwrap_err(), tiny::trainer(stage(), out.path()).unwrap_err()] {
+            assert!(matches!(&error, TrainError::Used { path, step: 4 } if path == out.path()), "{error}");
+            let expected = ["up to step 4", "--resume", "--out"];
+            assert!(expected.iter().all(|part| error.to_string().contains(part)), "{error}");
+        }
+        assert!(last_files(out.path()) == before, "something was written");
     }
 
     #[test]
