@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     checkpoint::replace,
@@ -15,17 +15,22 @@ use crate::{
 };
 
 /// What one step, or several between two lines of the log, came to.
+///
+/// JSON has no word for what is not finite: such a number is written as null, and read as not a number.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Steps done.
     pub step: u64,
-    /// The mean loss over the pictures since the last line.
+    /// The mean loss over the pictures learned from since the last line; not a number if there were none.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// The full rate times this was used in the last step.
     pub lr_factor: f64,
-    /// The norm of the last gradient, before clipping.
+    /// The norm of the last gradient, before clipping; not finite if the step was skipped for that.
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
-    /// Means over the pictures since the last line.
+    /// Means over the pictures learned from since the last line.
+    #[serde(deserialize_with = "numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// Pictures per second since the last line.
     pub pictures_per_second: f64,
@@ -33,6 +38,15 @@ pub struct Record {
     pub seconds: f64,
     /// Steps skipped so far for a gradient that was not finite.
     pub skipped: u64,
+}
+
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<BTreeMap<String, f64>, D::Error> {
+    let read = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
+    Ok(read.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
 }
 
 /// A log file being written.
@@ -76,14 +90,14 @@ impl Log {
     }
 }
 
-/// Reads a log; a last line that was cut off is left out, a missing file is empty.
+/// Reads a log; a line that was cut off is left out, a missing file is empty.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     Ok(parse(&text(path)?).map(|(_, record)| record).collect())
 }
 
-/// The whole lines of a log.
+/// The whole lines of a log. One that is not does not take along those behind it.
 fn parse(text: &str) -> impl Iterator<Item = (&str, Record)> {
-    text.lines().map_while(|line| Some((line, serde_json::from_str(line).ok()?)))
+    text.lines().filter_map(|line| Some((line, serde_json::from_str(line).ok()?)))
 }
 
 fn text(path: &Path) -> Result<String> {
@@ -119,5 +133,24 @@ mod tests {
         log.append(record(4)).unwrap();
         assert_eq!(read(&path).unwrap(), [record(1), record(2), record(3), record(4)]);
         assert_eq!(log.records(), read(&path).unwrap());
+    }
+
+    #[test]
+    fn a_line_that_is_not_finite_does_not_end_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log.jsonl");
+        let mut log = Log::open(&path, 0).unwrap();
+        let metrics = BTreeMap::from([("accuracy".to_owned(), f64::NAN), ("rms".to_owned(), 2.0)]);
+        log.append(record(1)).unwrap();
+        log.append(Record { loss: f64::NAN, grad_norm: f64::INFINITY, metrics, ..record(2) }).unwrap();
+        log.append(record(3)).unwrap();
+        let before = fs::read_to_string(&path).unwrap();
+        assert!(before.contains(r#""loss":null"#), "{before}");
+        let log = Log::open(&path, 3).unwrap();
+        assert_eq!(log.records().iter().map(|record| record.step).collect::<Vec<_>>(), [1, 2, 3]);
+        let broken = &log.records()[1];
+        assert!(broken.loss.is_nan() && broken.grad_norm.is_nan() && broken.metrics["accuracy"].is_nan());
+        assert_eq!(broken.metrics["rms"], 2.0);
+        assert_eq!(fs::read_to_string(&path).unwrap(), before, "lines are kept as they were written");
     }
 }

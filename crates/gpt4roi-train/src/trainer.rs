@@ -70,7 +70,8 @@ struct Batch {
     gradients: Vec<Option<Vec<f32>>>,
 }
 
-/// What was observed since the last line of the log.
+/// What was observed since the last line of the log: means over what was learned from, and how many pictures took the
+/// time.
 #[derive(Default)]
 struct Window {
     weight: f64,
@@ -198,7 +199,7 @@ impl Trainer {
     /// One step: the norm of its gradient.
     fn step(&mut self, window: &mut Window) -> Result<f64> {
         let step = self.counters.step;
-        let batch = self.batch(step)?;
+        let mut batch = self.batch(step)?;
         self.counters.step += 1;
         if batch.weight == 0.0 {
             return Err(TrainError::NothingToLearn { step });
@@ -206,21 +207,16 @@ impl Trainer {
         if self.counters.updates == 0 {
             self.refuse_cut_gradients(&batch)?;
         }
-        window.add(&batch);
+        window.pictures += batch.pictures;
         let sizes: Vec<usize> = self.optimizer.parameters().map(|(_, var)| var.elem_count()).collect();
-        let gradients = batch.gradients.into_iter().zip(sizes);
+        let gradients = std::mem::take(&mut batch.gradients).into_iter().zip(sizes);
         let mut gradients: Vec<Vec<f32>> =
             gradients.map(|(gradient, size)| gradient.unwrap_or_else(|| vec![0.0; size])).collect();
         let norm = norm(&gradients) / batch.weight;
         if !norm.is_finite() {
-            self.counters.skipped += 1;
-            self.counters.skipped_in_a_row += 1;
-            let in_a_row = self.counters.skipped_in_a_row;
-            if in_a_row > self.stage.max_bad_steps {
-                return Err(TrainError::NotFinite { step, in_a_row });
-            }
-            return Ok(norm);
+            return self.skip(step).map(|()| norm);
         }
+        window.add(&batch);
         self.counters.skipped_in_a_row = 0;
         let scale = ((self.stage.clip_norm / norm).min(1.0) / batch.weight) as f32;
         gradients.iter_mut().flatten().for_each(|g| *g *= scale);
@@ -229,6 +225,17 @@ impl Trainer {
         everyone.install(|| optimizer.step(&gradients, factor))?;
         counters.updates = optimizer.updates();
         Ok(norm)
+    }
+
+    /// Counts a step whose gradient is not finite; what it observed is not worth a line either.
+    fn skip(&mut self, step: u64) -> Result<()> {
+        self.counters.skipped += 1;
+        self.counters.skipped_in_a_row += 1;
+        let in_a_row = self.counters.skipped_in_a_row;
+        if in_a_row > self.stage.max_bad_steps {
+            return Err(TrainError::NotFinite { step, in_a_row });
+        }
+        Ok(())
     }
 
     /// Deals the pictures of one step to the workers. Their gradients arrive in any order and are
@@ -380,7 +387,6 @@ impl Window {
     fn add(&mut self, batch: &Batch) {
         self.weight += batch.weight;
         self.loss += batch.loss;
-        self.pictures += batch.pictures;
         self.metrics.merge(&batch.metrics);
     }
 }
@@ -599,6 +605,20 @@ mod tests {
         assert_eq!((trainer.counters.skipped, trainer.counters.updates, trainer.counters.step), (3, 3, 6));
         let w = trainer.parameters.all()["aux.w"].tensor.to_vec1::<f32>().unwrap();
         assert!(w.iter().all(|w| w.is_finite()), "{w:?}");
+    }
+
+    /// A line in the log is the mean of the steps that were learned from, if there were any.
+    #[test]
+    fn skipped_steps_stay_out_of_the_means_and_leave_the_log_whole() {
+        for (log_every, finite) in [(1, 3), (2, 3)] {
+            let out = tempfile::tempdir().unwrap();
+            let mut trainer = quadratic(|index| index.is_multiple_of(2), false, out.path());
+            trainer.stage.log_every = log_every;
+            trainer.run(&STILL, &mut Silent).unwrap();
+            let records = crate::log::read(&out.path().join("log.jsonl")).unwrap();
+            assert_eq!(records.len() as u64, 6 / log_every);
+            assert_eq!(records.iter().filter(|record| record.loss.is_finite()).count(), finite);
+        }
     }
 
     #[test]
