@@ -19,9 +19,9 @@ use gpt4roi::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::Source,
+    config::InitConfig,
     error::{Result, TrainError},
-    parameters::begins,
+    parameters::{begins, check_prefixes},
 };
 
 /// The language model, the projector and the region module.
@@ -128,19 +128,22 @@ pub(crate) fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix(STEP)?.parse().ok()
 }
 
-/// The tensors that a stage starts from, in f32.
+/// The tensors that the stage of this name starts from, in f32.
 ///
 /// # Errors
-/// If a source is no checkpoint, no model and no output of a stage, or if a file of it is damaged.
-pub fn read_sources(sources: &[Source], fresh: &[String]) -> Result<Tensors> {
+/// If a source is no checkpoint, no model and no output of a stage, if a file of it is damaged, or if it has nothing of
+/// what is to be taken.
+pub fn read_sources(stage: &str, init: &InitConfig) -> Result<Tensors> {
     let mut taken = Tensors::new();
-    for source in sources {
+    for source in &init.from {
         let path = last_or_self(&source.path)?;
         let files = parameter_files(&path)?;
         if files.is_empty() {
             return Err(TrainError::checkpoint(path, "neither a model, nor a stage's output with a checkpoint"));
         }
-        let wanted = |name: &str| (source.take.is_empty() || begins(name, &source.take)) && !begins(name, fresh);
+        let names = || files.iter().flat_map(|file| file.tensors().map(|(name, ..)| name));
+        check_prefixes(stage, "init.from.take", &source.take, names)?;
+        let wanted = |name: &str| (source.take.is_empty() || begins(name, &source.take)) && !begins(name, &init.fresh);
         for file in &files {
             taken.extend(read_tensors(file, |name| is_parameter(name) && wanted(name))?);
         }
@@ -284,14 +287,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::Source;
 
     fn tensors(names: &[&str]) -> Tensors {
         let value = Tensor::new(&[1f32, -2.0], &Device::Cpu).unwrap();
         names.iter().map(|name| (name.to_string(), value.clone())).collect()
     }
 
-    fn source(path: &Path, take: &[&str]) -> Source {
-        Source { path: path.into(), take: take.iter().map(|prefix| prefix.to_string()).collect() }
+    fn read(from: &[(&Path, &[&str])], fresh: &[&str]) -> Result<Tensors> {
+        let owned = |prefixes: &[&str]| prefixes.iter().map(|prefix| prefix.to_string()).collect();
+        let from = from.iter().map(|(path, take)| Source { path: path.into(), take: owned(take) }).collect();
+        read_sources("stage", &InitConfig { from, fresh: owned(fresh), ..InitConfig::default() })
     }
 
     /// A model of two shards, with a tower that torch has saved; the pickle also holds a table of positions.
@@ -314,7 +320,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         published(directory.path());
         let take = ["model.", "lm_head.", "half", "single"];
-        let taken = read_sources(&[source(directory.path(), &take)], &["lm_head.".into()]).unwrap();
+        let taken = read(&[(directory.path(), &take)], &["lm_head."]).unwrap();
         let names: BTreeSet<&str> = taken.keys().map(String::as_str).collect();
         assert_eq!(
             names,
@@ -331,7 +337,7 @@ mod tests {
         write_tensors(&first.path().join(MODEL), &tensors(&["a", "b"])).unwrap();
         let other = [("b".to_owned(), Tensor::new(&[7f32], &Device::Cpu).unwrap())];
         write_tensors(&second.path().join(MODEL), &other.into()).unwrap();
-        let taken = read_sources(&[source(first.path(), &[]), source(second.path(), &[])], &[]).unwrap();
+        let taken = read(&[(first.path(), &[]), (second.path(), &[])], &[]).unwrap();
         assert_eq!(taken["a"].dims(), [2]);
         assert_eq!(taken["b"].to_vec1::<f32>().unwrap(), [7.0]);
     }
@@ -339,7 +345,16 @@ mod tests {
     #[test]
     fn a_source_without_weights_is_refused_by_name() {
         let directory = tempfile::tempdir().unwrap();
-        let error = read_sources(&[source(directory.path(), &[])], &[]).unwrap_err().to_string();
+        let error = read(&[(directory.path(), &[])], &[]).unwrap_err().to_string();
         assert!(error.contains("neither a model") && error.contains(&*directory.path().to_string_lossy()), "{error}");
+    }
+
+    #[test]
+    fn a_beginning_that_a_source_does_not_have_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        write_tensors(&directory.path().join(MODEL), &tensors(&["model.a"])).unwrap();
+        assert_eq!(read(&[(directory.path(), &["model."])], &[]).unwrap().len(), 1);
+        let error = read(&[(directory.path(), &["model.", "modle."])], &[]).unwrap_err().to_string();
+        assert!(error.contains("init.from.take") && error.contains("`modle.`"), "{error}");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     error::{Result, TrainError},
     init::InitChoices,
     objective::ObjectiveConfig,
-    optimizer::OptimizerConfig,
+    optimizer::{Group, OptimizerConfig, Rule},
     schedule::Schedule,
 };
 
@@ -234,6 +234,11 @@ impl StageConfig {
         if self.log_every == 0 {
             return refuse("log_every", "at least 1", "0".into());
         }
+        let wants_muon = |group: &&Group| group.rule == Some(Rule::Muon);
+        if let (None, Some(group)) = (&self.optimizer.muon, self.optimizer.groups.iter().find(wants_muon)) {
+            let expected = format!("a table, since the group of `{}` follows muon", group.prefix);
+            return refuse("optimizer.muon", &expected, "none".into());
+        }
         if let ObjectiveConfig::Language(settings) = &self.objective
             && !(0.0..=1.0).contains(&settings.pictures)
         {
@@ -323,12 +328,16 @@ mod tests {
     fn impossible_values_are_refused() {
         let good = || crate::tiny::stage(crate::tiny::patches(), &["vision_model."]);
         type Spoil = fn(&mut StageConfig);
-        let cases: [(&str, Spoil); 5] = [
+        let cases: [(&str, Spoil); 6] = [
             ("steps", |stage| stage.steps = 0),
             ("batch", |stage| stage.batch = 0),
             ("trainable", |stage| stage.trainable.clear()),
             ("clip_norm", |stage| stage.clip_norm = f64::NAN),
             ("checkpoint", |stage| stage.checkpoint.keep = 0),
+            ("optimizer.muon", |stage| {
+                let group = Group { prefix: "a.".into(), lr_scale: 1.0, weight_decay: None, rule: Some(Rule::Muon) };
+                (stage.optimizer.muon, stage.optimizer.groups) = (None, vec![group]);
+            }),
         ];
         assert!(good().check().is_ok());
         for (field, spoil) in cases {

@@ -29,7 +29,7 @@ pub struct OptimizerConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// The beginning of the parameters' names.
+    /// The beginning of the parameters' names; some that learn must have it.
     pub prefix: String,
     /// Multiplies the rate.
     #[serde(default = "one")]

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor, Var};
 use gpt4roi::weights::{TensorSource, WeightsError, WeightsResult};
 
 use crate::{
-    config::InitConfig,
+    config::StageConfig,
     error::{Result, TrainError},
     init::Initializer,
 };
@@ -60,29 +60,21 @@ impl Parameters {
         self.asked().clone()
     }
 
-    /// Refuses parameters that were drawn although nobody asked for that, and prefixes of `trainable` that no
-    /// parameter has. A model that starts from nothing draws what learns; beside a checkpoint, and for what stays
-    /// frozen, `init.fresh` has to name it.
-    pub fn check(&self, stage: &str, init: &InitConfig) -> Result<()> {
+    /// Refuses beginnings of names that no parameter has, and parameters that were drawn although nobody asked for
+    /// that. A model that starts from nothing draws what learns; beside a checkpoint, and for what stays frozen,
+    /// `init.fresh` has to name it.
+    ///
+    /// # Errors
+    /// Names the field and the beginning, or the first parameter.
+    pub fn check(&self, stage: &StageConfig) -> Result<()> {
         let asked = self.asked();
-        for prefix in &self.trainable {
-            if !asked.keys().any(|name| name.starts_with(prefix)) {
-                return Err(TrainError::Value {
-                    stage: stage.into(),
-                    field: "trainable".into(),
-                    expected: "beginnings of parameter names".into(),
-                    got: prefix.clone(),
-                });
-            }
-        }
-        let from_nothing = init.from.is_empty();
-        let unasked =
-            |name: &str, p: &Parameter| p.fresh && !(from_nothing && p.var.is_some() || begins(name, &init.fresh));
-        let drawn: Vec<_> = asked.iter().filter(|(name, p)| unasked(name, p)).map(|(name, _)| name).collect();
-        match drawn.first() {
-            Some(first) => Err(TrainError::Drawn { stage: stage.into(), count: drawn.len(), first: first.to_string() }),
-            None => Ok(()),
-        }
+        let all = || asked.keys().map(String::as_str);
+        let learning = || asked.iter().filter(|(_, p)| p.var.is_some()).map(|(name, _)| name.as_str());
+        check_prefixes(&stage.name, "trainable", &stage.trainable, all)?;
+        check_prefixes(&stage.name, "init.fresh", &stage.init.fresh, all)?;
+        let groups = stage.optimizer.groups.iter().map(|group| &group.prefix);
+        check_prefixes(&stage.name, "optimizer.groups", groups, learning)?;
+        check_drawn(&asked, stage)
     }
 
     fn asked(&self) -> MutexGuard<'_, BTreeMap<String, Parameter>> {
@@ -123,6 +115,36 @@ impl TensorSource for Parameters {
     }
 }
 
+fn check_drawn(asked: &BTreeMap<String, Parameter>, stage: &StageConfig) -> Result<()> {
+    let from_nothing = stage.init.from.is_empty();
+    let named = |name: &str, p: &Parameter| from_nothing && p.var.is_some() || begins(name, &stage.init.fresh);
+    let drawn: Vec<_> = asked.iter().filter(|(name, p)| p.fresh && !named(name, p)).map(|(name, _)| name).collect();
+    match drawn.first() {
+        Some(first) => {
+            Err(TrainError::Drawn { stage: stage.name.clone(), count: drawn.len(), first: first.to_string() })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Refuses the first of `prefixes` that none of `names` begins with: it is misspelt, or meant for another model.
+pub(crate) fn check_prefixes<'a, Names: Iterator<Item = &'a str>>(
+    stage: &str,
+    field: &str,
+    prefixes: impl IntoIterator<Item = &'a String>,
+    names: impl Fn() -> Names,
+) -> Result<()> {
+    match prefixes.into_iter().find(|prefix| !names().any(|name| name.starts_with(prefix.as_str()))) {
+        Some(prefix) => Err(TrainError::Value {
+            stage: stage.into(),
+            field: field.into(),
+            expected: "beginnings of parameter names".into(),
+            got: format!("`{prefix}`, with which none of them begins"),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Whether `name` begins with one of `prefixes`.
 pub(crate) fn begins(name: &str, prefixes: &[String]) -> bool {
     prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
@@ -131,7 +153,7 @@ pub(crate) fn begins(name: &str, prefixes: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Source, init::InitChoices};
+    use crate::{config::Source, init::InitChoices, optimizer::Group, tiny};
 
     fn parameters(trainable: &[&str], taken: &[&str]) -> Arc<Parameters> {
         let initializer = Initializer::new(1, &gpt4roi::Config::gpt4roi_7b(), InitChoices::default());
@@ -158,9 +180,13 @@ mod tests {
         assert!(matches!(error, WeightsError::Shape { .. }), "{error}");
     }
 
-    fn init(from: &[&str], fresh: &[&str]) -> InitConfig {
-        let from = from.iter().map(|path| Source { path: path.into(), take: Vec::new() }).collect();
-        InitConfig { from, fresh: fresh.iter().map(|prefix| prefix.to_string()).collect(), ..InitConfig::default() }
+    fn stage(from: &[&str], fresh: &[&str], groups: &[&str]) -> StageConfig {
+        let mut stage = tiny::stage(tiny::patches(), &["a."]);
+        stage.init.from = from.iter().map(|path| Source { path: path.into(), take: Vec::new() }).collect();
+        stage.init.fresh = fresh.iter().map(|prefix| prefix.to_string()).collect();
+        let group = |prefix: &&str| Group { prefix: prefix.to_string(), lr_scale: 0.5, weight_decay: None, rule: None };
+        stage.optimizer.groups = groups.iter().map(group).collect();
+        stage
     }
 
     #[test]
@@ -176,7 +202,7 @@ mod tests {
             (&["model"], &["b."], Some((1, "a.fresh"))),
             (&["model"], &["a.", "b."], None),
         ] {
-            let got = parameters.check("stage", &init(from, fresh)).err();
+            let got = parameters.check(&stage(from, fresh, &[])).err();
             let got = got.map(|error| match error {
                 TrainError::Drawn { count, first, .. } => (count, first),
                 error => panic!("{error}"),
@@ -187,9 +213,29 @@ mod tests {
 
     #[test]
     fn a_beginning_that_no_parameter_has_is_refused() {
-        let parameters = parameters(&["a.", "c."], &[]);
-        parameters.tensor("a.x", &[2]).unwrap();
-        let error = parameters.check("stage", &init(&[], &[])).unwrap_err();
-        assert!(matches!(&error, TrainError::Value { got, .. } if got == "c."), "{error}");
+        for (trainable, fresh, groups, expected) in [
+            (&["a.", "c."][..], &["b."][..], &[][..], Some(("trainable", "c."))),
+            (&["a."], &["b.", "d."], &[], Some(("init.fresh", "d."))),
+            (&["a."], &["b."], &["a.x", "a.y"], Some(("optimizer.groups", "a.y"))),
+            (&["a."], &["b."], &["b."], Some(("optimizer.groups", "b."))), // there, but it does not learn
+            (&["a."], &["b."], &["a.x"], None),
+        ] {
+            let parameters = parameters(trainable, &[]);
+            for name in ["a.x", "b.x"] {
+                parameters.tensor(name, &[2]).unwrap();
+            }
+            let stage = StageConfig {
+                trainable: trainable.iter().map(|prefix| prefix.to_string()).collect(),
+                ..stage(&[], fresh, groups)
+            };
+            let got = parameters.check(&stage).err().map(|error| error.to_string());
+            let found = |(field, prefix)| {
+                got.as_ref().is_some_and(|e| {
+                    e.contains(&format!("{field}: expected beginnings of parameter names, got `{prefix}`"))
+                })
+            };
+            assert_eq!(expected.is_some(), got.is_some(), "{got:?}");
+            assert!(expected.is_none_or(found), "{got:?}, not {expected:?}");
+        }
     }
 }

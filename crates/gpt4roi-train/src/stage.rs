@@ -6,19 +6,19 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use gpt4roi::{Config, tokenizer::Tokenizer, weights::Weights};
 use gpt4roi_data::{QuestionMix, Questions, Scenes};
 
 use crate::{
-    checkpoint::{ModelFiles, read_sources},
+    checkpoint::{ModelFiles, Tensors, read_sources},
     config::StageConfig,
     conversations::Conversations,
     error::{Result, TrainError},
     init::Initializer,
     looks::Looks,
     objective::{Converse, Language, Objective, ObjectiveConfig, Patches},
-    parameters::Parameters,
+    parameters::{Parameters, check_prefixes},
     standardize::standardize,
     tower::Tower,
     trainer::Trainer,
@@ -50,8 +50,8 @@ pub(crate) fn assemble(
     refuse_used(&out)?; // not only when it runs: measuring takes its time
     let scenes = Arc::new(Scenes::new(stage.scenes.clone()).map_err(data)?);
     let initializer = Initializer::new(stage.seed, &config, stage.init.choices.clone());
-    let mut taken = read_sources(&stage.init.from, &stage.init.fresh)?;
-    scale(&mut taken, &stage.init.scale)?;
+    let mut taken = read_sources(&stage.name, &stage.init)?;
+    scale(&stage.name, &mut taken, &stage.init.scale)?;
     if stage.init.standardize_over > 0 {
         standardize(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.standardize_over)?;
     }
@@ -71,7 +71,8 @@ pub(crate) fn assemble(
     Trainer::new(stage, parameters, objective, files, out)
 }
 
-fn scale(taken: &mut BTreeMap<String, Tensor>, factors: &BTreeMap<String, f64>) -> Result<()> {
+fn scale(stage: &str, taken: &mut Tensors, factors: &BTreeMap<String, f64>) -> Result<()> {
+    check_prefixes(stage, "init.scale", factors.keys(), || taken.keys().map(String::as_str))?;
     for (prefix, factor) in factors {
         for (_, tensor) in taken.iter_mut().filter(|(name, _)| name.starts_with(prefix)) {
             *tensor = (&*tensor * *factor)?;
@@ -141,6 +142,7 @@ fn data(error: gpt4roi_data::DataError) -> TrainError {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Tensor;
     use gpt4roi::{BBox, Chat, Gpt4Roi, chat::AskOptions};
     use gpt4roi_data::SceneConfig;
     use serde_json::{Value, json};
@@ -272,6 +274,17 @@ mod tests {
                 ("3-joint", "ablation/1/original/3-joint"),
             ],
         );
+    }
+
+    #[test]
+    fn factors_are_for_tensors_that_were_taken() {
+        let value = Tensor::new(&[1f32, -2.0], &Device::Cpu).unwrap();
+        let mut taken = Tensors::from([("model.a".to_owned(), value.clone()), ("model.b".to_owned(), value)]);
+        scale("stage", &mut taken, &BTreeMap::from([("model.a".to_owned(), 3.0)])).unwrap();
+        assert_eq!(taken["model.a"].to_vec1::<f32>().unwrap(), [3.0, -6.0]);
+        assert_eq!(taken["model.b"].to_vec1::<f32>().unwrap(), [1.0, -2.0]);
+        let error = scale("stage", &mut taken, &BTreeMap::from([("modle.".to_owned(), 3.0)])).unwrap_err().to_string();
+        assert!(error.contains("init.scale") && error.contains("`modle.`"), "{error}");
     }
 
     #[test]

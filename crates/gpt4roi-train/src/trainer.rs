@@ -95,7 +95,7 @@ impl Trainer {
         out: impl Into<PathBuf>,
     ) -> Result<Self> {
         stage.check()?;
-        parameters.check(&stage.name, &stage.init)?;
+        parameters.check(&stage)?;
         let threads = match stage.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
