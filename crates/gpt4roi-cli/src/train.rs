@@ -5,14 +5,15 @@ use std::process::Command;
 use std::{path::PathBuf, time::Instant};
 
 use clap::builder::FalseyValueParser;
-use gpt4roi_train::{Bar, StageConfig, open};
+use gpt4roi_train::{Bar, StageConfig, Trainer, open, resume};
 
 use crate::failure::tell;
 
 /// Train one stage, as its configuration says
 ///
 /// Checkpoints, a log (log.jsonl) and the loss curve (loss.svg) go to the output directory. A run that was
-/// interrupted goes on from its last checkpoint with --resume, and ends with the very same weights.
+/// interrupted goes on from its last checkpoint with --resume, and ends with the very same weights. Without it, a
+/// directory with checkpoints is refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -42,15 +43,20 @@ Examples:
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     keep_the_engine_on_one_thread()?;
     let begin = Instant::now();
-    let mut trainer = open(StageConfig::open_with(&args.config, &args.set)?, &args.out)?;
-    if args.resume {
-        match trainer.resume()? {
-            Some(checkpoint) => tell(&format!("going on from {}", checkpoint.display())),
-            None => tell(&format!("no checkpoint in {}: beginning at step 0", args.out.display())),
-        }
-    }
-    trainer.run(&|| begin.elapsed(), &mut Bar::default())?;
+    trainer(&args)?.run(&|| begin.elapsed(), &mut Bar::default())?;
     Ok(())
+}
+
+fn trainer(args: &Args) -> anyhow::Result<Trainer> {
+    let stage = StageConfig::open_with(&args.config, &args.set)?;
+    if args.resume {
+        if let Some(trainer) = resume(stage.clone(), &args.out)? {
+            tell(&format!("going on behind step {}", trainer.counters().step));
+            return Ok(trainer);
+        }
+        tell(&format!("no checkpoint in {}: beginning at step 0", args.out.display()));
+    }
+    Ok(open(stage, &args.out)?)
 }
 
 /// How the tensor engine is told how many threads it may have; it reads this once, and nothing else.

@@ -19,7 +19,7 @@ use gpt4roi::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::InitConfig,
+    config::{InitConfig, StageConfig},
     error::{Result, TrainError},
     parameters::{begins, check_prefixes},
 };
@@ -105,6 +105,30 @@ impl Checkpoint {
         let state = open_state(path)?.map(|state| read_tensors(&state, is_moment)).transpose()?;
         Ok(Self { parameters: read_parameters(path)?, moments: state.unwrap_or_default(), counters })
     }
+}
+
+/// Refuses a checkpoint that another stage wrote.
+pub(crate) fn refuse_other_stage(path: &Path, counters: &Counters, stage: &StageConfig) -> Result<()> {
+    let identity = as_written(&stage.identity());
+    if counters.stage == identity {
+        return Ok(());
+    }
+    let field = first_difference(&counters.stage, &identity);
+    Err(TrainError::checkpoint(path, format!("it belongs to another stage: `{field}` differs")))
+}
+
+/// What reading a value back gives: a number's last digit may be another.
+fn as_written(value: &serde_json::Value) -> serde_json::Value {
+    serde_json::from_str(&value.to_string()).unwrap_or_default()
+}
+
+/// The first field in which two stages differ.
+fn first_difference(a: &serde_json::Value, b: &serde_json::Value) -> String {
+    let names = |value: &serde_json::Value| {
+        value.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
+    };
+    let differs = |name: &String| a.get(name) != b.get(name);
+    names(a).into_iter().chain(names(b)).find(differs).unwrap_or_default()
 }
 
 /// The complete checkpoints in `directory`, oldest first; none if it does not exist.

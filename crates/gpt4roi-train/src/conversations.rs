@@ -22,7 +22,7 @@ pub struct Conversations {
     /// What is asked about them.
     pub questions: Questions,
     /// Text to ids.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Decides which questions are asked of a scene.
     pub seed: u64,
     /// Patches of one picture.
@@ -200,7 +200,7 @@ mod tests {
         let scenes = Scenes::new(tiny::stage(tiny::patches(), &["aux."]).scenes).unwrap();
         let mix = QuestionMix { count: 6, point: 0.0, dialogue: 0.0, picture: 9.0, ..QuestionMix::default() };
         let questions = Questions::new(mix, scenes.kinds()).unwrap();
-        let tokenizer = tiny::tokenizer();
+        let tokenizer = Arc::new(tiny::tokenizer());
         Conversations { scenes: Arc::new(scenes), questions, tokenizer, seed: 1, patches: 4, region_tokens: 1 }
     }
 

@@ -4,11 +4,14 @@
 //! the embedded model lie in `configs/nano`.
 //!
 //! ```no_run
-//! use gpt4roi_train::{Bar, StageConfig, open};
+//! use gpt4roi_train::{Bar, StageConfig, open, resume};
 //!
 //! let start = std::time::Instant::now();
-//! let mut trainer = open(StageConfig::open("configs/nano/0-tower.toml")?, "runs/nano/0-tower")?;
-//! trainer.resume()?; // goes on where an earlier run stopped, if there was one
+//! let (stage, out) = (StageConfig::open("configs/nano/0-tower.toml")?, "runs/nano/0-tower");
+//! let mut trainer = match resume(stage.clone(), out)? {
+//!     Some(trainer) => trainer, // goes on where an earlier run stopped
+//!     None => open(stage, out)?,
+//! };
 //! trainer.run(&|| start.elapsed(), &mut Bar::default())?;
 //! # Ok::<(), gpt4roi_train::TrainError>(())
 //! ```
@@ -52,6 +55,6 @@ pub use crate::{
     error::{Result, TrainError},
     export::export,
     progress::{Bar, Progress, Silent},
-    stage::open,
+    stage::{open, resume},
     trainer::Trainer,
 };

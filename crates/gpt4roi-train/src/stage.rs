@@ -11,7 +11,7 @@ use gpt4roi::{Config, tokenizer::Tokenizer, weights::Weights};
 use gpt4roi_data::{QuestionMix, Questions, Scenes};
 
 use crate::{
-    checkpoint::{ModelFiles, Tensors, read_sources},
+    checkpoint::{Checkpoint, ModelFiles, Tensors, complete, read_sources, refuse_other_stage},
     config::StageConfig,
     conversations::Conversations,
     error::{Result, TrainError},
@@ -21,54 +21,152 @@ use crate::{
     parameters::{Parameters, check_prefixes},
     standardize::standardize,
     tower::Tower,
-    trainer::Trainer,
+    trainer::{Trainer, checkpoints_below, refuse_used},
     words::{begin_as_words, content_channels},
 };
 
-/// Builds data, network and trainer of a stage. Everything it writes goes below `out`.
+/// Builds a stage that begins. Everything it writes goes below `out`.
 ///
 /// # Errors
-/// If a file is missing or damaged, or if the stage asks for what can't be.
+/// If a file is missing or damaged, if the stage asks for what can't be, or if a run is in `out` already.
 pub fn open(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Trainer> {
-    stage.check()?;
-    let tokenizer = stage.model.tokenizer.as_deref().map(read_tokenizer).transpose()?;
-    let config = stage.model.preset.config(tokenizer.as_ref().map_or(0, Tokenizer::vocab_size));
-    let config = match stage.model.region.is_empty() {
-        true => config,
-        false => config.with_region(&stage.model.region)?,
-    };
-    assemble(stage, config, tokenizer, out.into())
+    Plan::of(stage)?.begin(out.into())
 }
 
-/// The same for a model of any dimensions.
-pub(crate) fn assemble(
+/// Builds a stage that goes on from the last complete checkpoint below `out`; none if there is none.
+///
+/// All tensors are the checkpoint's: what the stage began with is neither read nor measured again.
+///
+/// # Errors
+/// As [`open`], and if the checkpoint is damaged or belongs to another stage.
+pub fn resume(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Option<Trainer>> {
+    Plan::of(stage)?.go_on(out.into())
+}
+
+/// A stage with what it is made of, before there are tensors.
+pub(crate) struct Plan {
     stage: StageConfig,
     config: Config,
-    tokenizer: Option<Tokenizer>,
-    out: PathBuf,
-) -> Result<Trainer> {
-    refuse_used(&out)?; // not only when it runs: measuring takes its time
-    let scenes = Arc::new(Scenes::new(stage.scenes.clone()).map_err(data)?);
-    let initializer = Initializer::new(stage.seed, &config, stage.init.choices.clone());
-    let mut taken = read_sources(&stage.name, &stage.init)?;
-    scale(&stage.name, &mut taken, &stage.init.scale)?;
-    if stage.init.standardize_over > 0 {
-        standardize(&mut taken, &initializer, &config, scenes.as_ref(), stage.init.standardize_over)?;
+    tokenizer: Option<Arc<Tokenizer>>,
+    scenes: Arc<Scenes>,
+}
+
+impl Plan {
+    fn of(stage: StageConfig) -> Result<Self> {
+        stage.check()?;
+        let tokenizer = stage.model.tokenizer.as_deref().map(read_tokenizer).transpose()?;
+        let config = stage.model.preset.config(tokenizer.as_ref().map_or(0, Tokenizer::vocab_size));
+        let config = match stage.model.region.is_empty() {
+            true => config,
+            false => config.with_region(&stage.model.region)?,
+        };
+        Self::for_model(stage, config, tokenizer)
     }
-    if stage.init.words_over > 0 {
-        let tokenizer = tokenizer.as_ref().ok_or_else(|| no_tokenizer(&stage))?;
-        let names: Vec<_> = scenes.kinds().iter().map(|kind| tokenizer.encode_text(&kind.name)).collect();
-        let choices = &stage.init.choices;
-        let content = content_channels(&config, choices)?;
-        let tower = Tower::load(&taken, &initializer, &config)?;
-        let looks = Looks::measure(&tower, scenes.as_ref(), stage.init.words_over, names.len(), content)?;
-        begin_as_words(&mut taken, &initializer, &config, choices, &names, &looks)?;
+
+    /// For a model of any dimensions.
+    pub(crate) fn for_model(stage: StageConfig, config: Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
+        let scenes = Arc::new(Scenes::new(stage.scenes.clone()).map_err(data)?);
+        Ok(Self { stage, config, tokenizer: tokenizer.map(Arc::new), scenes })
     }
-    let parameters = Parameters::new(stage.trainable.clone(), taken, initializer, &Device::Cpu);
-    let weights = Weights::new(parameters.clone());
-    let objective = objective(&stage, &weights, &config, scenes, tokenizer)?;
-    let files = ModelFiles { config, tokenizer: stage.model.tokenizer.clone() };
-    Trainer::new(stage, parameters, objective, files, out)
+
+    pub(crate) fn begin(self, out: PathBuf) -> Result<Trainer> {
+        refuse_used(&out)?; // not only when it runs: measuring takes its time
+        let taken = self.first_values()?;
+        let (parameters, objective) = self.network(taken)?;
+        self.trainer(parameters, objective, out)
+    }
+
+    pub(crate) fn go_on(self, out: PathBuf) -> Result<Option<Trainer>> {
+        let Some(path) = complete(&checkpoints_below(&out))?.pop() else { return Ok(None) };
+        let Checkpoint { parameters, moments, counters } = Checkpoint::read(&path)?;
+        refuse_other_stage(&path, &counters, &self.stage)?;
+        let (parameters, objective) = self.network(parameters)?;
+        refuse_missing(&path, &parameters)?;
+        let mut trainer = self.trainer(parameters, objective, out)?;
+        trainer.restore(&moments, counters)?;
+        Ok(Some(trainer))
+    }
+
+    /// What the sources have, and what is measured before the first step.
+    fn first_values(&self) -> Result<Tensors> {
+        let Self { stage, config, scenes, .. } = self;
+        let (init, initializer) = (&stage.init, self.initializer());
+        let mut taken = read_sources(&stage.name, init)?;
+        scale(&stage.name, &mut taken, &init.scale)?;
+        if init.standardize_over > 0 {
+            standardize(&mut taken, &initializer, config, scenes.as_ref(), init.standardize_over)?;
+        }
+        if init.words_over > 0 {
+            let tokenizer = self.tokenizer()?;
+            let names: Vec<_> = scenes.kinds().iter().map(|kind| tokenizer.encode_text(&kind.name)).collect();
+            let content = content_channels(config, &init.choices)?;
+            let tower = Tower::load(&taken, &initializer, config)?;
+            let looks = Looks::measure(&tower, scenes.as_ref(), init.words_over, names.len(), content)?;
+            begin_as_words(&mut taken, &initializer, config, &init.choices, &names, &looks)?;
+        }
+        Ok(taken)
+    }
+
+    /// The network of these tensors, and of fresh ones where they have none, with its loss.
+    fn network(&self, taken: Tensors) -> Result<(Arc<Parameters>, Box<dyn Objective>)> {
+        let parameters = Parameters::new(self.stage.trainable.clone(), taken, self.initializer(), &Device::Cpu);
+        let objective = self.objective(&Weights::new(parameters.clone()))?;
+        Ok((parameters, objective))
+    }
+
+    fn objective(&self, weights: &Weights) -> Result<Box<dyn Objective>> {
+        let (config, scenes, device) = (&self.config, &self.scenes, &Device::Cpu);
+        Ok(match &self.stage.objective {
+            ObjectiveConfig::Patches(settings) => {
+                Box::new(Patches::load(weights, config, scenes.clone(), settings.clone(), device)?)
+            }
+            ObjectiveConfig::Language(settings) => {
+                let conversations = self.conversations(&settings.questions)?;
+                Box::new(Language::load(weights, config, conversations, settings.clone(), device)?)
+            }
+            ObjectiveConfig::Conversation(settings) => {
+                let conversations = self.conversations(&settings.questions)?;
+                Box::new(Converse::load(weights, config, conversations, settings.clone(), device)?)
+            }
+        })
+    }
+
+    fn conversations(&self, mix: &QuestionMix) -> Result<Conversations> {
+        Ok(Conversations {
+            scenes: self.scenes.clone(),
+            questions: Questions::new(mix.clone(), self.scenes.kinds()).map_err(data)?,
+            tokenizer: self.tokenizer()?,
+            seed: self.stage.seed,
+            patches: self.config.vision.patches(),
+            region_tokens: self.config.region.tokens,
+        })
+    }
+
+    fn trainer(self, parameters: Arc<Parameters>, objective: Box<dyn Objective>, out: PathBuf) -> Result<Trainer> {
+        let files = ModelFiles { config: self.config, tokenizer: self.stage.model.tokenizer.clone() };
+        Trainer::new(self.stage, parameters, objective, files, out)
+    }
+
+    fn initializer(&self) -> Initializer {
+        Initializer::new(self.stage.seed, &self.config, self.stage.init.choices.clone())
+    }
+
+    fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
+        self.tokenizer.clone().ok_or_else(|| TrainError::Value {
+            stage: self.stage.name.clone(),
+            field: "model.tokenizer".into(),
+            expected: "a directory with tokenizer.model and added_tokens.json".into(),
+            got: "none".into(),
+        })
+    }
+}
+
+/// A checkpoint has every tensor of its network, or it is another network's.
+fn refuse_missing(path: &Path, parameters: &Parameters) -> Result<()> {
+    match parameters.all().into_iter().find(|(_, parameter)| parameter.fresh) {
+        Some((name, _)) => Err(TrainError::checkpoint(path, format!("parameter `{name}` is missing"))),
+        None => Ok(()),
+    }
 }
 
 fn scale(stage: &str, taken: &mut Tensors, factors: &BTreeMap<String, f64>) -> Result<()> {
@@ -79,51 +177,6 @@ fn scale(stage: &str, taken: &mut Tensors, factors: &BTreeMap<String, f64>) -> R
         }
     }
     Ok(())
-}
-
-fn objective(
-    stage: &StageConfig,
-    weights: &Weights,
-    config: &Config,
-    scenes: Arc<Scenes>,
-    tokenizer: Option<Tokenizer>,
-) -> Result<Box<dyn Objective>> {
-    let device = &Device::Cpu;
-    let conversations = |mix: &QuestionMix| {
-        let tokenizer = tokenizer.ok_or_else(|| no_tokenizer(stage))?;
-        let questions = Questions::new(mix.clone(), scenes.kinds()).map_err(data)?;
-        let (seed, patches, region_tokens) = (stage.seed, config.vision.patches(), config.region.tokens);
-        Ok::<_, TrainError>(Conversations {
-            scenes: scenes.clone(),
-            questions,
-            tokenizer,
-            seed,
-            patches,
-            region_tokens,
-        })
-    };
-    Ok(match &stage.objective {
-        ObjectiveConfig::Patches(settings) => {
-            Box::new(Patches::load(weights, config, scenes, settings.clone(), device)?)
-        }
-        ObjectiveConfig::Language(settings) => {
-            let conversations = conversations(&settings.questions)?;
-            Box::new(Language::load(weights, config, conversations, settings.clone(), device)?)
-        }
-        ObjectiveConfig::Conversation(settings) => {
-            let conversations = conversations(&settings.questions)?;
-            Box::new(Converse::load(weights, config, conversations, settings.clone(), device)?)
-        }
-    })
-}
-
-fn no_tokenizer(stage: &StageConfig) -> TrainError {
-    TrainError::Value {
-        stage: stage.name.clone(),
-        field: "model.tokenizer".into(),
-        expected: "a directory with tokenizer.model and added_tokens.json".into(),
-        got: "none".into(),
-    }
 }
 
 pub(crate) fn read_tokenizer(directory: &Path) -> Result<Tokenizer> {
@@ -163,7 +216,8 @@ mod tests {
             batch: 2,
             ..tiny::stage(objective, &["model.", "lm_head.", "vision_model.", "aux.kinds"])
         };
-        let mut trainer = assemble(stage, config.clone(), Some(tokenizer), out.clone()).unwrap();
+        let plan = Plan::for_model(stage, config.clone(), Some(tokenizer)).unwrap();
+        let mut trainer = plan.begin(out.clone()).unwrap();
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap_or_else(|error| panic!("{changes}: {error}"));
         export(&out, &exported, gpt4roi::convert::IfExists::Refuse).unwrap();
         let model = Gpt4Roi::open(&exported, &Device::Cpu).unwrap();
@@ -210,7 +264,8 @@ mod tests {
             ["model.embed_tokens.", "model.layers.", "lm_head.", "aux.kinds", "model.spi_module.roi_align.updims."];
         let stage = StageConfig { steps: 1, batch: 2, ..tiny::stage(tiny::language(), &trainable) };
         let directory = tempfile::tempdir().unwrap();
-        let mut trainer = assemble(stage, config, Some(tokenizer), directory.path().into()).unwrap();
+        let plan = Plan::for_model(stage, config, Some(tokenizer)).unwrap();
+        let mut trainer = plan.begin(directory.path().into()).unwrap();
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
     }
 
@@ -292,7 +347,8 @@ mod tests {
         let mut stage = tiny::stage(tiny::patches(), &["vision_model.", "aux."]);
         stage.init.words_over = 2;
         let directory = tempfile::tempdir().unwrap();
-        let error = assemble(stage, tiny::config(8), None, directory.path().into()).unwrap_err();
+        let plan = Plan::for_model(stage, tiny::config(8), None).unwrap();
+        let error = plan.begin(directory.path().into()).unwrap_err();
         assert!(error.to_string().contains("model.tokenizer"), "{error}");
     }
 

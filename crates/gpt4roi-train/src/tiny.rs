@@ -13,7 +13,7 @@ use crate::{
     objective::{ConverseConfig, LanguageConfig, ObjectiveConfig, PatchesConfig},
     optimizer::{AdamW, OptimizerConfig},
     schedule::{Decay, Schedule},
-    stage::{assemble, read_tokenizer},
+    stage::{Plan, read_tokenizer},
     trainer::Trainer,
 };
 
@@ -108,6 +108,15 @@ pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConf
 }
 
 pub(crate) fn trainer(stage: StageConfig, out: &Path) -> Result<Trainer> {
+    plan(stage)?.begin(out.into())
+}
+
+/// Goes on from the last checkpoint below `out`, which must be there.
+pub(crate) fn resumed(stage: StageConfig, out: &Path) -> Result<Trainer> {
+    Ok(plan(stage)?.go_on(out.into())?.expect("a checkpoint"))
+}
+
+fn plan(stage: StageConfig) -> Result<Plan> {
     let tokenizer = tokenizer();
-    assemble(stage, config(tokenizer.vocab_size()), Some(tokenizer), out.into())
+    Plan::for_model(stage, config(tokenizer.vocab_size()), Some(tokenizer))
 }

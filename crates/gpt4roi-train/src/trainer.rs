@@ -12,11 +12,10 @@ use std::{
     time::Duration,
 };
 
-use candle_core::Tensor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{
-    checkpoint::{Checkpoint, Counters, ModelFiles, complete, create, step_of},
+    checkpoint::{Checkpoint, Counters, ModelFiles, Tensors, complete, create, step_of},
     config::StageConfig,
     curve,
     error::{Result, TrainError},
@@ -126,35 +125,15 @@ impl Trainer {
         &self.optimizer
     }
 
-    /// Goes on from the last complete checkpoint below `out`, if there is one; says which.
+    /// Takes back what a checkpoint knows besides the parameters, which the network was built from.
     ///
     /// # Errors
-    /// If it is damaged or belongs to another stage.
-    pub fn resume(&mut self) -> Result<Option<PathBuf>> {
-        let Some(path) = complete(&self.checkpoints())?.pop() else { return Ok(None) };
-        let checkpoint = Checkpoint::read(&path)?;
-        let stage = as_written(&self.counters.stage);
-        if checkpoint.counters.stage != stage {
-            let field = first_difference(&checkpoint.counters.stage, &stage);
-            return Err(TrainError::checkpoint(path, format!("it belongs to another stage: `{field}` differs")));
-        }
-        for (name, parameter) in self.parameters.all() {
-            let Some(tensor) = checkpoint.parameters.get(&name) else {
-                return Err(TrainError::checkpoint(path, format!("parameter `{name}` is missing")));
-            };
-            match parameter.var {
-                Some(var) => var.set(tensor)?,
-                None if bits(&parameter.tensor)? != bits(tensor)? => {
-                    let message = format!("frozen parameter `{name}` is not the one the stage starts from");
-                    return Err(TrainError::checkpoint(path, message));
-                }
-                None => {}
-            }
-        }
-        self.optimizer.restore(&checkpoint.moments, checkpoint.counters.updates)?;
+    /// If a moment is missing or of another size.
+    pub(crate) fn restore(&mut self, moments: &Tensors, counters: Counters) -> Result<()> {
+        self.optimizer.restore(moments, counters.updates)?;
         let stage = std::mem::take(&mut self.counters.stage);
-        self.counters = Counters { stage, ..checkpoint.counters };
-        Ok(Some(path))
+        self.counters = Counters { stage, ..counters };
+        Ok(())
     }
 
     /// Runs to the last step, or until `progress` breaks.
@@ -358,7 +337,7 @@ pub(crate) fn refuse_used(out: &Path) -> Result<()> {
 }
 
 /// Where a stage with the output directory `out` keeps its checkpoints.
-fn checkpoints_below(out: &Path) -> PathBuf {
+pub(crate) fn checkpoints_below(out: &Path) -> PathBuf {
     out.join("checkpoints")
 }
 
@@ -396,33 +375,15 @@ fn norm(gradients: &[Vec<f32>]) -> f64 {
     gradients.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
 }
 
-fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
-    Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
-}
-
-/// What reading a value back gives: a number's last digit may be another.
-fn as_written(value: &serde_json::Value) -> serde_json::Value {
-    serde_json::from_str(&value.to_string()).unwrap_or_default()
-}
-
-/// The first field in which two stages differ.
-fn first_difference(a: &serde_json::Value, b: &serde_json::Value) -> String {
-    let names = |value: &serde_json::Value| {
-        value.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
-    };
-    let differs = |name: &String| a.get(name) != b.get(name);
-    names(a).into_iter().chain(names(b)).find(differs).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
     use gpt4roi::weights::Weights;
 
     use super::*;
-    use crate::{init::Initializer, objective::Outcome, progress::Silent, tiny};
+    use crate::{config::Source, init::Initializer, objective::Outcome, progress::Silent, tiny};
 
     const STILL: fn() -> Duration = || Duration::ZERO;
 
@@ -433,6 +394,10 @@ mod tests {
         fn record(&mut self, record: &Record) -> ControlFlow<()> {
             if record.step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
+    }
+
+    fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
+        Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
     }
 
     fn last_files(out: &Path) -> Vec<(&'static str, Vec<u8>)> {
@@ -452,11 +417,8 @@ mod tests {
     }
 
     fn run(stage: StageConfig, out: &Path, resume: bool, progress: &mut dyn Progress) {
-        let mut trainer = tiny::trainer(stage, out).unwrap();
-        if resume {
-            assert!(trainer.resume().unwrap().is_some(), "nothing to resume");
-        }
-        trainer.run(&STILL, progress).unwrap();
+        let trainer = if resume { tiny::resumed(stage, out) } else { tiny::trainer(stage, out) };
+        trainer.unwrap().run(&STILL, progress).unwrap();
     }
 
     #[test]
@@ -467,6 +429,44 @@ mod tests {
         run(stage(), parts.path(), false, &mut Until(3));
         run(stage(), parts.path(), true, &mut Silent);
         assert_same(whole.path(), parts.path());
+    }
+
+    /// What a stage began with was measured once, and stands in its checkpoint.
+    #[test]
+    fn a_run_goes_on_without_its_sources() {
+        let tower = tempfile::tempdir().unwrap();
+        let patches = StageConfig { steps: 1, ..tiny::stage(tiny::patches(), &["vision_model.", "aux."]) };
+        run(patches, tower.path(), false, &mut Silent);
+        let stage = || {
+            let trainable = ["model.embed_tokens.", "model.layers.", "model.mm_projector.", "lm_head."];
+            let mut stage = tiny::stage(tiny::language(), &trainable);
+            let source = Source { path: tower.path().into(), take: vec!["vision_model.".into()] };
+            stage.init.from = vec![source];
+            stage.init.fresh = ["model.layers.", "model.norm.", "model.spi_module."].map(String::from).into();
+            (stage.init.standardize_over, stage.init.words_over) = (2, 24);
+            stage
+        };
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        run(stage(), whole.path(), false, &mut Silent);
+        run(stage(), parts.path(), false, &mut Until(3));
+        fs::remove_dir_all(checkpoints_below(tower.path())).unwrap();
+        assert!(tiny::trainer(stage(), tower.path()).is_err(), "it could begin without them");
+        run(stage(), parts.path(), true, &mut Silent);
+        assert_same(whole.path(), parts.path());
+    }
+
+    #[test]
+    fn a_checkpoint_that_lacks_a_tensor_is_refused_by_name() {
+        let stage = || StageConfig { steps: 2, ..tiny::stage(tiny::patches(), &["vision_model.", "aux."]) };
+        let out = tempfile::tempdir().unwrap();
+        run(stage(), out.path(), false, &mut Silent);
+        let file =
+            complete(&checkpoints_below(out.path())).unwrap().pop().unwrap().join("vision_tower/model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        tensors.remove("vision_model.pre_layrnorm.weight").unwrap();
+        candle_core::safetensors::save(&tensors, &file).unwrap();
+        let error = tiny::resumed(stage(), out.path()).unwrap_err().to_string();
+        assert!(error.contains("`vision_model.pre_layrnorm.weight` is missing"), "{error}");
     }
 
     #[test]
@@ -566,7 +566,7 @@ mod tests {
         let stage = |seed| StageConfig { steps: 2, seed, ..tiny::stage(tiny::patches(), &["vision_model.", "aux."]) };
         let out = tempfile::tempdir().unwrap();
         run(stage(1), out.path(), false, &mut Silent);
-        let error = tiny::trainer(stage(2), out.path()).unwrap().resume().unwrap_err();
+        let error = tiny::resumed(stage(2), out.path()).unwrap_err();
         assert!(error.to_string().contains("`seed` differs"), "{error}");
     }
 
