@@ -8,13 +8,29 @@
 use std::{ops::Range, sync::Arc};
 
 use gpt4roi::{
-    bbox::BBox,
+    bbox::{BBox, RegionId},
     layers::AttentionMask,
-    prompt::{self, Encoded, TextMode},
+    prompt::{self, Encoded, Round, TextMode},
     tokenizer::Tokenizer,
 };
 
 use crate::{error::DataError, questions::Conversation};
+
+/// What was said in one conversation about a picture, and where the regions are that it mentions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transcript {
+    /// Questions with their answers.
+    pub rounds: Vec<Round>,
+    /// The boxes by the numbers of the regions; more than are mentioned do no harm.
+    pub boxes: Vec<(RegionId, BBox)>,
+}
+
+impl From<&Conversation> for Transcript {
+    fn from(conversation: &Conversation) -> Self {
+        let boxes = conversation.regions.iter().map(|&(id, bbox, _)| (id, bbox)).collect();
+        Self { rounds: conversation.rounds.clone(), boxes }
+    }
+}
 
 /// Conversations about one picture, ready for the model.
 #[derive(Clone, Debug)]
@@ -76,29 +92,29 @@ impl Packed {
 /// Packs conversations about one picture of so many patches, for a model with so many tokens per region.
 ///
 /// # Errors
-/// A conversation that can't be rendered, or none at all.
+/// A conversation that can't be rendered or mentions a region without a box, or none at all.
 pub fn pack(
-    conversations: &[Conversation],
+    transcripts: &[Transcript],
     tokenizer: &Tokenizer,
     patches: usize,
     region_tokens: usize,
 ) -> Result<Packed, DataError> {
-    let render = |(index, conversation): (usize, &Conversation)| {
-        prompt::encode(&conversation.rounds, tokenizer, patches, TextMode::Literal)
+    let render = |(index, transcript): (usize, &Transcript)| {
+        prompt::encode(&transcript.rounds, tokenizer, patches, TextMode::Literal)
             .map(|encoded| encoded.with_region_tokens(region_tokens))
             .map_err(|source| DataError::Prompt { index, source })
     };
-    let encoded = conversations.iter().enumerate().map(render).collect::<Result<Vec<_>, _>>()?;
-    let boxes: Vec<Vec<BBox>> = (conversations.iter().zip(&encoded))
+    let encoded = transcripts.iter().enumerate().map(render).collect::<Result<Vec<_>, _>>()?;
+    let boxes: Vec<Vec<BBox>> = (transcripts.iter().zip(&encoded))
         .enumerate()
-        .map(|(index, (conversation, encoded))| boxes_of(index, conversation, encoded))
+        .map(|(index, (transcript, encoded))| boxes_of(index, transcript, encoded))
         .collect::<Result<_, _>>()?;
     pack_encoded(&encoded, &boxes, region_tokens)
 }
 
 /// The boxes of a rendered conversation's regions, in the order of first mention.
-fn boxes_of(index: usize, conversation: &Conversation, encoded: &Encoded) -> Result<Vec<BBox>, DataError> {
-    let find = |id| conversation.regions.iter().find(|(other, ..)| *other == id).map(|(_, bbox, _)| *bbox);
+fn boxes_of(index: usize, transcript: &Transcript, encoded: &Encoded) -> Result<Vec<BBox>, DataError> {
+    let find = |id| transcript.boxes.iter().find(|(other, _)| *other == id).map(|(_, bbox)| *bbox);
     let missing = |id| DataError::Packing(format!("conversation {index}: expected a box for {id}, got none"));
     encoded.regions.iter().map(|(_, id)| find(*id).ok_or_else(|| missing(*id))).collect()
 }
@@ -173,8 +189,6 @@ fn shared_prefix(encoded: &[Encoded]) -> Result<usize, DataError> {
 
 #[cfg(test)]
 mod tests {
-    use gpt4roi::bbox::RegionId;
-
     use super::*;
 
     fn encoded(tail: &[u32], targets: &[u32], region: Option<u32>) -> Encoded {
@@ -260,6 +274,18 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn a_mention_without_a_box_is_refused() {
+        let tokenizer = include_bytes!("../../../models/nano/tokenizer.model");
+        let added = include_str!("../../../models/nano/added_tokens.json");
+        let tokenizer = Tokenizer::from_bytes(tokenizer, added).expect("the vocabulary is sound");
+        let round = Round { question: vec![prompt::Piece::Region(RegionId(2))], answer: Some("A cat.".into()) };
+        let transcript = |id| Transcript { rounds: vec![round.clone()], boxes: vec![(RegionId(id), bbox(0.5))] };
+        assert_eq!(pack(&[transcript(2)], &tokenizer, 4, 1).expect("packs").boxes, [bbox(0.5)]);
+        let error = pack(&[transcript(2), transcript(1)], &tokenizer, 4, 1).expect_err("no box for region 2");
+        assert!(error.to_string().contains("conversation 1: expected a box for <region2>"), "{error}");
+    }
+
     /// With the embedded model's vocabulary, every conversation can be read off its branch again.
     #[test]
     fn a_branch_behind_the_prefix_is_its_conversation() {
@@ -273,7 +299,8 @@ mod tests {
         let questions =
             Questions::new(QuestionMix { jitter: 0.1, ..QuestionMix::default() }, scenes.kinds()).expect("sound");
         let conversations = questions.ask(&scenes.scene(2), &mut scenes.question_rng(2));
-        let packed = pack(&conversations, &tokenizer, 256, 1).expect("packs");
+        let transcripts: Vec<Transcript> = conversations.iter().map(Transcript::from).collect();
+        let packed = pack(&transcripts, &tokenizer, 256, 1).expect("packs");
         let prefix = packed.prefix();
         assert_eq!((packed.patches.len(), packed.target_ids().len()), (256, packed.predictors.len()));
         assert_eq!(packed.ids.len(), packed.branches.last().expect("a branch").end);

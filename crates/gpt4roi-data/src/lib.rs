@@ -44,7 +44,7 @@ mod visual_genome;
 
 pub use crate::{
     answers::{AnswerKey, Direction},
-    batch::{Packed, pack},
+    batch::{Packed, Transcript, pack},
     descriptions::{Claim, Judgement, judge},
     error::DataError,
     kinds::{Kind, Style},

@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use gpt4roi::{
     Config,
     model::tower_directory,
+    tokenizer::Tokenizer,
     weights::{self, TensorSource, WeightsError, is_leftover_of_model, is_leftover_of_tower},
 };
 use serde::{Deserialize, Serialize};
@@ -69,8 +70,38 @@ pub struct Checkpoint {
 pub struct ModelFiles {
     /// The dimensions.
     pub config: Config,
-    /// A directory with the tokenizer's files.
-    pub tokenizer: Option<PathBuf>,
+    /// The tokenizer, unless the model is a tower alone.
+    pub tokenizer: Option<TokenizerFiles>,
+}
+
+/// The tokenizer's files. They are in memory, since a run may outlive the directory that it took them from.
+#[derive(Clone, Debug)]
+pub struct TokenizerFiles {
+    /// `tokenizer.model`.
+    pub model: Vec<u8>,
+    /// `added_tokens.json`.
+    pub added_tokens: String,
+}
+
+const TOKENIZER: &str = "tokenizer.model";
+const ADDED_TOKENS: &str = "added_tokens.json";
+
+impl TokenizerFiles {
+    /// Reads the files of a directory.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = directory.join(name);
+            fs::read(&path).map_err(|source| TrainError::file(path, source))
+        };
+        let added_tokens = String::from_utf8_lossy(&read(ADDED_TOKENS)?).into_owned();
+        Ok(Self { model: read(TOKENIZER)?, added_tokens })
+    }
+
+    /// The tokenizer that they describe.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = Tokenizer::from_bytes(&self.model, &self.added_tokens);
+        tokenizer.map_err(|error| gpt4roi::Error::from(error).into())
+    }
 }
 
 impl Checkpoint {
@@ -242,11 +273,8 @@ pub(crate) fn write_model(directory: &Path, parameters: &Tensors, files: &ModelF
         write_json(&directory.join("config.json"), &files.config.to_json())?;
     }
     if let Some(tokenizer) = &files.tokenizer {
-        for name in ["tokenizer.model", "added_tokens.json"] {
-            let path = tokenizer.join(name);
-            let bytes = fs::read(&path).map_err(|source| TrainError::file(&path, source))?;
-            write(&directory.join(name), &bytes)?;
-        }
+        write(&directory.join(TOKENIZER), &tokenizer.model)?;
+        write(&directory.join(ADDED_TOKENS), tokenizer.added_tokens.as_bytes())?;
     }
     Ok(())
 }

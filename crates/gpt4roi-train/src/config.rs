@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Result, TrainError},
     init::InitChoices,
-    objective::ObjectiveConfig,
+    objective::{ConverseConfig, ObjectiveConfig},
     optimizer::{Group, OptimizerConfig, Rule},
+    records::RecordsConfig,
     schedule::Schedule,
 };
 
@@ -30,8 +31,12 @@ pub struct StageConfig {
     /// Where the other parameters, and the first values of these, come from.
     #[serde(default)]
     pub init: InitConfig,
-    /// Updates of the parameters.
+    /// Updates of the parameters. Left out, or 0, where `epochs` says how long.
+    #[serde(default)]
     pub steps: u64,
+    /// How often each picture of `records` goes by, in the place of `steps`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epochs: u64,
     /// Pictures per update.
     pub batch: usize,
     /// Decides every random choice of the stage.
@@ -53,8 +58,12 @@ pub struct StageConfig {
     /// A line in the log every so many steps.
     #[serde(default = "log_every")]
     pub log_every: u64,
-    /// The pictures.
-    pub scenes: SceneConfig,
+    /// The pictures, if they are drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenes: Option<SceneConfig>,
+    /// The pictures, if they are people's own. Conversations alone are learned from them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub records: Option<RecordsConfig>,
     /// What is learned from them.
     pub objective: ObjectiveConfig,
 }
@@ -64,8 +73,13 @@ pub struct StageConfig {
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// A built-in set of dimensions.
-    pub preset: Preset,
-    /// A directory with `tokenizer.model` and `added_tokens.json`, relative to the working directory.
+    #[serde(default)]
+    pub preset: Option<Preset>,
+    /// In its place a model directory, whose dimensions and tokenizer the model has, relative to the working
+    /// directory.
+    #[serde(default)]
+    pub like: Option<PathBuf>,
+    /// Beside a preset, a directory with `tokenizer.model` and `added_tokens.json`, relative to the working directory.
     /// Only a stage that trains nothing but the tower can do without.
     #[serde(default)]
     pub tokenizer: Option<PathBuf>,
@@ -168,6 +182,11 @@ fn merge(table: &mut toml::Table, changes: toml::Table) {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 fn bad_steps() -> u32 {
     10
 }
@@ -216,9 +235,6 @@ impl StageConfig {
         let refuse = |field: &str, expected: &str, got: String| {
             Err(TrainError::Value { stage: self.name.clone(), field: field.into(), expected: expected.into(), got })
         };
-        if self.steps == 0 {
-            return refuse("steps", "at least 1", "0".into());
-        }
         if self.batch == 0 {
             return refuse("batch", "at least 1", "0".into());
         }
@@ -244,7 +260,85 @@ impl StageConfig {
         {
             return refuse("objective.pictures", "0 to 1", settings.pictures.to_string());
         }
+        self.check_model()?;
+        self.check_source()
+    }
+
+    fn check_model(&self) -> Result<()> {
+        let ModelConfig { preset, like, tokenizer, .. } = &self.model;
+        if preset.is_some() == like.is_some() {
+            let got = if like.is_some() { "both" } else { "neither" };
+            return Err(self.refusal("model", "either `preset` or `like`", got));
+        }
+        if like.is_some() && tokenizer.is_some() {
+            return Err(self.refusal("model.tokenizer", "none beside `like`, which has its own", "one"));
+        }
         Ok(())
+    }
+
+    /// Scenes know everything about their pictures; records know what was written down.
+    fn check_source(&self) -> Result<()> {
+        match (&self.scenes, &self.records) {
+            (Some(_), None) => self.check_scenes(),
+            (None, Some(records)) => self.check_records(records),
+            (scenes, _) => {
+                let got = if scenes.is_some() { "both" } else { "neither" };
+                Err(self.refusal("scenes", "either `[scenes]` or `[records]`", got))
+            }
+        }
+    }
+
+    fn check_scenes(&self) -> Result<()> {
+        if self.steps == 0 || self.epochs > 0 {
+            let got = format!("{} steps and {} epochs", self.steps, self.epochs);
+            return Err(self.refusal("steps", "at least 1, and no `epochs`, since scenes have no end", &got));
+        }
+        match &self.objective {
+            ObjectiveConfig::Conversation(ConverseConfig { questions: None, .. }) => {
+                Err(self.refusal("objective.questions", "what is asked about scenes", "none"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_records(&self, records: &RecordsConfig) -> Result<()> {
+        let refuse = |field: &str, expected: &str, got: &str| Err(self.refusal(field, expected, got));
+        if (self.steps == 0) == (self.epochs == 0) {
+            let got = format!("{} and {}", self.steps, self.epochs);
+            return refuse("steps", "either `steps` or `epochs` of at least 1", &got);
+        }
+        if records.files.is_empty() || records.dialogues_per_picture == 0 {
+            return refuse("records", "at least one file, and one dialogue per picture", &format!("{records:?}"));
+        }
+        if self.init.standardize_over > 0 || self.init.words_over > 0 {
+            return refuse("init", "no `standardize_over` and no `words_over`: those are measured over scenes", "some");
+        }
+        let ObjectiveConfig::Conversation(settings) = &self.objective else {
+            return refuse("objective.kind", "\"conversation\", all that can be learned from records", "another");
+        };
+        if settings.needs_kinds() {
+            return refuse("objective", "`class` and `distance` of 0: records do not tell kinds", "more");
+        }
+        if settings.language <= 0.0 {
+            return refuse("objective.language", "more than 0", &settings.language.to_string());
+        }
+        if settings.questions.is_some() {
+            return refuse("objective.questions", "none: records bring their own questions", "some");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn refusal(&self, field: &str, expected: &str, got: &str) -> TrainError {
+        let [field, expected, got] = [field, expected, got].map(String::from);
+        TrainError::Value { stage: self.name.clone(), field, expected, got }
+    }
+
+    /// Puts as many steps in the place of `epochs` as so many pictures take, rounded up.
+    pub(crate) fn count_steps(&mut self, pictures: usize) {
+        if self.epochs > 0 {
+            let epochs = std::mem::take(&mut self.epochs);
+            self.steps = epochs.saturating_mul(pictures as u64).div_ceil(self.batch as u64);
+        }
     }
 
     /// What decides the result: all fields but those that only say where, how often and on how many
@@ -267,10 +361,11 @@ impl StageConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiny;
 
     fn configs() -> Vec<PathBuf> {
         let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
-        let directories = ["nano", "ablation"].map(|name| configs.join(name));
+        let directories = ["", "nano", "ablation"].map(|name| configs.join(name));
         let mut paths: Vec<_> = directories
             .iter()
             .flat_map(|directory| std::fs::read_dir(directory).unwrap())
@@ -308,7 +403,7 @@ mod tests {
             StageConfig::open_with(&path, &changes)
         });
         let changed = open(&["seed=9", "model.region.shuffle=false", "scenes.kinds = 5"]).unwrap();
-        assert_eq!((changed.seed, changed.scenes.kinds), (9, 5));
+        assert_eq!((changed.seed, changed.scenes.unwrap().kinds), (9, 5));
         assert_eq!(serde_json::json!(changed.model.region), serde_json::json!({"shuffle": false}));
         assert_eq!(
             (changed.model.tokenizer, changed.optimizer),
@@ -325,15 +420,49 @@ mod tests {
     }
 
     #[test]
+    fn records_have_no_end_of_steps_and_no_kinds() {
+        let good = || tiny::stage_of_records(&["a.jsonl".into()]);
+        type Spoil = fn(&mut StageConfig);
+        let cases: [(&str, Spoil); 8] = [
+            ("steps", |stage| stage.epochs = 2),
+            ("steps", |stage| stage.steps = 0),
+            ("scenes", |stage| stage.scenes = Some(SceneConfig::default())),
+            ("records", |stage| stage.records.as_mut().unwrap().files.clear()),
+            ("init", |stage| stage.init.words_over = 1),
+            ("objective.kind", |stage| stage.objective = tiny::language()),
+            ("objective", |stage| stage.objective = tiny::conversation()),
+            ("objective.questions", |stage| {
+                let ObjectiveConfig::Conversation(settings) = &mut stage.objective else { panic!("it converses") };
+                settings.questions = Some(gpt4roi_data::QuestionMix::default());
+            }),
+        ];
+        good().check().unwrap();
+        for (field, spoil) in cases {
+            let mut stage = good();
+            spoil(&mut stage);
+            let error = stage.check().unwrap_err();
+            assert!(matches!(&error, TrainError::Value { field: got, .. } if got == field), "{field}: {error}");
+        }
+        let mut stage = StageConfig { steps: 0, epochs: 3, batch: 2, ..good() };
+        stage.check().unwrap();
+        stage.count_steps(5); // 15 pictures, two at a time
+        assert_eq!(stage.steps, 8);
+    }
+
+    #[test]
     fn impossible_values_are_refused() {
         let good = || crate::tiny::stage(crate::tiny::patches(), &["vision_model."]);
         type Spoil = fn(&mut StageConfig);
-        let cases: [(&str, Spoil); 6] = [
+        let cases: [(&str, Spoil); 10] = [
             ("steps", |stage| stage.steps = 0),
             ("batch", |stage| stage.batch = 0),
             ("trainable", |stage| stage.trainable.clear()),
             ("clip_norm", |stage| stage.clip_norm = f64::NAN),
             ("checkpoint", |stage| stage.checkpoint.keep = 0),
+            ("steps", |stage| stage.epochs = 2),
+            ("scenes", |stage| stage.scenes = None),
+            ("model", |stage| stage.model.preset = None),
+            ("model", |stage| stage.model.like = Some("models/nano".into())),
             ("optimizer.muon", |stage| {
                 let group = Group { prefix: "a.".into(), lr_scale: 1.0, weight_decay: None, rule: Some(Rule::Muon) };
                 (stage.optimizer.muon, stage.optimizer.groups) = (None, vec![group]);

@@ -4,15 +4,17 @@
 //! kinds apart, and that they meet the vectors that the language model already understands. With these
 //! alone, stage 1 needs no language model at all and costs a fraction.
 
+use std::sync::Arc;
+
 use candle_core::{D, Device, Tensor};
-use gpt4roi::{Config, Image, Network, config::VisionConfig, weights::Weights};
+use gpt4roi::{Config, Network, config::VisionConfig, model::ImageFeatures, weights::Weights};
 use gpt4roi_data::QuestionMix;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    conversations::{Conversations, Talk},
     error::Result,
     language::KINDS,
+    lesson::{Lesson, Lessons},
     loss::{correct, cross_entropy},
     objective::{Metrics, Objective, Outcome},
 };
@@ -35,83 +37,127 @@ pub struct ConverseConfig {
     /// How often the token counts with which the words of an answer begin; yes or no is decided there.
     #[serde(default = "crate::language::once")]
     pub first_token: f64,
-    /// What is asked.
-    pub questions: QuestionMix,
+    /// What is asked about scenes; records bring their own questions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub questions: Option<QuestionMix>,
+}
+
+impl ConverseConfig {
+    /// Whether the features have a loss of their own, for which the kinds of objects must be known.
+    pub(crate) fn needs_kinds(&self) -> bool {
+        self.class > 0.0 || self.distance > 0.0
+    }
 }
 
 /// Conversations about pictures.
-#[derive(Debug)]
 pub struct Converse {
     network: Network,
     /// A vector for each kind, if the features have a loss of their own: `[kinds, C]`.
     kinds: Option<Tensor>,
-    conversations: Conversations,
+    lessons: Arc<dyn Lessons>,
     vision: VisionConfig,
     config: ConverseConfig,
     device: Device,
 }
 
+impl std::fmt::Debug for Converse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Converse").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// What the network makes of the boxes of a lesson.
+struct Regions {
+    /// `[N, 4]`
+    boxes: Tensor,
+    /// `[N·tokens, C]`
+    features: Tensor,
+}
+
 impl Converse {
-    /// Takes the network's tensors and, if a loss needs them, the kinds' vectors, `aux.kinds`.
+    /// Takes the network's tensors and, if a loss needs them, the vectors of so many kinds, `aux.kinds`.
     pub fn load(
         weights: &Weights,
         model: &Config,
-        conversations: Conversations,
+        lessons: Arc<dyn Lessons>,
+        kinds: usize,
         config: ConverseConfig,
         device: &Device,
     ) -> Result<Self> {
-        let shape = [conversations.scenes.kinds(), model.region.dim];
-        let needs_kinds = config.class > 0.0 || config.distance > 0.0;
+        let kinds = config.needs_kinds().then(|| weights.get(KINDS, &[kinds, model.region.dim])).transpose()?;
         Ok(Self {
             network: Network::load(model, weights, weights)?,
-            kinds: needs_kinds.then(|| weights.get(KINDS, &shape)).transpose()?,
-            conversations,
+            kinds,
+            lessons,
             vision: model.vision.clone(),
             config,
             device: device.clone(),
         })
     }
 
+    /// Nothing where no question is about a region.
+    fn regions(&self, lesson: &Lesson, image: &ImageFeatures, metrics: &mut Metrics) -> Result<Option<Regions>> {
+        if lesson.packed.boxes.is_empty() {
+            return Ok(None);
+        }
+        let (maps, boxes) = (self.network.pyramid(image)?, lesson.boxes(&self.device)?);
+        let head = &self.network.region.head;
+        let fused = head.fuse(&head.pool(&maps, &boxes)?)?;
+        let features = head.flatten(&fused)?;
+        observe(&fused, &features, metrics)?;
+        Ok(Some(Regions { boxes, features }))
+    }
+
     /// The losses of the features themselves.
-    fn feature_loss(&self, talk: &Talk, features: &Tensor, metrics: &mut Metrics) -> Result<Option<Tensor>> {
+    fn feature_loss(&self, lesson: &Lesson, regions: &Regions, metrics: &mut Metrics) -> Result<Option<Tensor>> {
         let Some(kinds) = &self.kinds else { return Ok(None) };
-        let count = talk.kinds.len();
+        let (features, count) = (&regions.features, lesson.kinds.len());
         let logits = (direction(features)?.matmul(&direction(kinds)?.t()?)? * COSINE_SCALE)?;
-        let right = correct(&logits, &talk.kinds)?;
+        let right = correct(&logits, &lesson.kinds)?;
         metrics.add("class_accuracy", right.iter().filter(|&&right| right).count() as f64, count as f64);
-        let class = cross_entropy(&logits, &talk.kinds, &vec![1.0 / count as f32; count])?;
+        let class = cross_entropy(&logits, &lesson.kinds, &vec![1.0 / count as f32; count])?;
         metrics.add("class_loss", f64::from(class.to_scalar::<f32>()?), 1.0);
-        let own = kinds.index_select(&Tensor::from_slice(&talk.kinds, count, &self.device)?, 0)?.detach();
+        let own = kinds.index_select(&Tensor::from_slice(&lesson.kinds, count, &self.device)?, 0)?.detach();
         let distance = (features - own)?.sqr()?.mean_all()?;
         metrics.add("distance", f64::from(distance.to_scalar::<f32>()?), 1.0);
         Ok(Some(((class * self.config.class)? + (distance * self.config.distance)?)?))
     }
 }
 
+impl Converse {
+    fn language_loss(
+        &self,
+        lesson: &Lesson,
+        image: &ImageFeatures,
+        regions: Option<&Regions>,
+        metrics: &mut Metrics,
+    ) -> Result<Option<Tensor>> {
+        if self.config.language <= 0.0 {
+            return Ok(None);
+        }
+        let head = &self.network.region.head;
+        let tokens = regions.map(|regions| head.placed(&regions.features, &regions.boxes)).transpose()?;
+        let (seen, first) = (Some(&image.image_tokens), self.config.first_token);
+        let loss = lesson.loss(&self.network, seen, tokens.as_ref(), first, metrics)?;
+        let targets = lesson.targets();
+        metrics.add("language_loss", f64::from(loss.to_scalar::<f32>()?) * targets, targets);
+        Ok(Some((loss * self.config.language)?))
+    }
+}
+
 impl Objective for Converse {
     fn outcome(&self, index: u64) -> Result<Option<Outcome>> {
-        let Some(talk) = self.conversations.talk(index)? else { return Ok(None) };
-        let pixels = Image::from_rgb(talk.scene.image.clone()).pixel_values(&self.vision, &self.device)?;
-        let image = self.network.encode_image(&pixels)?;
-        let (maps, boxes) = (self.network.pyramid(&image)?, talk.boxes(&self.device)?);
-        let head = &self.network.region.head;
-        let fused = head.fuse(&head.pool(&maps, &boxes)?)?;
-        let features = head.flatten(&fused)?;
+        let Some(lesson) = self.lessons.lesson(index)? else { return Ok(None) };
+        let image = self.network.encode_image(&lesson.image.pixel_values(&self.vision, &self.device)?)?;
         let mut metrics = Metrics::default();
-        observe(&fused, &features, &mut metrics)?;
-        let mut loss = self.feature_loss(&talk, &features, &mut metrics)?;
-        if self.config.language > 0.0 {
-            let tokens = head.placed(&features, &boxes)?;
-            let (seen, first) = (Some(&image.image_tokens), self.config.first_token);
-            let language = talk.loss(&self.network, seen, &tokens, first, &mut metrics)?;
-            metrics.add("language_loss", f64::from(language.to_scalar::<f32>()?) * talk.targets(), talk.targets());
-            let language = (language * self.config.language)?;
-            loss = Some(match loss {
-                Some(loss) => (loss + language)?,
-                None => language,
-            });
-        }
-        Ok(loss.map(|loss| Outcome { loss, weight: talk.targets(), metrics }))
+        let regions = self.regions(&lesson, &image, &mut metrics)?;
+        let of_features = regions.as_ref().map(|regions| self.feature_loss(&lesson, regions, &mut metrics));
+        let of_language = self.language_loss(&lesson, &image, regions.as_ref(), &mut metrics);
+        let loss = match (of_features.transpose()?.flatten(), of_language?) {
+            (Some(features), Some(language)) => Some((features + language)?),
+            (features, language) => features.or(language),
+        };
+        Ok(loss.map(|loss| Outcome { loss, weight: lesson.targets(), whole: lesson.whole, metrics }))
     }
 }
 

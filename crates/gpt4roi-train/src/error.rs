@@ -59,8 +59,8 @@ pub enum TrainError {
         /// The first by name.
         first: String,
     },
-    /// A trainable parameter was not reached by the gradient of a whole batch.
-    #[error("parameter `{name}` is trainable but received no gradient in the first batch")]
+    /// A trainable parameter was not reached by the gradient of a batch.
+    #[error("parameter `{name}` is trainable but the first batch that takes all of the network gave it no gradient")]
     NoGradient {
         /// The parameter.
         name: String,

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use gpt4roi::{convert::IfExists, model::ModelFiles as Files, staging::Staging};
 
 use crate::{
-    checkpoint::{self, ModelFiles, last_or_self},
+    checkpoint::{self, ModelFiles, TokenizerFiles, last_or_self},
     error::{Result, TrainError},
 };
 
@@ -19,7 +19,8 @@ use crate::{
 pub fn export(source: &Path, target: &Path, if_exists: IfExists) -> Result<()> {
     let staging = Staging::new(target, if_exists).map_err(gpt4roi::Error::from)?;
     let path = whole_model(source)?;
-    let files = ModelFiles { config: Files::Directory(path.clone()).config()?, tokenizer: Some(path.clone()) };
+    let files =
+        ModelFiles { config: Files::Directory(path.clone()).config()?, tokenizer: Some(TokenizerFiles::read(&path)?) };
     let parameters = checkpoint::read_parameters(&path)?;
     for (name, tensor) in &parameters {
         if !fits(tensor)? {

@@ -6,15 +6,16 @@
 //! places and relations before the region module exists, and that module later has vectors to aim at.
 
 use candle_core::{Device, Tensor};
-use gpt4roi::{Config, Image, Network, config::VisionConfig, weights::Weights};
+use gpt4roi::{Config, Network, config::VisionConfig, weights::Weights};
 use gpt4roi_data::QuestionMix;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    conversations::{Conversations, Talk},
+    conversations::Conversations,
     error::Result,
     init::truncated_normal,
+    lesson::{Lesson, Lessons},
     objective::{Metrics, Objective, Outcome},
 };
 
@@ -85,8 +86,8 @@ impl Language {
 
     /// # Shapes
     /// → `[patches, H]`
-    fn image_tokens(&self, talk: &Talk) -> Result<Tensor> {
-        let pixels = Image::from_rgb(talk.scene.image.clone()).pixel_values(&self.vision, &self.device)?;
+    fn image_tokens(&self, lesson: &Lesson) -> Result<Tensor> {
+        let pixels = lesson.image.pixel_values(&self.vision, &self.device)?;
         Ok(self.network.encode_image(&pixels)?.image_tokens)
     }
 
@@ -108,17 +109,18 @@ pub(crate) const KINDS: &str = "aux.kinds";
 impl Objective for Language {
     fn outcome(&self, index: u64) -> Result<Option<Outcome>> {
         let sees = self.config.sees(index);
-        let talk = if sees { self.conversations.talk(index) } else { self.conversations.talk_of_regions(index) };
-        let Some(mut talk) = talk? else { return Ok(None) };
-        let image_tokens = sees.then(|| self.image_tokens(&talk)).transpose()?;
-        let kinds = Tensor::from_slice(&talk.kinds, talk.kinds.len(), &self.device)?;
+        let conversations = &self.conversations;
+        let lesson = if sees { conversations.lesson(index) } else { conversations.lesson_of_regions(index) };
+        let Some(mut lesson) = lesson? else { return Ok(None) };
+        let image_tokens = sees.then(|| self.image_tokens(&lesson)).transpose()?;
+        let kinds = Tensor::from_slice(&lesson.kinds, lesson.kinds.len(), &self.device)?;
         let features = self.kinds.index_select(&kinds, 0)?;
-        let noise = self.noise(talk.kinds.len(), features.dim(1)?, &mut talk.rng)?;
+        let noise = self.noise(lesson.kinds.len(), features.dim(1)?, &mut lesson.rng)?;
         let head = &self.network.region.head;
-        let regions = head.placed(&(features + noise)?, &talk.boxes(&self.device)?)?;
-        let mut metrics = Metrics::default();
-        let loss = talk.loss(&self.network, image_tokens.as_ref(), &regions, self.config.first_token, &mut metrics)?;
-        Ok(Some(Outcome { loss, weight: talk.targets(), metrics }))
+        let regions = head.placed(&(features + noise)?, &lesson.boxes(&self.device)?)?;
+        let (mut metrics, first) = (Metrics::default(), self.config.first_token);
+        let loss = lesson.loss(&self.network, image_tokens.as_ref(), Some(&regions), first, &mut metrics)?;
+        Ok(Some(Outcome { loss, weight: lesson.targets(), whole: true, metrics }))
     }
 }
 

@@ -16,7 +16,7 @@
 //! # Ok::<(), gpt4roi_train::TrainError>(())
 //! ```
 //!
-//! Data flows so: an [`objective`] makes the loss of one picture out of a scene; the [`trainer`] has
+//! Data flows so: a scene, or a picture of somebody's own, becomes a [`lesson`]; an [`objective`] makes a loss of it; the [`trainer`] has
 //! pictures computed on all cores and adds up their gradients; the [`optimizer`] changes the
 //! [`parameters`] from which the network was built; [`checkpoint`], [`log`](mod@log) and [`curve`] write
 //! down where things stand; [`export`](mod@export) makes a model of it.
@@ -31,6 +31,7 @@ pub mod error;
 pub mod export;
 pub mod init;
 pub mod language;
+pub mod lesson;
 pub mod log;
 pub mod looks;
 pub mod loss;
@@ -40,6 +41,7 @@ pub mod optimizer;
 pub mod parameters;
 pub mod patches;
 pub mod progress;
+pub mod records;
 pub mod scenes;
 pub mod schedule;
 pub mod stage;

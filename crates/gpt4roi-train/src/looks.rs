@@ -233,10 +233,10 @@ mod tests {
 
     #[test]
     fn kinds_that_no_scene_shows_are_asked_for() {
-        let (config, stage) = (tiny::config(8), tiny::stage(tiny::patches(), &["aux."]));
+        let config = tiny::config(8);
         let initializer = Initializer::new(3, &config, InitChoices::default());
         let tower = Tower::load(&BTreeMap::new(), &initializer, &config).unwrap();
-        let scenes = gpt4roi_data::Scenes::new(stage.scenes).unwrap();
+        let scenes = gpt4roi_data::Scenes::new(tiny::scenes()).unwrap();
         let error = Looks::measure(&tower, &scenes, 4, 200, 3).unwrap_err().to_string();
         assert!(error.contains("words_over") && error.contains("4 scenes without kind"), "{error}");
     }

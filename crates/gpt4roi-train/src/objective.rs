@@ -28,6 +28,8 @@ pub struct Outcome {
     pub loss: Tensor,
     /// How much the picture counts within its batch: the number of its targets.
     pub weight: f64,
+    /// Whether all of the network has its part in the loss, so that every parameter that learns gets a gradient.
+    pub whole: bool,
     /// What else is worth knowing.
     pub metrics: Metrics,
 }

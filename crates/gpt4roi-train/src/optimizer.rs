@@ -160,11 +160,14 @@ impl Optimizer {
         self.updates
     }
 
-    /// Changes every parameter, in parallel on the current thread pool; `factor` is the schedule's.
-    pub fn step(&mut self, gradients: &[Vec<f32>], factor: f64) -> Result<()> {
+    /// Changes every parameter that has a gradient, in parallel on the current thread pool; `factor` is the
+    /// schedule's. Others stay as they are, as in PyTorch: without a gradient there is nothing to decay or to go on
+    /// with.
+    pub fn step(&mut self, gradients: &[Option<Vec<f32>>], factor: f64) -> Result<()> {
         self.updates += 1;
         let (adamw, muon, updates) = (&self.adamw, self.muon.as_ref(), self.updates);
         self.members.par_iter_mut().zip(gradients).try_for_each(|(member, gradient)| {
+            let Some(gradient) = gradient else { return Ok(()) };
             let rate = Rate { lr: member.rate.lr * factor, ..member.rate };
             let mut values = member.var.flatten_all()?.to_vec1::<f32>()?;
             match (member.rule, muon) {
@@ -288,7 +291,7 @@ mod tests {
         let var = Var::from_tensor(&matrix(&VALUES)).unwrap();
         let mut optimizer = Optimizer::new(config, vec![("model.layers.0.w".into(), var.clone())]);
         for gradient in &GRADIENTS {
-            optimizer.step(&[flat(&matrix(gradient))], 1.0).unwrap();
+            optimizer.step(&[Some(flat(&matrix(gradient)))], 1.0).unwrap();
         }
         assert_eq!(optimizer.updates(), 3);
         flat(&var)
@@ -314,6 +317,22 @@ mod tests {
         assert_close(&three_steps(&config, false), wide, 1e-5);
         let tall = [0.572_527_8, 0.143_066_06, -0.904_276_3, -0.080_775_25, 1.723_293_9, -0.759_009_06];
         assert_close(&three_steps(&config, true), tall, 1e-5);
+    }
+
+    #[test]
+    fn a_parameter_without_a_gradient_stays() {
+        let config = OptimizerConfig { adamw: adamw(), muon: Some(muon()), groups: Vec::new() };
+        let of = |value: f32| Var::from_tensor(&Tensor::full(value, (2, 3), &Device::Cpu).unwrap()).unwrap();
+        let (reached, left) = (of(1.0), of(2.0));
+        let named = [("model.layers.0.a", &reached), ("model.layers.0.b", &left)];
+        let named = named.map(|(name, var)| (name.to_owned(), var.clone())).into();
+        let mut optimizer = Optimizer::new(&config, named);
+        optimizer.step(&[Some(vec![1.0; 6]), Some(vec![1.0; 6])], 1.0).unwrap();
+        let values = |var: &Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let before = [values(&reached), values(&left)];
+        optimizer.step(&[Some(vec![1.0; 6]), None], 1.0).unwrap();
+        assert_ne!(values(&reached), before[0]);
+        assert_eq!(values(&left), before[1]);
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl Objective for Patches {
                 weights += self.config.objects;
             }
         }
-        Ok(Some(Outcome { loss: (total / weights)?, weight: 1.0, metrics }))
+        Ok(Some(Outcome { loss: (total / weights)?, weight: 1.0, whole: true, metrics }))
     }
 }
 

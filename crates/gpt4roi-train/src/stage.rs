@@ -11,14 +11,16 @@ use gpt4roi::{Config, tokenizer::Tokenizer, weights::Weights};
 use gpt4roi_data::{QuestionMix, Questions, Scenes};
 
 use crate::{
-    checkpoint::{Checkpoint, ModelFiles, Tensors, complete, read_sources, refuse_other_stage},
+    checkpoint::{Checkpoint, ModelFiles, Tensors, TokenizerFiles, complete, read_sources, refuse_other_stage},
     config::StageConfig,
     conversations::Conversations,
     error::{Result, TrainError},
     init::Initializer,
+    lesson::Lessons,
     looks::Looks,
-    objective::{Converse, Language, Objective, ObjectiveConfig, Patches},
+    objective::{Converse, ConverseConfig, Language, Objective, ObjectiveConfig, Patches},
     parameters::{Parameters, check_prefixes},
+    records::RecordLessons,
     standardize::standardize,
     tower::Tower,
     trainer::{Trainer, checkpoints_below, refuse_used},
@@ -30,7 +32,8 @@ use crate::{
 /// # Errors
 /// If a file is missing or damaged, if the stage asks for what can't be, or if a run is in `out` already.
 pub fn open(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Trainer> {
-    Plan::of(stage)?.begin(out.into())
+    let like = stage.model.like.clone();
+    Plan::of(stage, like.as_deref())?.begin(out.into())
 }
 
 /// Builds a stage that goes on from the last complete checkpoint below `out`; none if there is none.
@@ -40,7 +43,12 @@ pub fn open(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Trainer> {
 /// # Errors
 /// As [`open`], and if the checkpoint is damaged or belongs to another stage.
 pub fn resume(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Option<Trainer>> {
-    Plan::of(stage)?.go_on(out.into())
+    let out = out.into();
+    let Some(checkpoint) = complete(&checkpoints_below(&out))?.pop() else { return Ok(None) };
+    // The checkpoint is a model directory of the same dimensions, and the one that they came from may be gone.
+    let is_model = checkpoint.join("config.json").is_file();
+    let like = stage.model.like.clone().map(|like| if is_model { checkpoint } else { like });
+    Plan::of(stage, like.as_deref())?.go_on(out)
 }
 
 /// A stage with what it is made of, before there are tensors.
@@ -48,25 +56,51 @@ pub(crate) struct Plan {
     stage: StageConfig,
     config: Config,
     tokenizer: Option<Arc<Tokenizer>>,
-    scenes: Arc<Scenes>,
+    tokenizer_files: Option<TokenizerFiles>,
+    pictures: Pictures,
+}
+
+/// Where a stage's pictures come from.
+enum Pictures {
+    Drawn(Arc<Scenes>),
+    Own(Arc<RecordLessons>),
 }
 
 impl Plan {
-    fn of(stage: StageConfig) -> Result<Self> {
+    /// `like` has the model's dimensions, if no preset has them.
+    fn of(stage: StageConfig, like: Option<&Path>) -> Result<Self> {
         stage.check()?;
-        let tokenizer = stage.model.tokenizer.as_deref().map(read_tokenizer).transpose()?;
-        let config = stage.model.preset.config(tokenizer.as_ref().map_or(0, Tokenizer::vocab_size));
+        let files = like.or(stage.model.tokenizer.as_deref()).map(TokenizerFiles::read).transpose()?;
+        let tokens = files.as_ref().map(TokenizerFiles::tokenizer).transpose()?.map_or(0, |all| all.vocab_size());
+        let config = match (like, stage.model.preset) {
+            (Some(directory), _) => gpt4roi::model::ModelFiles::Directory(directory.into()).config()?,
+            (None, Some(preset)) => preset.config(tokens),
+            (None, None) => return Err(stage.refusal("model", "either `preset` or `like`", "neither")),
+        };
         let config = match stage.model.region.is_empty() {
             true => config,
             false => config.with_region(&stage.model.region)?,
         };
-        Self::for_model(stage, config, tokenizer)
+        Self::for_model(stage, config, files)
     }
 
     /// For a model of any dimensions.
-    pub(crate) fn for_model(stage: StageConfig, config: Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
-        let scenes = Arc::new(Scenes::new(stage.scenes.clone()).map_err(data)?);
-        Ok(Self { stage, config, tokenizer: tokenizer.map(Arc::new), scenes })
+    pub(crate) fn for_model(
+        mut stage: StageConfig,
+        config: Config,
+        tokenizer_files: Option<TokenizerFiles>,
+    ) -> Result<Self> {
+        let tokenizer = tokenizer_files.as_ref().map(TokenizerFiles::tokenizer).transpose()?.map(Arc::new);
+        let pictures = match (&stage.records, &stage.scenes) {
+            (Some(files), _) => {
+                let tokenizer = tokenizer.clone().ok_or_else(|| no_tokenizer(&stage))?;
+                let lessons = RecordLessons::open(files, &config, tokenizer, stage.seed)?;
+                stage.count_steps(lessons.pictures());
+                Pictures::Own(Arc::new(lessons))
+            }
+            (None, scenes) => Pictures::Drawn(Arc::new(Scenes::new(scenes.clone().unwrap_or_default()).map_err(data)?)),
+        };
+        Ok(Self { stage, config, tokenizer, tokenizer_files, pictures })
     }
 
     pub(crate) fn begin(self, out: PathBuf) -> Result<Trainer> {
@@ -89,15 +123,15 @@ impl Plan {
 
     /// What the sources have, and what is measured before the first step.
     fn first_values(&self) -> Result<Tensors> {
-        let Self { stage, config, scenes, .. } = self;
+        let Self { stage, config, .. } = self;
         let (init, initializer) = (&stage.init, self.initializer());
         let mut taken = read_sources(&stage.name, init)?;
         scale(&stage.name, &mut taken, &init.scale)?;
         if init.standardize_over > 0 {
-            standardize(&mut taken, &initializer, config, scenes.as_ref(), init.standardize_over)?;
+            standardize(&mut taken, &initializer, config, self.scenes()?.as_ref(), init.standardize_over)?;
         }
         if init.words_over > 0 {
-            let tokenizer = self.tokenizer()?;
+            let (tokenizer, scenes) = (self.tokenizer()?, self.scenes()?);
             let names: Vec<_> = scenes.kinds().iter().map(|kind| tokenizer.encode_text(&kind.name)).collect();
             let content = content_channels(config, &init.choices)?;
             let tower = Tower::load(&taken, &initializer, config)?;
@@ -115,26 +149,45 @@ impl Plan {
     }
 
     fn objective(&self, weights: &Weights) -> Result<Box<dyn Objective>> {
-        let (config, scenes, device) = (&self.config, &self.scenes, &Device::Cpu);
+        let (config, device) = (&self.config, &Device::Cpu);
         Ok(match &self.stage.objective {
             ObjectiveConfig::Patches(settings) => {
-                Box::new(Patches::load(weights, config, scenes.clone(), settings.clone(), device)?)
+                Box::new(Patches::load(weights, config, self.scenes()?.clone(), settings.clone(), device)?)
             }
             ObjectiveConfig::Language(settings) => {
                 let conversations = self.conversations(&settings.questions)?;
                 Box::new(Language::load(weights, config, conversations, settings.clone(), device)?)
             }
             ObjectiveConfig::Conversation(settings) => {
-                let conversations = self.conversations(&settings.questions)?;
-                Box::new(Converse::load(weights, config, conversations, settings.clone(), device)?)
+                let (lessons, kinds) = self.lessons(settings)?;
+                Box::new(Converse::load(weights, config, lessons, kinds, settings.clone(), device)?)
             }
         })
     }
 
+    /// What conversations are learned from, and how many kinds of objects it tells apart.
+    fn lessons(&self, settings: &ConverseConfig) -> Result<(Arc<dyn Lessons>, usize)> {
+        match &self.pictures {
+            Pictures::Own(lessons) => Ok((lessons.clone(), 0)),
+            Pictures::Drawn(scenes) => {
+                let questions = settings.questions.clone().unwrap_or_default();
+                Ok((Arc::new(self.conversations(&questions)?), scenes.kinds().len()))
+            }
+        }
+    }
+
+    fn scenes(&self) -> Result<&Arc<Scenes>> {
+        match &self.pictures {
+            Pictures::Drawn(scenes) => Ok(scenes),
+            Pictures::Own(_) => Err(self.stage.refusal("scenes", "what is drawn, which this stage needs", "records")),
+        }
+    }
+
     fn conversations(&self, mix: &QuestionMix) -> Result<Conversations> {
+        let scenes = self.scenes()?;
         Ok(Conversations {
-            scenes: self.scenes.clone(),
-            questions: Questions::new(mix.clone(), self.scenes.kinds()).map_err(data)?,
+            scenes: scenes.clone(),
+            questions: Questions::new(mix.clone(), scenes.kinds()).map_err(data)?,
             tokenizer: self.tokenizer()?,
             seed: self.stage.seed,
             patches: self.config.vision.patches(),
@@ -143,7 +196,7 @@ impl Plan {
     }
 
     fn trainer(self, parameters: Arc<Parameters>, objective: Box<dyn Objective>, out: PathBuf) -> Result<Trainer> {
-        let files = ModelFiles { config: self.config, tokenizer: self.stage.model.tokenizer.clone() };
+        let files = ModelFiles { config: self.config, tokenizer: self.tokenizer_files };
         Trainer::new(self.stage, parameters, objective, files, out)
     }
 
@@ -152,13 +205,12 @@ impl Plan {
     }
 
     fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
-        self.tokenizer.clone().ok_or_else(|| TrainError::Value {
-            stage: self.stage.name.clone(),
-            field: "model.tokenizer".into(),
-            expected: "a directory with tokenizer.model and added_tokens.json".into(),
-            got: "none".into(),
-        })
+        self.tokenizer.clone().ok_or_else(|| no_tokenizer(&self.stage))
     }
+}
+
+fn no_tokenizer(stage: &StageConfig) -> TrainError {
+    stage.refusal("model.tokenizer", "a directory with tokenizer.model and added_tokens.json", "none")
 }
 
 /// A checkpoint has every tensor of its network, or it is another network's.
@@ -177,16 +229,6 @@ fn scale(stage: &str, taken: &mut Tensors, factors: &BTreeMap<String, f64>) -> R
         }
     }
     Ok(())
-}
-
-pub(crate) fn read_tokenizer(directory: &Path) -> Result<Tokenizer> {
-    let read = |name: &str| {
-        let path = directory.join(name);
-        std::fs::read(&path).map_err(|source| TrainError::file(path, source))
-    };
-    let added_tokens = String::from_utf8_lossy(&read("added_tokens.json")?).into_owned();
-    let tokenizer = Tokenizer::from_bytes(&read("tokenizer.model")?, &added_tokens);
-    tokenizer.map_err(|error| gpt4roi::Error::from(error).into())
 }
 
 fn data(error: gpt4roi_data::DataError) -> TrainError {
@@ -216,7 +258,7 @@ mod tests {
             batch: 2,
             ..tiny::stage(objective, &["model.", "lm_head.", "vision_model.", "aux.kinds"])
         };
-        let plan = Plan::for_model(stage, config.clone(), Some(tokenizer)).unwrap();
+        let plan = Plan::for_model(stage, config.clone(), Some(tiny::tokenizer_files())).unwrap();
         let mut trainer = plan.begin(out.clone()).unwrap();
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap_or_else(|error| panic!("{changes}: {error}"));
         export(&out, &exported, gpt4roi::convert::IfExists::Refuse).unwrap();
@@ -264,7 +306,7 @@ mod tests {
             ["model.embed_tokens.", "model.layers.", "lm_head.", "aux.kinds", "model.spi_module.roi_align.updims."];
         let stage = StageConfig { steps: 1, batch: 2, ..tiny::stage(tiny::language(), &trainable) };
         let directory = tempfile::tempdir().unwrap();
-        let plan = Plan::for_model(stage, config, Some(tokenizer)).unwrap();
+        let plan = Plan::for_model(stage, config, Some(tiny::tokenizer_files())).unwrap();
         let mut trainer = plan.begin(directory.path().into()).unwrap();
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
     }
@@ -371,5 +413,72 @@ mod tests {
             assert_eq!(same, !begun.iter().any(|part| name.contains(part)), "{name}");
         }
         trainer.run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+    }
+
+    /// Three pictures in files: one with two regions, one with a conversation of two rounds, one with a question about
+    /// the picture as a whole and another that nobody has answered.
+    fn own_pictures(folder: &Path) -> PathBuf {
+        for (name, shade) in [("a.png", 40), ("b.png", 120), ("c.png", 200)] {
+            let picture = image::RgbImage::from_fn(56, 28, |x, y| image::Rgb([shade, (4 * x) as u8, (8 * y) as u8]));
+            picture.save(folder.join(name)).unwrap();
+        }
+        let cat = json!({"question": "What is <region1>?", "answer": "A cat."});
+        let dog = json!({"question": "And <region2>?", "answers": ["A dog.", "A puppy."]});
+        let regions = json!([{"id": 1, "bbox": [2, 3, 20, 25]}, {"id": 2, "bbox": [30, 0, 56, 28]}]);
+        let lines = [
+            json!({"image": "a.png", "regions": regions, "rounds": [cat, dog]}),
+            json!({"image": "b.png", "rounds": [{"question": "What is in [0.1, 0.2, 0.6, 0.9]?", "answer": "A rocket."}]}),
+            json!({"image": "c.png", "rounds": [{"question": "What is in the picture?", "answer": "An octopus."}]}),
+            json!({"image": "c.png", "rounds": [{"question": "Is it red?"}]}),
+        ];
+        let path = folder.join("train.jsonl");
+        std::fs::write(&path, lines.map(|line| line.to_string()).join("\n")).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_model_learns_what_is_said_about_peoples_own_pictures() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = own_pictures(directory.path());
+        let (out, exported) = (directory.path().join("out"), directory.path().join("model"));
+        let mut stage = StageConfig { steps: 0, epochs: 60, batch: 2, ..tiny::stage_of_records(&[file]) };
+        stage.optimizer.adamw.lr = 0.02;
+        tiny::trainer(stage, &out).unwrap().run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+        let records = crate::log::read(&out.join("log.jsonl")).unwrap();
+        assert_eq!(records.len(), 90, "sixty epochs of three pictures, two at a time");
+        let (first, last) = (&records[0], &records[89]);
+        assert!(last.loss < first.loss / 2.0, "{} to {}", first.loss, last.loss);
+        assert!(last.metrics["token_accuracy"] > first.metrics["token_accuracy"], "{first:?} to {last:?}");
+        assert!(last.metrics.contains_key("exact"));
+
+        export(&out, &exported, gpt4roi::convert::IfExists::Refuse).unwrap();
+        let model = Gpt4Roi::open(&exported, &Device::Cpu).unwrap();
+        let picture = gpt4roi::Image::open(directory.path().join("c.png"), 1 << 20).unwrap();
+        let options = AskOptions { max_new_tokens: 4, ..AskOptions::default() };
+        Chat::new(&model, &picture).unwrap().ask_with("What is in the picture?", &options).unwrap();
+    }
+
+    /// Another stage has the exported model's dimensions and tokenizer, and all that it knows; it also goes on when
+    /// that model is gone.
+    #[test]
+    fn a_stage_may_have_the_dimensions_of_a_model() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = own_pictures(directory.path());
+        let [first, second, model] = ["first", "second", "model"].map(|name| directory.path().join(name));
+        let stage = || StageConfig { steps: 2, ..tiny::stage_of_records(std::slice::from_ref(&file)) };
+        tiny::trainer(stage(), &first).unwrap().run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+        export(&first, &model, gpt4roi::convert::IfExists::Refuse).unwrap();
+        let like = || {
+            let mut stage = stage();
+            (stage.model.preset, stage.model.tokenizer) = (None, None);
+            stage.model.like = Some(model.clone());
+            stage.init.from = vec![crate::config::Source { path: model.clone(), take: Vec::new() }];
+            stage.init.fresh.clear();
+            stage
+        };
+        open(like(), &second).unwrap().run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+        std::fs::remove_dir_all(&model).unwrap();
+        assert_eq!(resume(like(), &second).unwrap().unwrap().counters().step, 2);
+        assert!(open(like(), directory.path().join("third")).is_err(), "to begin, the model is needed");
     }
 }

@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn scenes() -> Scenes {
-        Scenes::new(tiny::stage(tiny::patches(), &["aux."]).scenes).unwrap()
+        Scenes::new(tiny::scenes()).unwrap()
     }
 
     #[test]

@@ -6,14 +6,16 @@ use gpt4roi::{Config, tokenizer::Tokenizer};
 use gpt4roi_data::{QuestionMix, SceneConfig};
 
 use crate::{
+    checkpoint::TokenizerFiles,
     config::{CheckpointConfig, InitConfig, ModelConfig, Preset, StageConfig},
     error::Result,
     init::InitChoices,
     muon::{Muon, MuonScale},
     objective::{ConverseConfig, LanguageConfig, ObjectiveConfig, PatchesConfig},
     optimizer::{AdamW, OptimizerConfig},
+    records::RecordsConfig,
     schedule::{Decay, Schedule},
-    stage::{Plan, read_tokenizer},
+    stage::Plan,
     trainer::Trainer,
 };
 
@@ -39,7 +41,21 @@ pub(crate) fn models() -> PathBuf {
 }
 
 pub(crate) fn tokenizer() -> Tokenizer {
-    read_tokenizer(&models()).unwrap()
+    tokenizer_files().tokenizer().unwrap()
+}
+
+pub(crate) fn tokenizer_files() -> TokenizerFiles {
+    TokenizerFiles::read(&models()).unwrap()
+}
+
+/// A square picture.
+pub(crate) fn picture(side: u32) -> gpt4roi::Image {
+    let colour = |x, y| image::Rgb([(3 * x) as u8, (5 * y) as u8, (x * y) as u8]);
+    gpt4roi::Image::from_rgb(image::RgbImage::from_fn(side, side, colour))
+}
+
+pub(crate) fn scenes() -> SceneConfig {
+    SceneConfig { kinds: 3, size: 28, objects: (1, 2), object_size: (12.0, 20.0), ..SceneConfig::default() }
 }
 
 pub(crate) fn patches() -> ObjectiveConfig {
@@ -57,7 +73,7 @@ pub(crate) fn language() -> ObjectiveConfig {
 }
 
 pub(crate) fn conversation() -> ObjectiveConfig {
-    let questions = questions();
+    let questions = Some(questions());
     ObjectiveConfig::Conversation(ConverseConfig {
         language: 1.0,
         class: 0.5,
@@ -75,7 +91,12 @@ fn questions() -> QuestionMix {
 pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConfig {
     StageConfig {
         name: "tiny".into(),
-        model: ModelConfig { preset: Preset::Nano, tokenizer: Some(models()), region: serde_json::Map::new() },
+        model: ModelConfig {
+            preset: Some(Preset::Nano),
+            like: None,
+            tokenizer: Some(models()),
+            region: serde_json::Map::new(),
+        },
         trainable: trainable.iter().map(|prefix| prefix.to_string()).collect(),
         init: InitConfig {
             fresh: vec![String::new()],
@@ -83,6 +104,7 @@ pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConf
             ..InitConfig::default()
         },
         steps: 6,
+        epochs: 0,
         batch: 3,
         seed: 7,
         threads: 2,
@@ -96,15 +118,21 @@ pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConf
         max_bad_steps: 2,
         checkpoint: CheckpointConfig { every_steps: 2, every_seconds: 0, keep: 2 },
         log_every: 1,
-        scenes: SceneConfig {
-            kinds: 3,
-            size: 28,
-            objects: (1, 2),
-            object_size: (12.0, 20.0),
-            ..SceneConfig::default()
-        },
+        scenes: Some(scenes()),
+        records: None,
         objective,
     }
+}
+
+/// The language model, the projector and the region module learn from files.
+pub(crate) fn stage_of_records(files: &[PathBuf]) -> StageConfig {
+    let mut stage = stage(conversation(), &["model.", "lm_head."]);
+    if let ObjectiveConfig::Conversation(settings) = &mut stage.objective {
+        (settings.class, settings.distance, settings.questions) = (0.0, 0.0, None);
+    }
+    let files = files.to_vec();
+    let records = RecordsConfig { files, images: None, question: None, dialogues_per_picture: 20 };
+    StageConfig { scenes: None, records: Some(records), ..stage }
 }
 
 pub(crate) fn trainer(stage: StageConfig, out: &Path) -> Result<Trainer> {
@@ -117,6 +145,5 @@ pub(crate) fn resumed(stage: StageConfig, out: &Path) -> Result<Trainer> {
 }
 
 fn plan(stage: StageConfig) -> Result<Plan> {
-    let tokenizer = tokenizer();
-    Plan::for_model(stage, config(tokenizer.vocab_size()), Some(tokenizer))
+    Plan::for_model(stage, config(tokenizer().vocab_size()), Some(tokenizer_files()))
 }

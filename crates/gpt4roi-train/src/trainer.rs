@@ -21,7 +21,7 @@ use crate::{
     error::{Result, TrainError},
     init::mix,
     log::{Log, Record},
-    objective::{Metrics, Objective},
+    objective::{Metrics, Objective, Outcome},
     optimizer::Optimizer,
     parameters::Parameters,
     progress::Progress,
@@ -43,6 +43,8 @@ pub struct Trainer {
     workers: Vec<ThreadPool>,
     /// All threads together, for the update.
     everyone: ThreadPool,
+    /// Whether a batch has shown that a gradient reaches every parameter.
+    reached: bool,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -55,6 +57,7 @@ impl std::fmt::Debug for Trainer {
 struct Share {
     weight: f64,
     loss: f64,
+    whole: bool,
     metrics: Metrics,
     /// In the optimizer's order; none where the graph does not reach.
     gradients: Vec<Option<Vec<f32>>>,
@@ -64,6 +67,8 @@ struct Share {
 struct Batch {
     weight: f64,
     loss: f64,
+    /// Whether all of the network had its part in one of its pictures.
+    whole: bool,
     pictures: usize,
     metrics: Metrics,
     gradients: Vec<Option<Vec<f32>>>,
@@ -111,6 +116,7 @@ impl Trainer {
             counters,
             workers: (0..threads).map(|_| pool(1)).collect::<std::result::Result<_, _>>()?,
             everyone: pool(threads)?,
+            reached: false,
             stage,
         })
     }
@@ -131,6 +137,7 @@ impl Trainer {
     /// If a moment is missing or of another size.
     pub(crate) fn restore(&mut self, moments: &Tensors, counters: Counters) -> Result<()> {
         self.optimizer.restore(moments, counters.updates)?;
+        self.reached = counters.updates > 0;
         let stage = std::mem::take(&mut self.counters.stage);
         self.counters = Counters { stage, ..counters };
         Ok(())
@@ -183,14 +190,12 @@ impl Trainer {
         if batch.weight == 0.0 {
             return Err(TrainError::NothingToLearn { step });
         }
-        if self.counters.updates == 0 {
+        if batch.whole && !self.reached {
             self.refuse_cut_gradients(&batch)?;
+            self.reached = true;
         }
         window.pictures += batch.pictures;
-        let sizes: Vec<usize> = self.optimizer.parameters().map(|(_, var)| var.elem_count()).collect();
-        let gradients = std::mem::take(&mut batch.gradients).into_iter().zip(sizes);
-        let mut gradients: Vec<Vec<f32>> =
-            gradients.map(|(gradient, size)| gradient.unwrap_or_else(|| vec![0.0; size])).collect();
+        let mut gradients = std::mem::take(&mut batch.gradients);
         let norm = norm(&gradients) / batch.weight;
         if !norm.is_finite() {
             return self.skip(step).map(|()| norm);
@@ -198,7 +203,7 @@ impl Trainer {
         window.add(&batch);
         self.counters.skipped_in_a_row = 0;
         let scale = ((self.stage.clip_norm / norm).min(1.0) / batch.weight) as f32;
-        gradients.iter_mut().flatten().for_each(|g| *g *= scale);
+        gradients.iter_mut().flatten().flatten().for_each(|g| *g *= scale);
         let factor = self.stage.schedule.factor(step, self.stage.steps);
         let Self { everyone, optimizer, counters, .. } = self;
         everyone.install(|| optimizer.step(&gradients, factor))?;
@@ -220,7 +225,7 @@ impl Trainer {
     /// Deals the pictures of one step to the workers. Their gradients arrive in any order and are
     /// added in the order of the pictures, so that the sum is the same for any number of workers.
     fn batch(&self, step: u64) -> Result<Batch> {
-        let first = self.first_picture(step);
+        let first = first_picture(self.stage.seed).wrapping_add(step.wrapping_mul(self.stage.batch as u64));
         let next = AtomicUsize::new(0);
         let (sender, receiver) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -256,23 +261,18 @@ impl Trainer {
         })
     }
 
-    /// Pictures are numbered through a stage, from a place that its seed decides.
-    fn first_picture(&self, step: u64) -> u64 {
-        // The upper bits stay clear, so that no sum overflows.
-        (mix(self.stage.seed, 0) >> 16).wrapping_add(step.wrapping_mul(self.stage.batch as u64))
-    }
-
     /// The gradient of one picture.
     fn share(&self, index: u64) -> Result<Option<Share>> {
         let Some(outcome) = self.objective.outcome(index)? else { return Ok(None) };
         let loss = f64::from(outcome.loss.to_scalar::<f32>()?) * outcome.weight;
-        let store = (outcome.loss * outcome.weight)?.backward()?;
+        let store = (&outcome.loss * outcome.weight)?.backward()?;
         let gradient = |var: &candle_core::Var| {
             store.get(var.as_tensor()).map(|gradient| gradient.flatten_all()?.to_vec1::<f32>()).transpose()
         };
         let gradients =
             self.optimizer.parameters().map(|(_, var)| gradient(var)).collect::<candle_core::Result<_>>()?;
-        Ok(Some(Share { weight: outcome.weight, loss, metrics: outcome.metrics, gradients }))
+        let Outcome { weight, whole, metrics, .. } = outcome;
+        Ok(Some(Share { weight, loss, whole, metrics, gradients }))
     }
 
     /// An operation without a backward cuts the graph in silence; better to stop at once.
@@ -343,13 +343,15 @@ pub(crate) fn checkpoints_below(out: &Path) -> PathBuf {
 
 impl Batch {
     fn new(parameters: usize) -> Self {
-        Self { weight: 0.0, loss: 0.0, pictures: 0, metrics: Metrics::default(), gradients: vec![None; parameters] }
+        let gradients = vec![None; parameters];
+        Self { weight: 0.0, loss: 0.0, whole: false, pictures: 0, metrics: Metrics::default(), gradients }
     }
 
     fn add(&mut self, share: Option<Share>) {
         self.pictures += 1;
         let Some(share) = share else { return };
         self.weight += share.weight;
+        self.whole |= share.whole;
         self.loss += share.loss;
         self.metrics.merge(&share.metrics);
         for (sum, gradient) in self.gradients.iter_mut().zip(share.gradients) {
@@ -370,9 +372,14 @@ impl Window {
     }
 }
 
+/// Pictures are numbered through a stage, from a place that its seed decides.
+pub(crate) fn first_picture(seed: u64) -> u64 {
+    mix(seed, 0) >> 16 // the upper bits stay clear, so that no sum overflows
+}
+
 /// The Euclidean norm of all gradients together.
-fn norm(gradients: &[Vec<f32>]) -> f64 {
-    gradients.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
+fn norm(gradients: &[Option<Vec<f32>>]) -> f64 {
+    gradients.iter().flatten().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
 }
 
 #[cfg(test)]
@@ -383,7 +390,7 @@ mod tests {
     use gpt4roi::weights::Weights;
 
     use super::*;
-    use crate::{config::Source, init::Initializer, objective::Outcome, progress::Silent, tiny};
+    use crate::{config::Source, init::Initializer, progress::Silent, tiny};
 
     const STILL: fn() -> Duration = || Duration::ZERO;
 
@@ -575,6 +582,7 @@ mod tests {
         w: Tensor,
         broken: fn(u64) -> bool,
         cut: bool,
+        whole: fn(u64) -> bool,
     }
 
     impl Objective for Quadratic {
@@ -582,11 +590,15 @@ mod tests {
             let target = if (self.broken)(index) { f64::NAN } else { 1.0 };
             let w = if self.cut { self.w.detach() } else { self.w.clone() };
             let loss = ((w - target)?.sqr()?.sum_all()? * 0.5)?;
-            Ok(Some(Outcome { loss, weight: 1.0, metrics: Metrics::default() }))
+            Ok(Some(Outcome { loss, weight: 1.0, whole: (self.whole)(index), metrics: Metrics::default() }))
         }
     }
 
     fn quadratic(broken: fn(u64) -> bool, cut: bool, out: &Path) -> Trainer {
+        quadratic_in_parts(broken, cut, |_| true, out)
+    }
+
+    fn quadratic_in_parts(broken: fn(u64) -> bool, cut: bool, whole: fn(u64) -> bool, out: &Path) -> Trainer {
         let mut stage = tiny::stage(tiny::patches(), &["aux."]);
         (stage.batch, stage.optimizer.muon, stage.clip_norm) = (1, None, 100.0);
         let config = tiny::config(8);
@@ -594,7 +606,7 @@ mod tests {
         let parameters = Parameters::new(stage.trainable.clone(), BTreeMap::new(), initializer, &Device::Cpu);
         let w = Weights::new(parameters.clone()).get("aux.w", &[2]).unwrap();
         let files = ModelFiles { config, tokenizer: None };
-        Trainer::new(stage, parameters, Box::new(Quadratic { w, broken, cut }), files, out).unwrap()
+        Trainer::new(stage, parameters, Box::new(Quadratic { w, broken, cut, whole }), files, out).unwrap()
     }
 
     #[test]
@@ -626,6 +638,17 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let error = quadratic(|_| true, false, out.path()).run(&STILL, &mut Silent).unwrap_err();
         assert!(matches!(error, TrainError::NotFinite { step: 2, in_a_row: 3 }), "{error}");
+    }
+
+    /// Where only some pictures are about regions, the first batches may be about none.
+    #[test]
+    fn a_cut_graph_is_found_once_all_of_the_network_had_its_part() {
+        let out = tempfile::tempdir().unwrap();
+        quadratic_in_parts(|_| false, true, |_| false, out.path()).run(&STILL, &mut Silent).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let mut trainer = quadratic_in_parts(|_| false, true, |index| index.is_multiple_of(5), out.path());
+        let error = trainer.run(&STILL, &mut Silent).unwrap_err();
+        assert!(matches!(&error, TrainError::NoGradient { name } if name == "aux.w"), "{error}");
     }
 
     #[test]
