@@ -31,7 +31,8 @@ pub struct Parameter {
 #[derive(Debug)]
 pub struct Parameters {
     trainable: Vec<String>,
-    taken: BTreeMap<String, Tensor>,
+    /// What nobody has asked for yet: nothing is held twice.
+    taken: Mutex<BTreeMap<String, Tensor>>,
     initializer: Initializer,
     device: Device,
     asked: Mutex<BTreeMap<String, Parameter>>,
@@ -46,7 +47,7 @@ impl Parameters {
         initializer: Initializer,
         device: &Device,
     ) -> Arc<Self> {
-        let asked = Mutex::new(BTreeMap::new());
+        let (taken, asked) = (Mutex::new(taken), Mutex::new(BTreeMap::new()));
         Arc::new(Self { trainable, taken, initializer, device: device.clone(), asked })
     }
 
@@ -83,7 +84,8 @@ impl Parameters {
 
     fn make(&self, name: &str, shape: &[usize]) -> WeightsResult<Parameter> {
         let failed = |source| WeightsError::Tensor { name: name.into(), source };
-        let (tensor, fresh) = match self.taken.get(name) {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let (tensor, fresh) = match taken {
             Some(tensor) if tensor.dims() == shape => (tensor.to_device(&self.device).map_err(failed)?, false),
             Some(tensor) => {
                 return Err(WeightsError::Shape {
