@@ -70,7 +70,7 @@ impl RecordLessons {
         }
         let dialogues = || pictures.iter().flat_map(|picture| &picture.dialogues);
         Ok(Self {
-            about_regions: dialogues().any(|dialogue| !dialogue.regions.is_empty()),
+            about_regions: dialogues().any(is_about_regions),
             dialogues_per_picture: files.dialogues_per_picture,
             tokenizer,
             seed,
@@ -192,6 +192,18 @@ fn learnable(mut pictures: Vec<Picture>) -> Vec<Picture> {
     pictures.iter_mut().for_each(|picture| picture.dialogues.retain(answered));
     pictures.retain(|picture| !picture.dialogues.is_empty());
     pictures
+}
+
+fn is_about_regions(dialogue: &Dialogue) -> bool {
+    !dialogue.regions.is_empty() || dialogue.rounds.iter().any(|round| has_coordinates(&round.typed()))
+}
+
+/// Whether a question without mentions has coordinates in it. Where they lie depends on the picture; that they are
+/// coordinates does not, and those that lie outside of it are an error.
+fn has_coordinates(typed: &str) -> bool {
+    let smallest = ImageSize { width: 1, height: 1 };
+    let is_place = |part: &Part| matches!(part, Part::Box(_) | Part::Point(_));
+    mention::parse(typed, &[], smallest).map_or(true, |parts| parts.iter().any(is_place))
 }
 
 /// At most so many, in their order.
@@ -346,6 +358,18 @@ mod tests {
                 assert_eq!(lesson.packed.boxes, expected.map(|xyxy| BBox::from_normalized(xyxy).unwrap()));
                 assert!(lesson.whole);
             }
+        }
+    }
+
+    #[test]
+    fn coordinates_alone_tell_pictures_with_regions_from_others() {
+        for (question, expected) in [
+            ("What is in [0.1, 0.2, 0.6, 0.9]?", true),
+            ("What is in [10, 20, 60, 90]?", true),
+            ("What is at (0.5, 0.6)?", true),
+            ("Is it a cat (or a dog), from 1990?", false),
+        ] {
+            assert_eq!(has_coordinates(question), expected, "{question}");
         }
     }
 
