@@ -115,6 +115,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         Error::Mention(error) => return Some(hint_about_mention(error)),
         Error::Prompt(PromptError::TooLong { .. }) => "shorten the question, or begin a new conversation",
         Error::Convert(ConvertError::Exists { .. }) => "--force replaces it",
+        Error::Convert(ConvertError::InUse { .. }) => "wait for the other one, or name another place with --out",
         Error::Convert(ConvertError::Foreign { .. }) => {
             "--out takes another directory; or move what is not the model's away"
         }
