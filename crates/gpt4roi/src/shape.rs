@@ -6,7 +6,7 @@
 //!
 //! Everything refers to the upright picture, that is, after its EXIF orientation was applied.
 
-use std::{borrow::Cow, io::Cursor};
+use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder};
 use serde::Deserialize;
@@ -221,8 +221,8 @@ impl Mask {
         let size = ImageSize { width, height };
         let all = u64::from(height) * u64::from(width);
         let (mut end, mut marked) = (0, None);
-        for (index, &got) in rle.counts.runs()?.iter().enumerate() {
-            let left = all - end;
+        for (index, got) in rle.counts.runs().enumerate() {
+            let (got, left) = (got?, all - end);
             let fits = u64::try_from(got).ok().filter(|length| *length <= left);
             let length = fits.ok_or(MaskError::Run { index, left, got })?;
             if index % 2 == 1 && length > 0 {
@@ -309,31 +309,42 @@ pub enum Counts {
 }
 
 impl Counts {
-    fn runs(&self) -> Result<Cow<'_, [i64]>, MaskError> {
+    fn runs(&self) -> Box<dyn Iterator<Item = Result<i64, MaskError>> + '_> {
         match self {
-            Self::List(runs) => Ok(runs.into()),
-            Self::Text(text) => decompress(text).map(Cow::Owned),
+            Self::List(runs) => Box::new(runs.iter().copied().map(Ok)),
+            Self::Text(text) => Box::new(Decompressed { text, at: 0, known: 0, last: [0; 2] }),
         }
     }
 }
 
-fn decompress(text: &str) -> Result<Vec<i64>, MaskError> {
-    let mut runs: Vec<i64> = Vec::new();
-    let mut rest = text.as_bytes();
-    while !rest.is_empty() {
-        let number = split_number(rest).and_then(|(number, behind)| {
-            let base = if runs.len() > 2 { runs[runs.len() - 2] } else { 0 };
-            Some((base.checked_add(number)?, behind))
-        });
+/// The runs of a text, one at a time: a text of megabytes has as many of them, which nobody has to hold.
+struct Decompressed<'t> {
+    text: &'t str,
+    /// Where the next one begins.
+    at: usize,
+    /// How many there were, and the last two of them.
+    known: usize,
+    last: [i64; 2],
+}
+
+impl Iterator for Decompressed<'_> {
+    type Item = Result<i64, MaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = &self.text.as_bytes()[self.at..];
+        if rest.is_empty() {
+            return None;
+        }
+        let base = if self.known > 2 { self.last[0] } else { 0 };
+        let number = split_number(rest).and_then(|(number, behind)| Some((base.checked_add(number)?, behind)));
         let Some((run, behind)) = number else {
-            let at = text.len() - rest.len();
             // Everything before was ASCII, so bytes are characters.
-            return Err(MaskError::Text { position: at + 1, got: text[at..].chars().take(8).collect() });
+            let got = self.text[self.at..].chars().take(8).collect();
+            return Some(Err(MaskError::Text { position: self.at + 1, got }));
         };
-        runs.push(run);
-        rest = behind;
+        (self.at, self.known, self.last) = (self.text.len() - behind.len(), self.known + 1, [self.last[1], run]);
+        Some(Ok(run))
     }
-    Ok(runs)
 }
 
 /// A number and what stands behind it.
@@ -393,8 +404,9 @@ mod tests {
         let goldens: Vec<Golden> = serde_json::from_slice(&goldens).unwrap();
         assert_eq!(goldens.len(), 15);
         for Golden { name, size, list, text, marked } in goldens {
-            assert_eq!(decompress(&text).unwrap(), list, "{name}");
-            for counts in [Counts::List(list), Counts::Text(text)] {
+            let counts = [Counts::List(list.clone()), Counts::Text(text)];
+            assert!(counts.iter().all(|counts| counts.runs().map(Result::unwrap).eq(list.iter().copied())), "{name}");
+            for counts in counts {
                 let mask = Mask::from_rle(&Rle { size, counts }).unwrap();
                 assert_eq!((mask.size.height, mask.size.width, mask.marked), (size[0], size[1], marked), "{name}");
             }
