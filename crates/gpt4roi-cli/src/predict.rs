@@ -77,7 +77,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let message = format!("--coco: expected a COCO detection file as DATA, and {} is none", args.data.display());
         return Err(Refusal::usage(message).into());
     }
-    let mut predictions = Predictions::open(&args.out)?;
+    let mut predictions = Predictions::open(&args.out, args.model.name())?;
     let mut pictures = predictions.outstanding(&records)?;
     pictures.truncate(args.limit.unwrap_or(usize::MAX));
     pictures.retain(|picture| picture.answers() > 0);

@@ -20,6 +20,8 @@ use crate::{ask::told, failure::Refusal};
 pub(crate) struct Predictions {
     path: PathBuf,
     file: File,
+    /// Who answers.
+    model: String,
     /// Where the last whole line ends.
     end: u64,
     /// Which questions have been answered, and on which lines.
@@ -28,6 +30,15 @@ pub(crate) struct Predictions {
 }
 
 /// A line.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line<P> {
+    #[serde(flatten)]
+    prediction: P,
+    /// Whose answer it is, as the command line calls it.
+    model: String,
+}
+
+/// An answer, and what it is an answer to.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Prediction {
     /// That of the dialogue.
@@ -54,7 +65,7 @@ struct AskedRegion {
     bbox: [f64; 4],
 }
 
-/// What a line is an answer to.
+/// What was asked.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     id: String,
@@ -82,8 +93,11 @@ pub(crate) struct Unanswered<'a> {
 }
 
 impl Predictions {
-    /// Opens the file, which is made if need be, and reads what is in it. Nothing is changed yet.
-    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+    /// Opens the file of a model's answers, which is made if need be, and reads what is in it. Nothing is changed yet.
+    ///
+    /// # Errors
+    /// If it can't be read or written, or holds anything but answers of that model.
+    pub(crate) fn open(path: &Path, model: String) -> anyhow::Result<Self> {
         let named = || path.display().to_string();
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = file.with_context(named)?;
@@ -93,13 +107,20 @@ impl Predictions {
         let mut answered: HashMap<Key, Vec<usize>> = HashMap::new();
         let lines = lines(path, &bytes[..end])?;
         let found = lines.len();
-        for (number, prediction) in lines {
+        for (number, Line { prediction, model: other }) in lines {
+            if other != model {
+                return Err(not_ours(
+                    path,
+                    &format!("line {number}"),
+                    &format!("{other} answered, and now {model} does"),
+                ));
+            }
             answered.entry(prediction.key()).or_default().push(number);
         }
         if !may_begin_a_line(&bytes[end..]) {
             return Err(not_ours(path, "the last line", "it is of another kind"));
         }
-        Ok(Self { path: path.to_owned(), file, end: end as u64, answered, found })
+        Ok(Self { path: path.to_owned(), file, model, end: end as u64, answered, found })
     }
 
     /// How many answers there were when the file was opened.
@@ -135,7 +156,8 @@ impl Predictions {
 
     /// Adds a line.
     pub(crate) fn write(&mut self, prediction: &Prediction) -> anyhow::Result<()> {
-        let line = format!("{}\n", serde_json::to_string(prediction)?);
+        let line = Line { prediction, model: self.model.clone() };
+        let line = format!("{}\n", serde_json::to_string(&line)?);
         self.file.write_all(line.as_bytes()).with_context(|| self.named())
     }
 
@@ -147,14 +169,14 @@ impl Predictions {
 /// All predictions of a file.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Prediction>> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
-    Ok(lines(path, &bytes)?.into_iter().map(|(_, prediction)| prediction).collect())
+    Ok(lines(path, &bytes)?.into_iter().map(|(_, line)| line.prediction).collect())
 }
 
-/// The predictions in whole lines, with the lines' numbers.
-fn lines(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<(usize, Prediction)>> {
+/// The lines with their numbers.
+fn lines(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<(usize, Line<Prediction>)>> {
     let lines = (1..).zip(bytes.split_inclusive(|&byte| byte == b'\n'));
     let read = |(number, line): (usize, &[u8])| match serde_json::from_slice(line) {
-        Ok(prediction) => Ok((number, prediction)),
+        Ok(line) => Ok((number, line)),
         Err(error) => Err(not_ours(path, &format!("line {number}"), &error.to_string())),
     };
     lines.map(read).collect()
@@ -167,9 +189,12 @@ fn may_begin_a_line(rest: &[u8]) -> bool {
 }
 
 fn not_ours(path: &Path, line: &str, why: &str) -> anyhow::Error {
-    Refusal::failure(format!("{}, {line}: expected a prediction from the same data, but {why}", path.display()))
-        .hint("--out with the name of a new file begins anew; one file holds what one command asks")
-        .into()
+    Refusal::failure(format!(
+        "{}, {line}: expected a prediction from the same data and model, but {why}",
+        path.display()
+    ))
+    .hint("--out with the name of a new file begins anew; one file holds what one command asks")
+    .into()
 }
 
 impl Prediction {

@@ -1018,7 +1018,9 @@ fn predictions_go_on_where_they_stopped() {
     place.with_model(&predict).assert().success().stderr(contains("5 answers are in predictions.jsonl"));
     assert_eq!(fs::read(&out).unwrap(), complete);
 
-    // Answers to something else are not mixed in, and other files are not damaged.
+    // Answers of another model, or to something else, are not mixed in, and other files are not damaged.
+    place.gpt4roi(&predict).assert().code(1).stderr(contains("line 1").and(contains("now embedded does")));
+    assert_eq!(fs::read(&out).unwrap(), complete);
     let fewer: String = QUESTIONS.split_inclusive('\n').skip(1).collect();
     fs::write(place.path("fewer.jsonl"), fewer).unwrap();
     let others = ["predict", "fewer.jsonl", "--out", "predictions.jsonl"];
