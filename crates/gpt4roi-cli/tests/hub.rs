@@ -138,7 +138,7 @@ fn model_takes_the_name_of_what_was_pulled() {
     ask("org/name@v2").assert().code(1).stderr(contains("`gpt4roi pull org/name@v2`"));
 
     fs::create_dir_all(place.home.path().join("org/name")).unwrap();
-    ask("org/name").assert().code(1).stderr(contains("org/name/config.json").and(contains("snapshots").not()));
+    ask("org/name").assert().code(1).stderr(contains("org/name holds no model").and(contains("snapshots").not()));
 }
 
 #[test]

@@ -573,7 +573,28 @@ mod tests {
         let error = Image::open(&missing, 9).unwrap_err();
         assert!(matches!(&error, ImageError::InFile { .. }) && error.to_string().contains("missing.png"), "{error}");
         let error = Image::open(folder.path(), 9).unwrap_err();
-        assert!(matches!(&error, ImageError::File { path, .. } if path == folder.path()), "a folder: {error}");
+        let is_directory =
+            matches!(&error, ImageError::InFile { source, .. } if matches!(**source, ImageError::Directory));
+        assert!(is_directory && error.to_string().starts_with(&folder.path().display().to_string()), "{error}");
+    }
+
+    /// A disk that fails says nothing about the picture.
+    #[test]
+    fn what_cannot_be_read_is_not_called_damaged() {
+        struct Broken;
+        impl std::io::Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+                const EIO: i32 = 5;
+                Err(std::io::Error::from_raw_os_error(EIO))
+            }
+        }
+        impl std::io::Seek for Broken {
+            fn seek(&mut self, _: std::io::SeekFrom) -> std::io::Result<u64> {
+                Ok(0)
+            }
+        }
+        let error = read(std::io::BufReader::new(Broken), 9).unwrap_err();
+        assert!(matches!(error, ImageError::Unread(_)), "{error}");
     }
 
     #[test]
