@@ -85,7 +85,7 @@ fn write_lines(path: &Path, lines: &[LineScores]) -> anyhow::Result<()> {
 }
 
 fn table(report: &PredictionReport) -> String {
-    let mut table = group("every line", &report.all);
+    let mut table = format!("{:>29}   95 % interval\n", "score") + &group("every line", &report.all);
     if let Some(first) = &report.one_per_picture {
         table += &group("the first line of each picture", first);
     }
