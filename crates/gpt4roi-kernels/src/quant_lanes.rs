@@ -31,12 +31,23 @@ macro_rules! add_row {
 }
 pub(crate) use add_row;
 
-/// Asks for whole tiles at once: `bytes` from the beginning of this one, and of those behind it. Their lines would come
-/// one after the other otherwise, as far as the processor looks ahead, and two cores would reach two thirds of what
-/// memory can give.
+/// Asks for a whole tile at once. Its lines would come one after the other otherwise, as far as the processor looks
+/// ahead, and two cores would reach two thirds of what memory can give.
+///
+/// One line a turn: the compiler unrolls a loop over numbers, and eight requests in a row are more than a Zen 4 takes in,
+/// which then drops some. A step of decoding the 7B took 0.19 s with that, and 0.14 s with this.
 #[inline]
 #[target_feature(enable = "sse")]
-pub(crate) fn prefetch(tile: &[u8], bytes: usize) {
+pub(crate) fn prefetch(tile: &[u8]) {
+    for line in tile.chunks(64) {
+        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+    }
+}
+
+/// The same for so many bytes from the beginning of this tile, which may end behind it.
+#[inline]
+#[target_feature(enable = "sse")]
+pub(crate) fn prefetch_ahead(tile: &[u8], bytes: usize) {
     for line in (0..bytes).step_by(64) {
         _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(line).cast());
     }

@@ -116,7 +116,7 @@ mod avx512 {
         panel: &mut Panel,
         totals: &mut [Totals],
     ) {
-        prefetch(tiles, tiles.len());
+        prefetch(tiles);
         if let ([x], [totals]) = (x, &mut *totals) {
             // SAFETY: This function's features are those that it needs.
             return unsafe { F::add_row_avx512(tiles, x, totals) };
@@ -207,7 +207,7 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant_lanes::prefetch;
+    use crate::quant_lanes::prefetch_ahead;
 
     const HALF: usize = LANES / 2;
     /// Bytes asked for ahead of one row's products: four tiles of `q4_k`.
@@ -222,7 +222,7 @@ mod avx2 {
         totals: &mut [Totals],
     ) {
         if let ([x], [totals]) = (x, &mut *totals) {
-            prefetch(tiles, AHEAD);
+            prefetch_ahead(tiles, AHEAD);
             // SAFETY: This function's features are those that it needs.
             return unsafe { F::add_row_avx2(tiles, x, totals) };
         }
