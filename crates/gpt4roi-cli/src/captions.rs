@@ -14,7 +14,7 @@ pub(crate) fn write(coco: &Path, predictions: &Path, out: &Path) -> anyhow::Resu
     let file = fs::read(coco).with_context(|| named(coco))?;
     let mut file: Value = serde_json::from_slice(&file).with_context(|| named(coco))?;
     add(&mut file, &predictions::read(predictions)?);
-    // What is there already is replaced by a whole file only: it may be the data itself.
+    // What is there already is replaced by a whole file only: it may have been corrected by hand.
     let mut part = OsString::from(out);
     part.push(".part");
     fs::write(&part, format!("{file}\n")).and_then(|()| fs::rename(&part, out)).with_context(|| named(out))

@@ -19,6 +19,7 @@ use gpt4roi_eval::{
 use crate::{
     failure::Refusal,
     session::{print, print_json},
+    side_file,
 };
 
 /// How good the answers in a file of predictions are, without the model that gave them
@@ -62,6 +63,7 @@ Examples:
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let Args { file, by, per_item, seed, json } = args;
+    per_item.as_ref().map_or(Ok(()), |path| side_file::check("--per-item", path, [("file of predictions", &*file)]))?;
     let predictions = read(&file)?;
     let report = score(&predictions, PredictionScoring { by_question: by == Some(By::Question), seed });
     if report.all.n == 0 {
@@ -69,10 +71,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             format!("{}: expected predictions with answers, got {} without", file.display(), predictions.len());
         return Err(Refusal::failure(message).hint("a line is scored against its \"answers\"").into());
     }
-    if let Some(path) = per_item {
-        write_lines(&path, &report.lines).with_context(|| format!("writing {}", path.display()))?;
+    if json {
+        print_json(&report)?
+    } else {
+        print(&table(&report))?
     }
-    if json { print_json(&report) } else { print(&table(&report)) }
+    match per_item {
+        Some(path) => write_lines(&path, &report.lines).with_context(|| format!("writing {}", path.display())),
+        None => Ok(()),
+    }
 }
 
 fn write_lines(path: &Path, lines: &[LineScores]) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ use crate::{
     options::{GenerationOptions, ModelOptions},
     predictions::{Outstanding, Prediction, Predictions, Unanswered},
     session::note_if_embedded,
+    side_file,
 };
 
 /// Ask a model everything that a file asks about its pictures
@@ -77,6 +78,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let message = format!("--coco: expected a COCO detection file as DATA, and {} is none", args.data.display());
         return Err(Refusal::usage(message).into());
     }
+    args.check_files()?;
     let mut predictions = Predictions::open(&args.out, args.model.name())?;
     let mut pictures = predictions.outstanding(&records)?;
     pictures.truncate(args.limit.unwrap_or(usize::MAX));
@@ -90,6 +92,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 impl Args {
+    /// Makes sure, before anything is asked, that what is written can be, and takes the place of nothing that is read.
+    fn check_files(&self) -> Result<(), Refusal> {
+        side_file::check("--out", &self.out, [("data", &*self.data)])?;
+        let read = [("data", &*self.data), ("file of predictions", &*self.out)];
+        self.coco.as_ref().map_or(Ok(()), |coco| side_file::check("--coco", coco, read))
+    }
+
     fn record_options(&self) -> RecordOptions {
         RecordOptions { images: self.images.clone(), question: self.question.clone() }
     }

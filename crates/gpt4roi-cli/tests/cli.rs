@@ -977,6 +977,18 @@ fn predictions_name_what_is_in_the_regions() {
     let no_coco = ["predict", "scenes/questions.jsonl", "--out", "none.jsonl", "--coco", "none.json"];
     place.gpt4roi(&no_coco).assert().code(2).stderr(contains("--coco: expected a COCO detection file"));
 
+    // Labels are not replaced by what a model says of them, nor are predictions by their scores.
+    let labels = fs::read(place.path("scenes/annotations.json")).unwrap();
+    for more in [["--coco", "scenes/../scenes/annotations.json"], ["--coco", "named.jsonl"]] {
+        place.gpt4roi(&data).args(more).assert().code(2).stderr(contains("itself").and(contains("hint: name another")));
+    }
+    let onto = ["predict", "scenes/annotations.json", "--out", "scenes/annotations.json"];
+    place.gpt4roi(&onto).assert().code(2).stderr(contains("--out scenes/annotations.json is the data itself"));
+    let scores = ["eval", "predictions", "named.jsonl", "--per-item", "./named.jsonl"];
+    place.gpt4roi(&scores).assert().code(2).stdout("").stderr(contains("is the file of predictions itself"));
+    assert_eq!(fs::read(place.path("scenes/annotations.json")).unwrap(), labels);
+    assert_eq!(predictions(&place.path("named.jsonl")), named);
+
     // Questions with their answers, in one round and in several.
     let data = ["predict", "scenes/questions.jsonl", "--limit", "1", "--out", "answered.jsonl", "--quiet"];
     place.gpt4roi(&data).assert().success().stdout("").stderr("");
