@@ -68,7 +68,7 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
         })?;
         let answers = annotation.answer(&names).map_err(|error| place.clone().error(error))?.into_iter().collect();
         let regions = vec![(RegionId(1), annotation.xyxy())];
-        let rounds = vec![DialogueRound { question: question.clone(), answers }];
+        let rounds = vec![DialogueRound { question: question.clone(), choices: Vec::new(), answers, said: None }];
         gathering.add(image, Dialogue { id, place, regions, rounds });
     }
     Ok(gathering.finish())

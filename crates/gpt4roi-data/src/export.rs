@@ -252,7 +252,8 @@ mod tests {
         }
         assert_eq!(read.rounds.len(), asked.rounds.len());
         for (read, asked) in read.rounds.iter().zip(&asked.rounds) {
-            let asked_again = DialogueRound { question: asked.question.clone(), answers: Vec::new() };
+            let question = asked.question.clone();
+            let asked_again = DialogueRound { question, choices: Vec::new(), answers: Vec::new(), said: None };
             assert_eq!(read.typed(), asked_again.typed());
             let mentions = |question: &[Piece]| -> Vec<Piece> {
                 question.iter().filter(|piece| matches!(piece, Piece::Region(_))).cloned().collect()

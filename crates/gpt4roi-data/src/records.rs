@@ -91,8 +91,12 @@ pub struct Dialogue {
 pub struct DialogueRound {
     /// What is asked. Coordinates are still words, since their meaning depends on the size of the picture.
     pub question: Vec<Piece>,
+    /// What may be answered: distinct, and at least two. Where there are none, the model answers in its own words.
+    pub choices: Vec<String>,
     /// All are right, and training learns the first. Where there is none, the question can only be asked.
     pub answers: Vec<String>,
+    /// What the conversation goes on with, if it is not the model's own answer.
+    pub said: Option<String>,
 }
 
 /// An entry of a file. Displays as `questions.jsonl, line 7`.
@@ -549,7 +553,7 @@ fn dialogue_round(number: usize, round: LineRound, declared: &[RegionId]) -> Res
         (Some(answer), None) => vec![answer],
         (None, answers) => answers.unwrap_or_default(),
     };
-    Ok(DialogueRound { question, answers })
+    Ok(DialogueRound { question, choices: Vec::new(), answers, said: None })
 }
 
 /// A question's words and mentions; empty if it is blank.
@@ -576,6 +580,11 @@ mod tests {
         Piece::Text(text.into())
     }
 
+    fn freely(question: Vec<Piece>, answers: &[&str]) -> DialogueRound {
+        let answers = answers.iter().map(ToString::to_string).collect();
+        DialogueRound { question, choices: Vec::new(), answers, said: None }
+    }
+
     #[test]
     fn lines_are_grouped_by_picture_in_the_order_of_their_first() {
         let lines = concat!(
@@ -597,9 +606,8 @@ mod tests {
         assert_eq!(seven.rounds[0].question, [text("What is "), Piece::Region(RegionId(2)), text("?")]);
         assert_eq!(seven.rounds[0].typed(), "What is <region2>?");
         assert_eq!(seven.rounds[0].answers, ["An octopus."]);
-        assert_eq!(seven.rounds[1], DialogueRound { question: vec![text("Why?")], answers: vec![] });
-        let about_a = DialogueRound { question: vec![text("Is it red?")], answers: vec!["Yes.".into(), "Red.".into()] };
-        assert_eq!(a.dialogues[0].rounds, [about_a]);
+        assert_eq!(seven.rounds[1], freely(vec![text("Why?")], &[]));
+        assert_eq!(a.dialogues[0].rounds, [freely(vec![text("Is it red?")], &["Yes.", "Red."])]);
         assert_eq!(number.rounds[0].answers, <[String; 0]>::default());
     }
 

@@ -45,7 +45,8 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
         let place = Place { file: file.clone(), entry: Entry::Region(id.clone()) };
         let Region { x, y, width, height, phrase, .. } = region;
         let regions = vec![(RegionId(1), [x, y, x + width, y + height])];
-        let rounds = vec![DialogueRound { question: question.clone(), answers: vec![phrase] }];
+        let (question, answers) = (question.clone(), vec![phrase]);
+        let rounds = vec![DialogueRound { question, choices: Vec::new(), answers, said: None }];
         gathering.add(&format!("{}.jpg", region.image_id), Dialogue { id, place, regions, rounds });
     }
     Ok(gathering.finish())
