@@ -149,6 +149,46 @@ pub enum RecordError {
         /// Which round, from 1.
         round: usize,
     },
+    /// Too few choices to choose from.
+    #[error("round {round}: choices: expected at least two, got {got}")]
+    TooFewChoices {
+        /// Which round, from 1.
+        round: usize,
+        /// How many there are.
+        got: usize,
+    },
+    /// A choice without words.
+    #[error("round {round}: choices: number {number}: expected words, got none")]
+    EmptyChoice {
+        /// Which round, from 1.
+        round: usize,
+        /// Which choice, from 1.
+        number: usize,
+    },
+    /// Two choices are the same.
+    #[error("round {round}: choices: `{choice}` is there twice; expected every choice once")]
+    RepeatedChoice {
+        /// Which round, from 1.
+        round: usize,
+        /// What they say.
+        choice: String,
+    },
+    /// An answer that can't be chosen.
+    #[error("round {round}: answer: expected one of the choices, {}, got `{got}`", listed(choices))]
+    NotAChoice {
+        /// Which round, from 1.
+        round: usize,
+        /// What may be answered.
+        choices: Vec<String>,
+        /// What is said to be right.
+        got: String,
+    },
+    /// What the conversation goes on with says nothing.
+    #[error("round {round}: said: expected words, got none")]
+    EmptySaid {
+        /// Which round, from 1.
+        round: usize,
+    },
     /// A question mentions what is not there.
     #[error("round {round}: question: {source}")]
     Mention {
@@ -195,6 +235,11 @@ pub enum RecordError {
     },
 }
 
+/// Choices as an error names them.
+fn listed(choices: &[String]) -> String {
+    choices.iter().map(|choice| format!("`{choice}`")).collect::<Vec<_>>().join(", ")
+}
+
 impl Records {
     /// Reads a file. Pictures are not opened; whether they are there, and whether boxes lie inside them, shows when
     /// they are ([`Picture::open`], [`Dialogue::boxes`]).
@@ -211,7 +256,10 @@ impl Records {
     /// * `regions` may be left out; a `bbox` is xyxy in pixels of the upright picture;
     /// * a question is read as everywhere: `<region1>` is a mention, and so is `region 1`;
     /// * `answers` may stand in the place of `answer` and lists all that are right; without either, the question can
-    ///   only be asked.
+    ///   only be asked;
+    /// * `choices` lists what may be answered: at least two, all of them different. An answer that is right has to be one
+    ///   of them;
+    /// * `said` is what the conversation goes on with, in place of the model's own answer.
     ///
     /// Other fields are ignored, so that the `questions.jsonl` of [`write_scenes`](crate::export::write_scenes) is
     /// such a file. Empty lines are skipped.
@@ -469,8 +517,10 @@ struct LineRegion {
 #[derive(Deserialize)]
 struct LineRound {
     question: String,
+    choices: Option<Vec<String>>,
     answer: Option<String>,
     answers: Option<Vec<String>>,
+    said: Option<String>,
 }
 
 fn read_lines(file: &Arc<Path>, mut reader: impl BufRead, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
@@ -553,7 +603,43 @@ fn dialogue_round(number: usize, round: LineRound, declared: &[RegionId]) -> Res
         (Some(answer), None) => vec![answer],
         (None, answers) => answers.unwrap_or_default(),
     };
-    Ok(DialogueRound { question, choices: Vec::new(), answers, said: None })
+    let said = said(number, round.said)?;
+    match round.choices {
+        None => Ok(DialogueRound { question, choices: Vec::new(), answers, said }),
+        Some(written) => {
+            let choices = choices(number, &written)?;
+            let answers = answers.iter().map(|answer| chosen(number, &choices, answer)).collect::<Result<_, _>>()?;
+            Ok(DialogueRound { question, choices, answers, said })
+        }
+    }
+}
+
+/// What may be answered, without white space around it.
+fn choices(round: usize, written: &[String]) -> Result<Vec<String>, RecordError> {
+    if written.len() < 2 {
+        return Err(RecordError::TooFewChoices { round, got: written.len() });
+    }
+    let mut seen = HashSet::new();
+    let checked = |(number, choice): (usize, &String)| match choice.trim() {
+        "" => Err(RecordError::EmptyChoice { round, number }),
+        choice if !seen.insert(choice.to_owned()) => Err(RecordError::RepeatedChoice { round, choice: choice.into() }),
+        choice => Ok(choice.to_owned()),
+    };
+    (1..).zip(written).map(checked).collect()
+}
+
+/// The choice that an answer is.
+fn chosen(round: usize, choices: &[String], answer: &str) -> Result<String, RecordError> {
+    let choice = choices.iter().find(|choice| *choice == answer.trim());
+    let refused = || RecordError::NotAChoice { round, choices: choices.to_vec(), got: answer.into() };
+    choice.cloned().ok_or_else(refused)
+}
+
+fn said(round: usize, said: Option<String>) -> Result<Option<String>, RecordError> {
+    match said {
+        Some(said) if said.trim().is_empty() => Err(RecordError::EmptySaid { round }),
+        said => Ok(said),
+    }
 }
 
 /// A question's words and mentions; empty if it is blank.
@@ -612,6 +698,25 @@ mod tests {
     }
 
     #[test]
+    fn a_round_may_have_choices_and_go_on_with_something_else() {
+        let line = concat!(
+            r#"{"image": "a.png", "rounds": [{"question": "Is it red?", "choices": [" Yes.", "No."], "answer": "Yes. ", "#,
+            r#""said": "It is."}, {"question": "Why?", "choices": ["It glows.", "It burns."]}, "#,
+            r#"{"question": "So?", "choices": null, "said": null}]}"#,
+        );
+        let records = open(line).unwrap();
+        let [red, why, so] = records.pictures()[0].dialogues[0].rounds.as_slice() else { panic!("{records:?}") };
+        assert_eq!(
+            (red.choices.as_slice(), red.answers.as_slice()),
+            (&["Yes.", "No."].map(String::from)[..], &["Yes.".to_owned()][..])
+        );
+        assert_eq!(red.said.as_deref(), Some("It is."));
+        assert_eq!(why.choices, ["It glows.", "It burns."]);
+        assert_eq!((why.answers.len(), &why.said), (0, &None));
+        assert_eq!(*so, freely(vec![text("So?")], &[]));
+    }
+
+    #[test]
     fn pictures_may_lie_elsewhere() {
         let line = r#"{"image": "b.png", "rounds": [{"question": "What?"}]}"#;
         let options = RecordOptions { images: Some("pictures".into()), question: None };
@@ -641,6 +746,26 @@ mod tests {
             (
                 r#"{"image": "a.png", "rounds": [{"question": "What?", "answer": "A.", "answers": ["A."]}]}"#,
                 "round 1: expected `answer` or `answers`, got both",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?"}, {"question": "What?", "choices": ["A."]}]}"#,
+                "round 2: choices: expected at least two, got 1",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?", "choices": ["A.", " "]}]}"#,
+                "round 1: choices: number 2: expected words, got none",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?", "choices": ["A.", "B.", "A. "]}]}"#,
+                "round 1: choices: `A.` is there twice; expected every choice once",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?", "choices": ["A.", "B."], "answers": ["B.", "C."]}]}"#,
+                "round 1: answer: expected one of the choices, `A.`, `B.`, got `C.`",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?", "said": " "}]}"#,
+                "round 1: said: expected words, got none",
             ),
             (
                 r#"{"image": "a.png", "rounds": [{"question": "Is <region1> red?"}]}"#,

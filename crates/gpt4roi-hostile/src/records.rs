@@ -1,18 +1,18 @@
 //! Files of records.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use gpt4roi::{
     ImageSize, RegionId,
     mention::{self, Part},
     prompt::Piece,
 };
-use gpt4roi_data::{Dialogue, RecordOptions, Records};
+use gpt4roi_data::{Dialogue, DialogueRound, RecordOptions, Records};
 
 use crate::regions::is_inside;
 
 /// A file is an error, or everything in it can be asked: its questions mention nothing but their regions, mean the same
-/// when they are typed, and a box is refused or lies in the picture.
+/// when they are typed, what may be chosen can be told apart, and a box is refused or lies in the picture.
 pub fn records(bytes: &[u8]) {
     let Ok(records) = Records::from_bytes(Path::new("hostile.jsonl"), bytes, &RecordOptions::default()) else { return };
     for picture in records.pictures() {
@@ -33,7 +33,16 @@ fn can_be_asked(dialogue: &Dialogue) {
         for piece in &round.question {
             assert!(matches!(piece, Piece::Text(_)) || matches!(piece, Piece::Region(id) if declared.contains(id)));
         }
+        can_be_chosen_from(round);
+        assert!(round.said.as_ref().is_none_or(|said| !said.trim().is_empty()));
     }
+}
+
+fn can_be_chosen_from(round: &DialogueRound) {
+    let different: HashSet<&str> = round.choices.iter().map(|choice| choice.trim()).collect();
+    assert_eq!(different.len(), round.choices.len());
+    assert!(!different.contains("") && different.len() != 1);
+    assert!(round.choices.is_empty() || round.answers.iter().all(|answer| round.choices.contains(answer)));
 }
 
 fn parsed(typed: &str, declared: &[RegionId]) -> Vec<Piece> {
