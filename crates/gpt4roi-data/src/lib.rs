@@ -39,7 +39,9 @@ pub mod kinds;
 pub mod questions;
 pub mod records;
 pub mod scenes;
+mod sentence;
 mod sprite;
+mod vcr;
 mod visual_genome;
 
 pub use crate::{

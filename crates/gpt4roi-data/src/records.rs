@@ -1,8 +1,8 @@
 //! Records: conversations about people's own pictures, read from files.
 //!
-//! Three forms are read into the same [`Records`], and recognised by what stands in the file: conversations,
-//! one a line, as described at [`Records::open`]; COCO's detection files (`coco.rs`); and Visual Genome's
-//! `region_descriptions.json` (`visual_genome.rs`).
+//! Several forms are read into the same [`Records`], and recognised by what stands in the file: conversations, one a
+//! line, as described at [`Records::open`]; COCO's detection files (`coco.rs`); Visual Genome's
+//! `region_descriptions.json` (`visual_genome.rs`); and VCR (`vcr.rs`).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,7 +25,7 @@ use serde::{
     de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use crate::{coco, error::DataError, visual_genome};
+use crate::{coco, error::DataError, vcr, visual_genome};
 
 /// The largest number that a region may have. Numbers count the regions of one conversation, and a larger one is an
 /// id of something else.
@@ -51,6 +51,8 @@ pub enum Form {
     Coco,
     /// Visual Genome's region descriptions.
     VisualGenome,
+    /// VCR's questions, one a line.
+    Vcr,
 }
 
 /// What a file of records does not say itself.
@@ -223,6 +225,26 @@ pub enum RecordError {
         /// What is wrong with it.
         source: BoxError,
     },
+    /// A number of something of which there are not so many.
+    #[error("{field}: expected one of the {count} {of}, from 0, got {number}")]
+    Number {
+        /// Which field.
+        field: &'static str,
+        /// What stands there.
+        number: usize,
+        /// How many there are.
+        count: usize,
+        /// Of what.
+        of: &'static str,
+    },
+    /// The file beside a picture can't be read, or has not what is needed.
+    #[error("metadata_fn: {}: {reason}", path.display())]
+    Metadata {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// It refers to something that the file does not have.
     #[error("{field}: expected the id of one of the file's {expected}, got {got}")]
     Dangling {
@@ -269,9 +291,13 @@ impl Records {
     /// the picture `<image_id>.jpg`; the answer is its phrase. Their boxes are `x`, `y`, width and height in pixels.
     /// [`RecordOptions::question`] takes the place of `What is <region1>?` and of `Describe <region1>.`.
     ///
+    /// Of a file of VCR's, every line is a question with four answers to choose from, and then `Why?` with four reasons,
+    /// asked behind the right answer. All objects are regions, in their order; their boxes are read from the JSON files
+    /// beside the pictures. The test set has no right answers. Of options with the same words, one is left.
+    ///
     /// # Errors
-    /// If the file can't be read; at the first entry that is not as described, with its place; if the options ask a
-    /// question of a file that has its own.
+    /// If the file, or one beside a picture, can't be read; at the first entry that is not as described, with its place;
+    /// if the options ask a question of a file that has its own.
     pub fn open(path: &Path, options: &RecordOptions) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|source| DataError::File { path: path.into(), source })?;
         Self::read(path.into(), BufReader::new(file), options)
@@ -287,10 +313,12 @@ impl Records {
 
     fn read(file: Arc<Path>, mut reader: impl BufRead + Seek, options: &RecordOptions) -> Result<Self, DataError> {
         let form = Form::of(&mut reader).map_err(|source| DataError::File { path: file.to_path_buf(), source })?;
+        form.check(options, &file)?;
         let pictures = match form {
             Form::Lines => read_lines(&file, reader, options)?,
             Form::Coco => coco::read(&file, reader, options)?,
             Form::VisualGenome => visual_genome::read(&file, reader, options)?,
+            Form::Vcr => vcr::read(&file, reader, options)?,
         };
         Ok(Self { form, pictures })
     }
@@ -401,6 +429,11 @@ impl Gathering {
         Self { folder, known: HashMap::new(), pictures: Vec::new() }
     }
 
+    /// Where the pictures lie.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     pub(crate) fn add(&mut self, image: &str, dialogue: Dialogue) {
         if let Some(&index) = self.known.get(image) {
             return self.pictures[index].dialogues.push(dialogue);
@@ -425,6 +458,24 @@ impl Form {
         reader.rewind()?;
         Ok(told.unwrap_or(Self::Lines))
     }
+
+    /// Refuses options that mean nothing for such a file.
+    fn check(self, options: &RecordOptions, file: &Path) -> Result<(), DataError> {
+        match &options.question {
+            Some(question) if self.has_questions() => {
+                let expected = format!("none, since {} has questions of its own", file.display());
+                Err(DataError::Setting { setting: "question", expected, got: question.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn has_questions(self) -> bool {
+        match self {
+            Self::Lines | Self::Vcr => true,
+            Self::Coco | Self::VisualGenome => false,
+        }
+    }
 }
 
 /// Reads the first value of a file up to the field that tells what the file is.
@@ -446,6 +497,7 @@ impl<'de> Visitor<'de> for Telltale<'_> {
         while let Some(field) = map.next_key::<String>()? {
             *self.0 = match field.as_str() {
                 "image" | "rounds" => Some(Form::Lines),
+                "img_fn" | "metadata_fn" => Some(Form::Vcr),
                 "images" | "annotations" | "categories" => Some(Form::Coco),
                 _ => None,
             };
@@ -456,6 +508,31 @@ impl<'de> Visitor<'de> for Telltale<'_> {
         }
         Ok(())
     }
+}
+
+/// Reads JSON lines one by one, with their numbers from 1. Empty ones are skipped.
+pub(crate) fn each_line<T: DeserializeOwned>(
+    file: &Arc<Path>,
+    mut reader: impl BufRead,
+    mut take: impl FnMut(usize, Place, T) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        let read = reader.read_until(b'\n', &mut bytes);
+        if read.map_err(|source| DataError::File { path: file.to_path_buf(), source })? == 0 {
+            break;
+        }
+        let place = Place { file: file.clone(), entry: Entry::Line(number) };
+        let text = str::from_utf8(&bytes).map_err(|_| place.clone().error(RecordError::NoText))?;
+        if text.trim().is_empty() {
+            continue;
+        }
+        let line =
+            serde_json::from_str(text.trim_end()).map_err(|error| place.clone().error(RecordError::json(&error)))?;
+        take(number, place, line)?;
+    }
+    Ok(())
 }
 
 /// A whole file that is one JSON value.
@@ -523,30 +600,14 @@ struct LineRound {
     said: Option<String>,
 }
 
-fn read_lines(file: &Arc<Path>, mut reader: impl BufRead, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
-    if let Some(question) = &options.question {
-        let expected = format!("none, since {} has questions of its own", file.display());
-        return Err(DataError::Setting { setting: "question", expected, got: question.clone() });
-    }
+fn read_lines(file: &Arc<Path>, reader: impl BufRead, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
     let mut gathering = Gathering::new(file, options);
-    let mut bytes = Vec::new();
-    for number in 1.. {
-        bytes.clear();
-        let read = reader.read_until(b'\n', &mut bytes);
-        if read.map_err(|source| DataError::File { path: file.to_path_buf(), source })? == 0 {
-            break;
-        }
-        let place = Place { file: file.clone(), entry: Entry::Line(number) };
-        let text = str::from_utf8(&bytes).map_err(|_| place.clone().error(RecordError::NoText))?;
-        if text.trim().is_empty() {
-            continue;
-        }
-        let line: Line =
-            serde_json::from_str(text.trim_end()).map_err(|error| place.clone().error(RecordError::json(&error)))?;
+    each_line(file, reader, |number, place, line: Line| {
         let image = line.image.clone();
         let dialogue = dialogue(line, number, &place).map_err(|error| place.error(error))?;
         gathering.add(&image, dialogue);
-    }
+        Ok(())
+    })?;
     Ok(gathering.finish())
 }
 
@@ -626,6 +687,21 @@ fn choices(round: usize, written: &[String]) -> Result<Vec<String>, RecordError>
         choice => Ok(choice.to_owned()),
     };
     (1..).zip(written).map(checked).collect()
+}
+
+/// A round of a published benchmark. Two of its options may have the same words, of which whoever chooses can't mean one
+/// and not the other, so that one is left.
+pub(crate) fn round_of_options(
+    round: usize,
+    question: Vec<Piece>,
+    mut options: Vec<String>,
+    right: Option<String>,
+) -> Result<DialogueRound, RecordError> {
+    let mut seen = HashSet::new();
+    options.retain(|option| option.trim().is_empty() || seen.insert(option.clone()));
+    let choices = choices(round, &options)?;
+    let answers = right.iter().map(|right| chosen(round, &choices, right)).collect::<Result<_, _>>()?;
+    Ok(DialogueRound { question, choices, answers, said: None })
 }
 
 /// The choice that an answer is.
