@@ -45,6 +45,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", env = "GPT4ROI_QUESTION")]
     question: Option<String>,
 
+    /// Which split of a file that has several is asked about (Visual7W: train, val or test). Without it, all are
+    #[arg(long, value_name = "NAME", env = "GPT4ROI_SPLIT")]
+    split: Option<String>,
+
     /// Write the COCO file that DATA is once more, with each prediction as the `caption` of its annotation, and its
     /// `caption_probability`
     #[arg(long, value_name = "FILE", env = "GPT4ROI_COCO")]
@@ -100,7 +104,7 @@ impl Args {
     }
 
     fn record_options(&self) -> RecordOptions {
-        RecordOptions { images: self.images.clone(), question: self.question.clone() }
+        RecordOptions { images: self.images.clone(), question: self.question.clone(), split: self.split.clone() }
     }
 
     /// Asks a model; says about how many pictures not everything could be asked.

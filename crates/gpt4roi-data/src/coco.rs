@@ -129,7 +129,7 @@ mod tests {
     }
 
     fn in_folder() -> RecordOptions {
-        RecordOptions { images: Some(PathBuf::from("val2017")), question: None }
+        RecordOptions { images: Some(PathBuf::from("val2017")), ..RecordOptions::default() }
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub mod corpus;
 pub mod descriptions;
 pub mod error;
 pub mod export;
+mod form;
 pub mod kinds;
 pub mod questions;
 pub mod records;
@@ -42,6 +43,7 @@ pub mod scenes;
 mod sentence;
 mod sprite;
 mod vcr;
+mod visual7w;
 mod visual_genome;
 
 pub use crate::{

@@ -2,13 +2,14 @@
 //!
 //! Several forms are read into the same [`Records`], and recognised by what stands in the file: conversations, one a
 //! line, as described at [`Records::open`]; COCO's detection files (`coco.rs`); Visual Genome's
-//! `region_descriptions.json` (`visual_genome.rs`); and VCR (`vcr.rs`).
+//! `region_descriptions.json` (`visual_genome.rs`); VCR (`vcr.rs`); and Visual7W (`visual7w.rs`). `form.rs` tells them
+//! apart.
 
 use std::{
     collections::{HashMap, HashSet},
     fmt,
     fs::File,
-    io::{self, BufRead, BufReader, Cursor, Read, Seek},
+    io::{BufRead, BufReader, Cursor, Read, Seek},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,12 +21,10 @@ use gpt4roi::{
     mention::{self, MentionError, Part},
     prompt::Piece,
 };
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor},
-};
+use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{coco, error::DataError, vcr, visual_genome};
+pub use crate::form::Form;
+use crate::{coco, error::DataError, vcr, visual_genome, visual7w};
 
 /// The largest number that a region may have. Numbers count the regions of one conversation, and a larger one is an
 /// id of something else.
@@ -42,19 +41,6 @@ pub struct Records {
     pictures: Vec<Picture>,
 }
 
-/// What a file of records is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Conversations, one a line.
-    Lines,
-    /// A COCO detection file.
-    Coco,
-    /// Visual Genome's region descriptions.
-    VisualGenome,
-    /// VCR's questions, one a line.
-    Vcr,
-}
-
 /// What a file of records does not say itself.
 #[derive(Clone, Debug, Default)]
 pub struct RecordOptions {
@@ -62,6 +48,8 @@ pub struct RecordOptions {
     pub images: Option<PathBuf>,
     /// What is asked about every region of a file that has labels and no questions. The region is `<region1>`.
     pub question: Option<String>,
+    /// Which split of a file that has several is read. Without it, all are.
+    pub split: Option<String>,
 }
 
 /// A picture and everything that is asked about it.
@@ -119,6 +107,8 @@ pub enum Entry {
     Annotation(String),
     /// A described region, by its id.
     Region(String),
+    /// A question, by its id.
+    Question(String),
 }
 
 /// What is wrong with an entry.
@@ -295,9 +285,12 @@ impl Records {
     /// asked behind the right answer. All objects are regions, in their order; their boxes are read from the JSON files
     /// beside the pictures. The test set has no right answers. Of options with the same words, one is left.
     ///
+    /// Of Visual7W's files, every question of [`RecordOptions::split`] is asked. Where a box is to be pointed at, the four
+    /// candidates are the regions, numbered from left to right, and `region1` to `region4` the choices.
+    ///
     /// # Errors
     /// If the file, or one beside a picture, can't be read; at the first entry that is not as described, with its place;
-    /// if the options ask a question of a file that has its own.
+    /// if the options ask a question of a file that has its own, or name a split that it has not.
     pub fn open(path: &Path, options: &RecordOptions) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|source| DataError::File { path: path.into(), source })?;
         Self::read(path.into(), BufReader::new(file), options)
@@ -319,6 +312,7 @@ impl Records {
             Form::Coco => coco::read(&file, reader, options)?,
             Form::VisualGenome => visual_genome::read(&file, reader, options)?,
             Form::Vcr => vcr::read(&file, reader, options)?,
+            Form::Visual7w => visual7w::read(&file, reader, options)?,
         };
         Ok(Self { form, pictures })
     }
@@ -402,6 +396,7 @@ impl fmt::Display for Place {
             Entry::Line(number) => write!(f, "line {number}"),
             Entry::Annotation(id) => write!(f, "annotation {id}"),
             Entry::Region(id) => write!(f, "region {id}"),
+            Entry::Question(id) => write!(f, "question {id}"),
         }
     }
 }
@@ -445,68 +440,6 @@ impl Gathering {
 
     pub(crate) fn finish(self) -> Vec<Picture> {
         self.pictures
-    }
-}
-
-impl Form {
-    /// What stands in the file tells, not its name. A file of which nothing can be told is taken for lines, so that the
-    /// error names the first of them.
-    fn of(reader: &mut (impl BufRead + Seek)) -> io::Result<Self> {
-        let mut told = None;
-        // Reading stops in the middle of the file, which is an error to its reader.
-        let _ = serde_json::Deserializer::from_reader(&mut *reader).deserialize_any(Telltale(&mut told));
-        reader.rewind()?;
-        Ok(told.unwrap_or(Self::Lines))
-    }
-
-    /// Refuses options that mean nothing for such a file.
-    fn check(self, options: &RecordOptions, file: &Path) -> Result<(), DataError> {
-        match &options.question {
-            Some(question) if self.has_questions() => {
-                let expected = format!("none, since {} has questions of its own", file.display());
-                Err(DataError::Setting { setting: "question", expected, got: question.clone() })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn has_questions(self) -> bool {
-        match self {
-            Self::Lines | Self::Vcr => true,
-            Self::Coco | Self::VisualGenome => false,
-        }
-    }
-}
-
-/// Reads the first value of a file up to the field that tells what the file is.
-struct Telltale<'a>(&'a mut Option<Form>);
-
-impl<'de> Visitor<'de> for Telltale<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object or a list")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<(), A::Error> {
-        *self.0 = Some(Form::VisualGenome);
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(field) = map.next_key::<String>()? {
-            *self.0 = match field.as_str() {
-                "image" | "rounds" => Some(Form::Lines),
-                "img_fn" | "metadata_fn" => Some(Form::Vcr),
-                "images" | "annotations" | "categories" => Some(Form::Coco),
-                _ => None,
-            };
-            if self.0.is_some() {
-                break;
-            }
-            map.next_value::<IgnoredAny>()?;
-        }
-        Ok(())
     }
 }
 
@@ -795,7 +728,7 @@ mod tests {
     #[test]
     fn pictures_may_lie_elsewhere() {
         let line = r#"{"image": "b.png", "rounds": [{"question": "What?"}]}"#;
-        let options = RecordOptions { images: Some("pictures".into()), question: None };
+        let options = RecordOptions { images: Some("pictures".into()), ..RecordOptions::default() };
         let records = Records::from_bytes(Path::new("data/a.jsonl"), line.as_bytes(), &options).unwrap();
         assert_eq!(records.pictures()[0].path, Path::new("pictures/b.png"));
     }
@@ -879,11 +812,14 @@ mod tests {
     }
 
     #[test]
-    fn a_question_for_a_file_that_has_its_own_is_refused() {
+    fn options_that_mean_nothing_for_a_file_are_refused() {
         let line = r#"{"image": "a.png", "rounds": [{"question": "What?"}]}"#;
-        let options = RecordOptions { images: None, question: Some("What is <region1>?".into()) };
+        let options = RecordOptions { question: Some("What is <region1>?".into()), ..RecordOptions::default() };
         let error = Records::from_bytes(Path::new("a.jsonl"), line.as_bytes(), &options).unwrap_err();
         assert!(error.to_string().contains("questions of its own"), "{error}");
+        let options = RecordOptions { split: Some("test".into()), ..RecordOptions::default() };
+        let error = Records::from_bytes(Path::new("a.jsonl"), line.as_bytes(), &options).unwrap_err();
+        assert_eq!(error.to_string(), "setting `split`: expected none, since a.jsonl is not split, got test");
     }
 
     #[test]

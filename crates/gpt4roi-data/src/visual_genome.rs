@@ -68,7 +68,7 @@ mod tests {
     ]"#;
 
     fn open(file: &str) -> Result<Records, DataError> {
-        let options = RecordOptions { images: Some("VG_100K".into()), question: None };
+        let options = RecordOptions { images: Some("VG_100K".into()), ..RecordOptions::default() };
         Records::from_bytes(Path::new("region_descriptions.json"), file.as_bytes(), &options)
     }
 

@@ -35,6 +35,9 @@ pub struct RecordsConfig {
     /// What is asked about every region of files that have labels and no questions.
     #[serde(default)]
     pub question: Option<String>,
+    /// Which split is learned, of files that have several.
+    #[serde(default)]
+    pub split: Option<String>,
     /// So many conversations about one picture are learned at once; of more, others are drawn each time.
     #[serde(default = "dialogues_per_picture")]
     pub dialogues_per_picture: usize,
@@ -172,7 +175,8 @@ impl Lessons for RecordLessons {
 
 /// The pictures of all files, each once.
 fn pictures(files: &RecordsConfig) -> Result<Vec<Picture>> {
-    let options = RecordOptions { images: files.images.clone(), question: files.question.clone() };
+    let (images, question, split) = (files.images.clone(), files.question.clone(), files.split.clone());
+    let options = RecordOptions { images, question, split };
     let (mut pictures, mut known) = (Vec::<Picture>::new(), HashMap::new());
     for file in &files.files {
         for picture in Records::open(file, &options).map_err(data)?.pictures() {
@@ -271,7 +275,13 @@ mod tests {
     }
 
     fn lessons(files: &[PathBuf], most: usize) -> Result<RecordLessons> {
-        let files = RecordsConfig { files: files.to_vec(), images: None, question: None, dialogues_per_picture: most };
+        let files = RecordsConfig {
+            files: files.to_vec(),
+            images: None,
+            question: None,
+            split: None,
+            dialogues_per_picture: most,
+        };
         let tokenizer = Arc::new(tiny::tokenizer());
         RecordLessons::open(&files, &tiny::config(tokenizer.vocab_size()), tokenizer, 3)
     }
@@ -322,7 +332,7 @@ mod tests {
         assert_eq!(lesson.packed.answers.len(), 2, "the second conversation ends where the answers do");
         assert!(lesson.whole, "no question of any picture is about a region");
         let error = RecordLessons::open(
-            &RecordsConfig { files: Vec::new(), images: None, question: None, dialogues_per_picture: 1 },
+            &RecordsConfig { files: Vec::new(), images: None, question: None, split: None, dialogues_per_picture: 1 },
             &tiny::config(8),
             Arc::new(tiny::tokenizer()),
             1,

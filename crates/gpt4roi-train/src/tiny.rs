@@ -131,7 +131,7 @@ pub(crate) fn stage_of_records(files: &[PathBuf]) -> StageConfig {
         (settings.class, settings.distance, settings.questions) = (0.0, 0.0, None);
     }
     let files = files.to_vec();
-    let records = RecordsConfig { files, images: None, question: None, dialogues_per_picture: 20 };
+    let records = RecordsConfig { files, images: None, question: None, split: None, dialogues_per_picture: 20 };
     StageConfig { scenes: None, records: Some(records), ..stage }
 }
 
