@@ -22,6 +22,8 @@ pub enum Form {
     Coco,
     /// Visual Genome's region descriptions.
     VisualGenome,
+    /// MDETR's referring expressions, or phrases, with their boxes.
+    Mdetr,
     /// VCR's questions, one a line.
     Vcr,
     /// Visual7W's questions, which point at boxes or tell in words.
@@ -55,7 +57,7 @@ impl Form {
     fn has_questions(self) -> bool {
         match self {
             Self::Lines | Self::Vcr | Self::Visual7w => true,
-            Self::Coco | Self::VisualGenome => false,
+            Self::Coco | Self::VisualGenome | Self::Mdetr => false,
         }
     }
 
@@ -128,6 +130,8 @@ impl<'de> Visitor<'de> for First<'_> {
         let Some(entry) = list.next_element::<Fields>()? else { return Ok(()) };
         if entry.has("qa_pairs") {
             *self.0 = Some(Form::Visual7w);
+        } else if entry.has("tokens_positive") || entry.has("tokens_negative") {
+            *self.0 = Some(Form::Mdetr);
         }
         Err(A::Error::custom("the rest plays no part"))
     }

@@ -37,6 +37,7 @@ pub mod error;
 pub mod export;
 mod form;
 pub mod kinds;
+mod mdetr;
 pub mod questions;
 pub mod records;
 pub mod scenes;

@@ -2,8 +2,8 @@
 //!
 //! Several forms are read into the same [`Records`], and recognised by what stands in the file: conversations, one a
 //! line, as described at [`Records::open`]; COCO's detection files (`coco.rs`); Visual Genome's
-//! `region_descriptions.json` (`visual_genome.rs`); VCR (`vcr.rs`); and Visual7W (`visual7w.rs`). `form.rs` tells them
-//! apart.
+//! `region_descriptions.json` (`visual_genome.rs`); MDETR's files of RefCOCO and Flickr30k Entities (`mdetr.rs`); VCR
+//! (`vcr.rs`); and Visual7W (`visual7w.rs`). `form.rs` tells them apart.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,7 +24,7 @@ use gpt4roi::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub use crate::form::Form;
-use crate::{coco, error::DataError, vcr, visual_genome, visual7w};
+use crate::{coco, error::DataError, mdetr, vcr, visual_genome, visual7w};
 
 /// The largest number that a region may have. Numbers count the regions of one conversation, and a larger one is an
 /// id of something else.
@@ -235,6 +235,20 @@ pub enum RecordError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A part of a sentence that it has not.
+    #[error("tokens_positive: expected characters 0 to {characters}, the caption's, got {span:?}")]
+    Span {
+        /// Its beginning and end.
+        span: [usize; 2],
+        /// How many characters the sentence has.
+        characters: usize,
+    },
+    /// It is not known what is said of the boxes.
+    #[error("dataset_name: expected refcoco, refcoco+, refcocog or flickr, got {got}")]
+    UnknownDataset {
+        /// What stands there.
+        got: String,
+    },
     /// It refers to something that the file does not have.
     #[error("{field}: expected the id of one of the file's {expected}, got {got}")]
     Dangling {
@@ -279,7 +293,8 @@ impl Records {
     /// Of a COCO detection file, every annotation is asked about that is no crowd. The answer is its own `caption`, or
     /// else the name of its category. Of Visual Genome's `region_descriptions.json`, every region is to be described, in
     /// the picture `<image_id>.jpg`; the answer is its phrase. Their boxes are `x`, `y`, width and height in pixels.
-    /// [`RecordOptions::question`] takes the place of `What is <region1>?` and of `Describe <region1>.`.
+    /// Of MDETR's files, every box is to be described, and all that was said of it is right. [`RecordOptions::question`]
+    /// takes the place of `What is <region1>?` and of `Describe <region1>.`.
     ///
     /// Of a file of VCR's, every line is a question with four answers to choose from, and then `Why?` with four reasons,
     /// asked behind the right answer. All objects are regions, in their order; their boxes are read from the JSON files
@@ -311,6 +326,7 @@ impl Records {
             Form::Lines => read_lines(&file, reader, options)?,
             Form::Coco => coco::read(&file, reader, options)?,
             Form::VisualGenome => visual_genome::read(&file, reader, options)?,
+            Form::Mdetr => mdetr::read(&file, reader, options)?,
             Form::Vcr => vcr::read(&file, reader, options)?,
             Form::Visual7w => visual7w::read(&file, reader, options)?,
         };
@@ -493,7 +509,7 @@ pub(crate) fn question_about_region(options: &RecordOptions, default: &str) -> R
 }
 
 /// An id as files have them.
-#[derive(PartialEq, Eq, Hash, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(untagged, expecting = "expected an id: a string or a number")]
 pub(crate) enum Id {
     Number(serde_json::Number),
