@@ -28,6 +28,8 @@ pub enum Form {
     Vcr,
     /// Visual7W's questions, which point at boxes or tell in words.
     Visual7w,
+    /// LLaVA's conversations about whole pictures.
+    Llava,
 }
 
 impl Form {
@@ -56,7 +58,7 @@ impl Form {
 
     fn has_questions(self) -> bool {
         match self {
-            Self::Lines | Self::Vcr | Self::Visual7w => true,
+            Self::Lines | Self::Vcr | Self::Visual7w | Self::Llava => true,
             Self::Coco | Self::VisualGenome | Self::Mdetr => false,
         }
     }
@@ -76,8 +78,11 @@ impl<'de> Visitor<'de> for Telltale<'_> {
         f.write_str("an object or a list")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<(), A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         *self.0 = Some(Form::VisualGenome);
+        if list.next_element::<Fields>()?.is_some_and(|entry| entry.has("conversations")) {
+            *self.0 = Some(Form::Llava);
+        }
         Ok(())
     }
 

@@ -37,6 +37,7 @@ pub mod error;
 pub mod export;
 mod form;
 pub mod kinds;
+mod llava;
 mod mdetr;
 pub mod questions;
 pub mod records;

@@ -3,7 +3,7 @@
 //! Several forms are read into the same [`Records`], and recognised by what stands in the file: conversations, one a
 //! line, as described at [`Records::open`]; COCO's detection files (`coco.rs`); Visual Genome's
 //! `region_descriptions.json` (`visual_genome.rs`); MDETR's files of RefCOCO and Flickr30k Entities (`mdetr.rs`); VCR
-//! (`vcr.rs`); and Visual7W (`visual7w.rs`). `form.rs` tells them apart.
+//! (`vcr.rs`); Visual7W (`visual7w.rs`); and LLaVA's conversations (`llava.rs`). `form.rs` tells them apart.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,7 +24,7 @@ use gpt4roi::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub use crate::form::Form;
-use crate::{coco, error::DataError, mdetr, vcr, visual_genome, visual7w};
+use crate::{coco, error::DataError, llava, mdetr, vcr, visual_genome, visual7w};
 
 /// The largest number that a region may have. Numbers count the regions of one conversation, and a larger one is an
 /// id of something else.
@@ -109,6 +109,8 @@ pub enum Entry {
     Region(String),
     /// A question, by its id.
     Question(String),
+    /// A conversation, by its id.
+    Conversation(String),
 }
 
 /// What is wrong with an entry.
@@ -235,6 +237,16 @@ pub enum RecordError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It is another one's turn.
+    #[error("conversations: turn {turn}: expected `{expected}`, got `{got}`")]
+    Speaker {
+        /// Which turn, from 1.
+        turn: usize,
+        /// Whose turn it is.
+        expected: &'static str,
+        /// Who speaks.
+        got: String,
+    },
     /// A part of a sentence that it has not.
     #[error("tokens_positive: expected characters 0 to {characters}, the caption's, got {span:?}")]
     Span {
@@ -301,7 +313,8 @@ impl Records {
     /// beside the pictures. The test set has no right answers. Of options with the same words, one is left.
     ///
     /// Of Visual7W's files, every question of [`RecordOptions::split`] is asked. Where a box is to be pointed at, the four
-    /// candidates are the regions, numbered from left to right, and `region1` to `region4` the choices.
+    /// candidates are the regions, numbered from left to right, and `region1` to `region4` the choices. LLaVA's
+    /// conversations are about whole pictures, and `<image>` is taken out of them.
     ///
     /// # Errors
     /// If the file, or one beside a picture, can't be read; at the first entry that is not as described, with its place;
@@ -329,6 +342,7 @@ impl Records {
             Form::Mdetr => mdetr::read(&file, reader, options)?,
             Form::Vcr => vcr::read(&file, reader, options)?,
             Form::Visual7w => visual7w::read(&file, reader, options)?,
+            Form::Llava => llava::read(&file, reader, options)?,
         };
         Ok(Self { form, pictures })
     }
@@ -413,6 +427,7 @@ impl fmt::Display for Place {
             Entry::Annotation(id) => write!(f, "annotation {id}"),
             Entry::Region(id) => write!(f, "region {id}"),
             Entry::Question(id) => write!(f, "question {id}"),
+            Entry::Conversation(id) => write!(f, "conversation {id}"),
         }
     }
 }

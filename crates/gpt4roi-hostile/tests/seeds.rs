@@ -161,7 +161,15 @@ fn the_good_seeds_are_read() {
         let url = String::from_utf8(seed(&format!("data_url/{name}"))).unwrap();
         assert_eq!(reading::data_url(&url, 100).map(|file| file.len()).ok(), Some(bytes), "{name}");
     }
-    for (name, dialogues) in [("lines.jsonl", 3), ("coco.json", 2), ("visual-genome.json", 1)] {
+    for (name, dialogues) in [
+        ("lines.jsonl", 3),
+        ("coco.json", 2),
+        ("visual-genome.json", 1),
+        ("vcr.jsonl", 1),
+        ("visual7w.json", 2),
+        ("mdetr.json", 2),
+        ("llava.json", 1),
+    ] {
         let records =
             Records::from_bytes(Path::new(name), &seed(&format!("records/{name}")), &RecordOptions::default());
         let pictures = records.unwrap_or_else(|error| panic!("{error}")).pictures().to_vec();
