@@ -22,8 +22,8 @@ use crate::{
 
 /// Ask a model everything that a file asks about its pictures
 ///
-/// DATA is a file of conversations, one a line (JSON lines), a COCO detection file, or Visual Genome's
-/// region_descriptions.json; docs/own-data.md describes them. For every question a line goes to --out, with the
+/// DATA is a file of conversations, one a line (JSON lines), a COCO detection file, or a file of Visual Genome, LLaVA,
+/// VCR, Visual7W, RefCOCO or Flickr30k Entities; docs/own-data.md describes them. For every question a line goes to --out, with the
 /// prediction, its probability, and the right answers if the file has any. A run that was interrupted goes on where it
 /// stopped: what stands in --out is not asked again.
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     question: Option<String>,
 
     /// Which split of a file that has several is asked about (Visual7W: train, val or test). Without it, all are
-    #[arg(long, value_name = "NAME", env = "GPT4ROI_SPLIT")]
+    #[arg(long, value_name = "NAME", env = "GPT4ROI_DATA_SPLIT")]
     split: Option<String>,
 
     /// Write the COCO file that DATA is once more, with each prediction as the `caption` of its annotation, and its

@@ -996,6 +996,42 @@ fn predictions_name_what_is_in_the_regions() {
     assert!(answered.len() > 1 && answered.iter().all(|line| line["image"] == "images/000000.png"), "{answered:#?}");
 }
 
+/// Two questions in Visual7W's form: a box of four, and words.
+const VISUAL7W: &str = r#"{"dataset": "visual7w", "images": [
+    {"filename": "scene.png", "split": "test", "qa_pairs": [
+        {"qa_id": 70, "question": "Which one is red?", "type": "which", "answer": 1, "multiple_choices": [2, 3, 4]}]},
+    {"filename": "scene.png", "split": "train", "qa_pairs": [
+        {"qa_id": 80, "question": "Who is there?", "type": "who", "answer": "A man.", "multiple_choices": ["A cat."]}]}],
+    "boxes": [{"box_id": 1, "x": 40, "y": 10, "width": 20, "height": 20}, {"box_id": 2, "x": 10, "y": 10, "width": 20, "height": 20},
+        {"box_id": 3, "x": 50, "y": 30, "width": 20, "height": 20}, {"box_id": 4, "x": 20, "y": 30, "width": 20, "height": 20}]}"#;
+
+#[test]
+fn a_data_set_is_asked_about_by_its_split() {
+    let place = Place::new();
+    fs::write(place.path("v7w.json"), VISUAL7W).unwrap();
+    let predict = ["predict", "v7w.json", "--out", "told.jsonl"];
+    let ids = || predictions(&place.path("told.jsonl")).iter().map(|line| line["id"].clone()).collect::<Vec<_>>();
+    place.with_model(&predict).args(["--split", "test"]).assert().success();
+    assert_eq!(ids(), ["70"]);
+    let line = predictions(&place.path("told.jsonl")).remove(0);
+    assert_eq!(line["answers"], serde_json::json!(["region3"]));
+    assert_eq!(line["regions"][2], serde_json::json!({"id": 3, "bbox": [40.0, 10.0, 60.0, 30.0]}));
+    let asked = "Given <region1>,<region2>,<region3>,<region4> in the image,Which one is red?";
+    assert_eq!(line["question"], asked);
+
+    place.with_model(&predict).assert().success();
+    assert_eq!(ids(), ["70", "80"], "without a split, all are asked");
+    let refused = |arguments: &[&str], expected: &'static str| {
+        place.with_model(arguments).assert().code(1).stderr(contains(expected));
+    };
+    refused(
+        &["predict", "v7w.json", "--out", "none.jsonl", "--split", "val"],
+        "expected one of the file's, test, train",
+    );
+    fs::write(place.path("questions.jsonl"), QUESTIONS).unwrap();
+    refused(&["predict", "questions.jsonl", "--out", "none.jsonl", "--split", "test"], "is not split, got test");
+}
+
 #[test]
 fn predictions_go_on_where_they_stopped() {
     let place = Place::new();

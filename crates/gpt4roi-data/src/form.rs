@@ -174,3 +174,38 @@ impl<'de> Visitor<'de> for FieldNames {
         Ok(Fields(names))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_what_stands_in_it() {
+        for (file, expected) in [
+            (r#"{"id": 7, "image": "a.png", "rounds": []}"#, Form::Lines),
+            (r#"{"images": [{"id": 1}], "annotations": [{"tokens_positive": []}]}"#, Form::Coco),
+            (r#"{"info": {}, "images": [], "categories": [], "annotations": []}"#, Form::Coco),
+            (r#"{"annotations": [{"id": 1}], "categories": [], "images": [{"qa_pairs": []}]}"#, Form::Coco),
+            (r#"{"annotations": [{"id": 1, "tokens_positive": []}]}"#, Form::Mdetr),
+            (r#"{"images": [], "annotations": [{"id": 1, "tokens_positive": []}]}"#, Form::Mdetr),
+            (r#"{"categories": [], "images": [{"caption": "A cat.", "tokens_negative": []}]}"#, Form::Mdetr),
+            (r#"{"boxes": [{}], "dataset": "visual7w", "images": [{"qa_pairs": []}, {}]}"#, Form::Visual7w),
+            (r#"{"movie": "A", "objects": ["person"], "img_fn": "a.jpg"}"#, Form::Vcr),
+            (r#"[{"id": 1, "regions": []}]"#, Form::VisualGenome),
+            (r#"[{"id": 1, "conversations": []}]"#, Form::Llava),
+            ("[]", Form::VisualGenome),
+            ("[1]", Form::VisualGenome),
+            (r#"{"images": [1]}"#, Form::Coco),
+            (r#"{"images": 1}"#, Form::Lines),
+            ("{}", Form::Lines),
+            ("", Form::Lines),
+            ("What?", Form::Lines),
+        ] {
+            let mut reader = Cursor::new(file);
+            assert_eq!(Form::of(&mut reader).unwrap(), expected, "{file}");
+            assert_eq!(reader.position(), 0, "{file}");
+        }
+    }
+}

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use crate::{
     error::DataError,
     records::{
-        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, question, read_json,
+        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, read_json,
+        round_question,
     },
 };
 
@@ -59,10 +60,7 @@ fn rounds(turns: &[Turn]) -> Result<Vec<DialogueRound>, RecordError> {
 /// A question and, unless it is the last, its answer.
 fn round(round: usize, turns: &[Turn]) -> Result<DialogueRound, RecordError> {
     let typed = turns.first().map_or("", |turn| &turn.value).replace(IMAGE, "");
-    let question = question(&typed, &[]).map_err(|source| RecordError::Mention { round, source })?;
-    if question.is_empty() {
-        return Err(RecordError::EmptyQuestion { round });
-    }
+    let question = round_question(round, &typed, &[])?;
     let answers = turns.iter().skip(1).map(|turn| turn.value.trim().to_owned()).collect();
     Ok(DialogueRound { question, choices: Vec::new(), answers, said: None })
 }

@@ -9,7 +9,7 @@
 
 use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
 
-use gpt4roi::RegionId;
+use gpt4roi::{RegionId, prompt::Piece};
 use serde::Deserialize;
 
 use crate::{
@@ -54,6 +54,7 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
     let question = question_about_region(options, QUESTION)?;
     let mdetr: Mdetr = read_json(file, reader)?;
     let sentences: HashMap<Id, Sentence> = mdetr.images.into_iter().map(|it| (it.id.clone(), it)).collect();
+    // Each box with its picture, and where it stands among them.
     let (mut boxes, mut known) = (Vec::<(&str, Dialogue)>::new(), HashMap::new());
     for annotation in mdetr.annotations {
         let id = annotation.id.to_string();
@@ -65,22 +66,21 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
         let said = said(sentence, &annotation.tokens_positive).map_err(|error| place.clone().error(error))?;
         let at = *known.entry((&*sentence.file_name, annotation.bbox.map(f64::to_bits))).or_insert(boxes.len());
         if at == boxes.len() {
-            let [x, y, width, height] = annotation.bbox;
-            let regions = vec![(RegionId(1), [x, y, x + width, y + height])];
-            let round =
-                DialogueRound { question: question.clone(), choices: Vec::new(), answers: Vec::new(), said: None };
-            boxes.push((&sentence.file_name, Dialogue { id, place, regions, rounds: vec![round] }));
+            boxes.push((&sentence.file_name, undescribed(id, place, annotation.bbox, question.clone())));
         }
-        let answers = &mut boxes[at].1.rounds[0].answers;
-        said.into_iter().for_each(|said| {
-            if !answers.contains(&said) {
-                answers.push(said);
-            }
-        });
+        for round in &mut boxes[at].1.rounds {
+            let new = said.iter().filter(|said| !round.answers.contains(said)).cloned().collect::<Vec<_>>();
+            round.answers.extend(new);
+        }
     }
     let mut gathering = Gathering::new(file, options);
     boxes.into_iter().for_each(|(image, dialogue)| gathering.add(image, dialogue));
     Ok(gathering.finish())
+}
+
+fn undescribed(id: String, place: Place, [x, y, width, height]: [f64; 4], question: Vec<Piece>) -> Dialogue {
+    let round = DialogueRound { question, choices: Vec::new(), answers: Vec::new(), said: None };
+    Dialogue { id, place, regions: vec![(RegionId(1), [x, y, x + width, y + height])], rounds: vec![round] }
 }
 
 /// What is said of a box: a referring expression as a whole, of which `tokens_positive` are no more than the nouns, or

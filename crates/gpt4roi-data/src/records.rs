@@ -618,11 +618,7 @@ fn has_area([x1, y1, x2, y2]: [f64; 4]) -> Result<(), BoxError> {
 }
 
 fn dialogue_round(number: usize, round: LineRound, declared: &[RegionId]) -> Result<DialogueRound, RecordError> {
-    let question = question(&round.question, declared);
-    let question = question.map_err(|source| RecordError::Mention { round: number, source })?;
-    if question.is_empty() {
-        return Err(RecordError::EmptyQuestion { round: number });
-    }
+    let question = round_question(number, &round.question, declared)?;
     let answers = match (round.answer, round.answers) {
         (Some(_), Some(_)) => return Err(RecordError::TwoAnswers { round: number }),
         (Some(answer), None) => vec![answer],
@@ -682,8 +678,14 @@ fn said(round: usize, said: Option<String>) -> Result<Option<String>, RecordErro
     }
 }
 
+/// The words and mentions of a round's question.
+pub(crate) fn round_question(round: usize, typed: &str, declared: &[RegionId]) -> Result<Vec<Piece>, RecordError> {
+    let question = question(typed, declared).map_err(|source| RecordError::Mention { round, source })?;
+    if question.is_empty() { Err(RecordError::EmptyQuestion { round }) } else { Ok(question) }
+}
+
 /// A question's words and mentions; empty if it is blank.
-pub(crate) fn question(typed: &str, declared: &[RegionId]) -> Result<Vec<Piece>, MentionError> {
+fn question(typed: &str, declared: &[RegionId]) -> Result<Vec<Piece>, MentionError> {
     let piece = |part| match part {
         Part::Text(text) => Some(Piece::Text(text)),
         Part::Mention(id) => Some(Piece::Region(id)),

@@ -16,14 +16,14 @@ use std::{
     sync::Arc,
 };
 
-use gpt4roi::RegionId;
+use gpt4roi::{RegionId, prompt::Piece};
 use serde::Deserialize;
 
 use crate::{
     error::DataError,
     records::{
-        Dialogue, DialogueRound, Gathering, Id, Picture, RecordError, RecordOptions, each_line, question,
-        round_of_options,
+        Dialogue, DialogueRound, Gathering, Id, Picture, RecordError, RecordOptions, each_line, round_of_options,
+        round_question,
     },
     sentence::sentence,
 };
@@ -78,32 +78,26 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl BufRead, options: &RecordOptio
     Ok(gathering.finish())
 }
 
-/// Names all regions, so that the model sees them, in front of a question that need not mention them. GPT4RoI learned
-/// this beginning, without a space behind it.
-pub(crate) fn given(regions: &[RegionId]) -> String {
-    match regions {
-        [] => String::new(),
-        regions => {
-            let regions: Vec<String> = regions.iter().map(RegionId::to_string).collect();
-            format!("Given {} in the image,", regions.join(","))
-        }
+/// A first question, behind the names of all regions, so that the model sees those that it does not mention. GPT4RoI
+/// learned this beginning, without a space behind it.
+pub(crate) fn question_about_all(regions: &[RegionId], typed: &str) -> Result<Vec<Piece>, RecordError> {
+    let question = round_question(1, typed, regions)?;
+    if regions.is_empty() {
+        return Ok(question);
     }
+    let names: Vec<String> = regions.iter().map(RegionId::to_string).collect();
+    round_question(1, &format!("Given {} in the image,{}", names.join(","), typed.trim()), regions)
 }
 
 fn rounds(line: &Line, ids: &[RegionId]) -> Result<Vec<DialogueRound>, RecordError> {
     let objects = Objects { classes: &line.objects, ids };
-    let asked = objects.sentence("question", &line.question)?;
-    if asked.is_empty() {
-        return Err(RecordError::EmptyQuestion { round: 1 });
-    }
-    let asked = question(&(given(ids) + &asked), ids).map_err(|source| RecordError::Mention { round: 1, source })?;
-    let why = question(WHY, ids).map_err(|source| RecordError::Mention { round: 2, source })?;
+    let question = question_about_all(ids, &objects.sentence("question", &line.question)?)?;
     let answers = objects.sentences("answer_choices", &line.answer_choices)?;
     let right = labelled("answer_label", &answers, line.answer_label)?;
-    let answer = DialogueRound { said: right.clone(), ..round_of_options(1, asked, answers, right)? };
+    let answer = DialogueRound { said: right.clone(), ..round_of_options(1, question, answers, right)? };
     let reasons = objects.sentences("rationale_choices", &line.rationale_choices)?;
     let right = labelled("rationale_label", &reasons, line.rationale_label)?;
-    Ok(vec![answer, round_of_options(2, why, reasons, right)?])
+    Ok(vec![answer, round_of_options(2, round_question(2, WHY, ids)?, reasons, right)?])
 }
 
 fn labelled(field: &'static str, choices: &[String], label: Option<usize>) -> Result<Option<String>, RecordError> {
@@ -250,6 +244,10 @@ mod tests {
     #[test]
     fn what_a_line_lacks_or_mistakes_is_named() {
         for (line, expected) in [
+            (
+                changed(r#"["Does", [0], "live", "with", [1, 2], "?"]"#, "[]"),
+                "round 1: question: expected words, got none",
+            ),
             (changed("[0], \"live\"", "[3], \"live\""), "question: expected one of the 3 objects, from 0, got 3"),
             (
                 changed("[1], \"does\"", "[-1], \"does\""),

@@ -12,16 +12,16 @@ use std::{
     sync::Arc,
 };
 
-use gpt4roi::{RegionId, prompt::Piece};
+use gpt4roi::RegionId;
 use serde::Deserialize;
 
 use crate::{
     error::DataError,
     records::{
-        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, question, read_json,
+        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, read_json,
         round_of_options,
     },
-    vcr::given,
+    vcr::question_about_all,
 };
 
 #[derive(Deserialize)]
@@ -105,8 +105,8 @@ fn point(
     let name = |region: &RegionId| format!("region{}", region.0);
     let right =
         candidates.iter().zip(&regions).find(|((id, _), _)| **id == pair.answer).map(|(_, region)| name(region));
-    let asked = asked(&(given(&regions) + &pair.question), &regions)?;
-    let round = round_of_options(1, asked, regions.iter().map(name).collect(), right)?;
+    let question = question_about_all(&regions, &pair.question)?;
+    let round = round_of_options(1, question, regions.iter().map(name).collect(), right)?;
     let boxes = regions.into_iter().zip(candidates.into_iter().map(|(_, xyxy)| xyxy)).collect();
     Ok((boxes, round))
 }
@@ -125,7 +125,7 @@ fn tell(pair: &Pair) -> Result<DialogueRound, RecordError> {
     let mut options: Vec<String> = candidates(pair).map(|answer| answer.to_string().trim().to_owned()).collect();
     let right = options.first().cloned();
     options.sort();
-    round_of_options(1, asked(&pair.question, &[])?, options, right)
+    round_of_options(1, question_about_all(&[], &pair.question)?, options, right)
 }
 
 /// The right one first.
@@ -136,11 +136,6 @@ fn candidates(pair: &Pair) -> impl Iterator<Item = &Id> {
 fn known(boxes: &HashMap<Id, [f64; 4]>, id: &Id) -> Result<[f64; 4], RecordError> {
     let dangling = || RecordError::Dangling { field: "answer", expected: "boxes", got: id.to_string() };
     boxes.get(id).copied().ok_or_else(dangling)
-}
-
-fn asked(typed: &str, regions: &[RegionId]) -> Result<Vec<Piece>, RecordError> {
-    let asked = question(typed, regions).map_err(|source| RecordError::Mention { round: 1, source })?;
-    if asked.is_empty() { Err(RecordError::EmptyQuestion { round: 1 }) } else { Ok(asked) }
 }
 
 #[cfg(test)]
@@ -233,6 +228,8 @@ mod tests {
         assert_eq!(told, expected);
         let told = error(TELLING, r#"["Three.", "None.", "Two. "]"#, r#"["Two."]"#);
         assert_eq!(told, "v7w/dataset.json, question 90: round 1: choices: expected at least two, got 1");
+        let told = error(POINTING, "Which pizza is round?", " ");
+        assert_eq!(told, "v7w/dataset.json, question 70: round 1: question: expected words, got none");
         let told = error(TELLING, "How many kites are there?", " ");
         assert_eq!(told, "v7w/dataset.json, question 90: round 1: question: expected words, got none");
         let told = error(TELLING, "\"answer\"", "\"right\"");
