@@ -24,6 +24,8 @@ pub enum Form {
     VisualGenome,
     /// MDETR's referring expressions, or phrases, with their boxes.
     Mdetr,
+    /// All-Seeing's boxes with captions.
+    AllSeeing,
     /// VCR's questions, one a line.
     Vcr,
     /// Visual7W's questions, which point at boxes or tell in words.
@@ -33,8 +35,8 @@ pub enum Form {
 }
 
 impl Form {
-    /// Its name does not count. A file of which nothing can be told is taken for lines, so that the error names the first
-    /// of them.
+    /// Its name does not count. A file of which nothing can be told is taken for lines, so that the error names the
+    /// first of them.
     pub(crate) fn of(reader: &mut (impl BufRead + Seek)) -> io::Result<Self> {
         let mut told = None;
         // Reading stops in the middle of the file, which is an error to its reader.
@@ -59,7 +61,7 @@ impl Form {
     fn has_questions(self) -> bool {
         match self {
             Self::Lines | Self::Vcr | Self::Visual7w | Self::Llava => true,
-            Self::Coco | Self::VisualGenome | Self::Mdetr => false,
+            Self::Coco | Self::VisualGenome | Self::Mdetr | Self::AllSeeing => false,
         }
     }
 
@@ -137,6 +139,8 @@ impl<'de> Visitor<'de> for First<'_> {
             *self.0 = Some(Form::Visual7w);
         } else if entry.has("tokens_positive") || entry.has("tokens_negative") {
             *self.0 = Some(Form::Mdetr);
+        } else if entry.has("image") && entry.has("bbox") {
+            *self.0 = Some(Form::AllSeeing);
         }
         Err(A::Error::custom("the rest plays no part"))
     }
@@ -191,6 +195,7 @@ mod tests {
             (r#"{"annotations": [{"id": 1, "tokens_positive": []}]}"#, Form::Mdetr),
             (r#"{"images": [], "annotations": [{"id": 1, "tokens_positive": []}]}"#, Form::Mdetr),
             (r#"{"categories": [], "images": [{"caption": "A cat.", "tokens_negative": []}]}"#, Form::Mdetr),
+            (r#"{"images": [{"id": 1, "image": "a.jpg", "bbox": []}], "annotations": []}"#, Form::AllSeeing),
             (r#"{"boxes": [{}], "dataset": "visual7w", "images": [{"qa_pairs": []}, {}]}"#, Form::Visual7w),
             (r#"{"movie": "A", "objects": ["person"], "img_fn": "a.jpg"}"#, Form::Vcr),
             (r#"[{"id": 1, "regions": []}]"#, Form::VisualGenome),

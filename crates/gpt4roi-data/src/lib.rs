@@ -27,6 +27,7 @@
 //! # Ok::<(), gpt4roi_data::DataError>(())
 //! ```
 
+mod all_seeing;
 pub mod answers;
 mod background;
 pub mod batch;

@@ -1,11 +1,11 @@
-//! MDETR's files of RefCOCO, RefCOCO+, RefCOCOg and Flickr30k Entities, as records: every box is to be described, and all
-//! that was said of it is right.
+//! MDETR's files of RefCOCO, RefCOCO+, RefCOCOg and Flickr30k Entities, as records: every box is to be described, and
+//! all that was said of it is right.
 //!
 //! Format: `finetune_refcoco*_{train,val,…}.json` and `final_flickr_*GT_*.json` as <https://github.com/ashkamath/mdetr>
-//! writes them (`scripts/fine-tuning/refexp_coco_format.py`, `scripts/pre-training/flickr_combined.py`). It is COCO's, but
-//! for every sentence there is an entry of `images`, with the sentence as its `caption`. A picture with five sentences has
-//! five entries of one `file_name`. The sentence is about its one box, or, in Flickr30k Entities, its parts at
-//! `tokens_positive` are about boxes.
+//! writes them (`scripts/fine-tuning/refexp_coco_format.py`, `scripts/pre-training/flickr_combined.py`). It is COCO's,
+//! but for every sentence there is an entry of `images`, with the sentence as its `caption`. A picture with five
+//! sentences has five entries of one `file_name`. The sentence is about its one box, or, in Flickr30k Entities, its
+//! parts at `tokens_positive` are about boxes.
 
 use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
 

@@ -1,9 +1,9 @@
 //! Records: conversations about people's own pictures, read from files.
 //!
-//! Several forms are read into the same [`Records`], and recognised by what stands in the file: conversations, one a
-//! line, as described at [`Records::open`]; COCO's detection files (`coco.rs`); Visual Genome's
-//! `region_descriptions.json` (`visual_genome.rs`); MDETR's files of RefCOCO and Flickr30k Entities (`mdetr.rs`); VCR
-//! (`vcr.rs`); Visual7W (`visual7w.rs`); and LLaVA's conversations (`llava.rs`). `form.rs` tells them apart.
+//! Several forms are read into the same [`Records`], and recognised by what stands in the file (`form.rs`):
+//! conversations, one a line, as described at [`Records::open`]; COCO's detection files (`coco.rs`); Visual Genome's
+//! `region_descriptions.json` (`visual_genome.rs`); RefCOCO and Flickr30k Entities as MDETR has them (`mdetr.rs`) or
+//! All-Seeing (`all_seeing.rs`); VCR (`vcr.rs`); Visual7W (`visual7w.rs`); and LLaVA's conversations (`llava.rs`).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,7 +24,7 @@ use gpt4roi::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub use crate::form::Form;
-use crate::{coco, error::DataError, llava, mdetr, vcr, visual_genome, visual7w};
+use crate::{all_seeing, coco, error::DataError, llava, mdetr, vcr, visual_genome, visual7w};
 
 /// The largest number that a region may have. Numbers count the regions of one conversation, and a larger one is an
 /// id of something else.
@@ -103,6 +103,8 @@ pub struct Place {
 pub enum Entry {
     /// A line, counted from 1.
     Line(usize),
+    /// An entry of a list of images, by its id.
+    Image(String),
     /// An annotation, by its id.
     Annotation(String),
     /// A described region, by its id.
@@ -295,8 +297,8 @@ impl Records {
     /// * a question is read as everywhere: `<region1>` is a mention, and so is `region 1`;
     /// * `answers` may stand in the place of `answer` and lists all that are right; without either, the question can
     ///   only be asked;
-    /// * `choices` lists what may be answered: at least two, all of them different. An answer that is right has to be one
-    ///   of them;
+    /// * `choices` lists what may be answered: at least two, all of them different. An answer that is right has to be
+    ///   one of them;
     /// * `said` is what the conversation goes on with, in place of the model's own answer.
     ///
     /// Other fields are ignored, so that the `questions.jsonl` of [`write_scenes`](crate::export::write_scenes) is
@@ -305,15 +307,15 @@ impl Records {
     /// Of a COCO detection file, every annotation is asked about that is no crowd. The answer is its own `caption`, or
     /// else the name of its category. Of Visual Genome's `region_descriptions.json`, every region is to be described, in
     /// the picture `<image_id>.jpg`; the answer is its phrase. Their boxes are `x`, `y`, width and height in pixels.
-    /// Of MDETR's files, every box is to be described, and all that was said of it is right. [`RecordOptions::question`]
-    /// takes the place of `What is <region1>?` and of `Describe <region1>.`.
+    /// Of MDETR's and All-Seeing's files, every box is to be described, and all that was said of it is right.
+    /// [`RecordOptions::question`] takes the place of `What is <region1>?` and of `Describe <region1>.`.
     ///
-    /// Of a file of VCR's, every line is a question with four answers to choose from, and then `Why?` with four reasons,
-    /// asked behind the right answer. All objects are regions, in their order; their boxes are read from the JSON files
-    /// beside the pictures. The test set has no right answers. Of options with the same words, one is left.
+    /// Of a file of VCR's, every line is a question with four answers to choose from, and then `Why?` with four
+    /// reasons, asked behind the right answer. All objects are regions, in their order; their boxes are read from the
+    /// JSON files beside the pictures. The test set has no right answers. Of options with the same words, one is left.
     ///
-    /// Of Visual7W's files, every question of [`RecordOptions::split`] is asked. Where a box is to be pointed at, the four
-    /// candidates are the regions, numbered from left to right, and `region1` to `region4` the choices. LLaVA's
+    /// Of Visual7W's files, every question of [`RecordOptions::split`] is asked. Where a box is to be pointed at, the
+    /// four candidates are the regions, numbered from left to right, and `region1` to `region4` the choices. LLaVA's
     /// conversations are about whole pictures, and `<image>` is taken out of them.
     ///
     /// # Errors
@@ -340,6 +342,7 @@ impl Records {
             Form::Coco => coco::read(&file, reader, options)?,
             Form::VisualGenome => visual_genome::read(&file, reader, options)?,
             Form::Mdetr => mdetr::read(&file, reader, options)?,
+            Form::AllSeeing => all_seeing::read(&file, reader, options)?,
             Form::Vcr => vcr::read(&file, reader, options)?,
             Form::Visual7w => visual7w::read(&file, reader, options)?,
             Form::Llava => llava::read(&file, reader, options)?,
@@ -424,6 +427,7 @@ impl fmt::Display for Place {
         write!(f, "{}, ", self.file.display())?;
         match &self.entry {
             Entry::Line(number) => write!(f, "line {number}"),
+            Entry::Image(id) => write!(f, "image {id}"),
             Entry::Annotation(id) => write!(f, "annotation {id}"),
             Entry::Region(id) => write!(f, "region {id}"),
             Entry::Question(id) => write!(f, "question {id}"),

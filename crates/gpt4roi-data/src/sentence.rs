@@ -3,12 +3,12 @@
 /// What is left of a shortened word behind its apostrophe.
 const SHORTENED: [&str; 7] = ["s", "t", "m", "d", "re", "ve", "ll"];
 
-/// Joins words and punctuation that stand apart, as BERT's tokenizer and the Penn Treebank's cut them: `it`, `'`, `s` and
-/// `it`, `'s` become `it's`, `do`, `n't` becomes `don't`, `t`, `-`, `shirt` becomes `t-shirt`, and a full stop goes to the word
-/// before it.
+/// Joins words and punctuation that stand apart, as BERT's tokenizer and the Penn Treebank's cut them: `it`, `'`, `s`
+/// and `it`, `'s` become `it's`, `do`, `n't` becomes `don't`, `t`, `-`, `shirt` becomes `t-shirt`, and a full stop goes
+/// to the word before it.
 ///
-/// What can't be told is decided for what is frequent: a hyphen stands within a word, and an apostrophe by itself belongs
-/// to the word before it, as in `the boys' dog`.
+/// What can't be told is decided for what is frequent: a hyphen stands within a word, and an apostrophe by itself
+/// belongs to the word before it, as in `the boys' dog`.
 pub(crate) fn sentence<W: AsRef<str>>(words: &[W]) -> String {
     let mut sentence = String::new();
     let mut quoted = false;

@@ -5,8 +5,8 @@
 //! the boxes of its objects.
 //!
 //! The words around the regions are those with which GPT4RoI was trained on VCR (`VCRDataset` in its
-//! `gpt4roi/datasets/vcr.py`): all objects first, and then each by its class and region. There, a mention has the class of
-//! the object behind the one that it means, which was a mistake and is none here.
+//! `gpt4roi/datasets/vcr.py`): all objects first, and then each by its class and region. There, by mistake, a mention
+//! has the class of the next object; here it has its own.
 
 use std::{
     collections::HashMap,

@@ -59,6 +59,9 @@ struct Candidate {
     height: f64,
 }
 
+/// As a dialogue has them.
+type Regions = Vec<(RegionId, [f64; 4])>;
+
 /// One dialogue for each question, of all splits or of one.
 pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
     let visual7w: Visual7w = read_json(file, reader)?;
@@ -91,12 +94,9 @@ fn of_split(images: Vec<Asked>, split: Option<&str>) -> Result<Vec<Asked>, DataE
     Ok(images.into_iter().filter(|image| image.split == split).collect())
 }
 
-/// A box of four is the answer. They are numbered from left to right: numbers in the file's order, or in that of the ids,
-/// might tell which is right.
-fn point(
-    pair: &Pair,
-    boxes: &HashMap<Id, [f64; 4]>,
-) -> Result<(Vec<(RegionId, [f64; 4])>, DialogueRound), RecordError> {
+/// A box of four is the answer. They are numbered from left to right: numbers in the file's order, or in that of the
+/// ids, might tell which is right.
+fn point(pair: &Pair, boxes: &HashMap<Id, [f64; 4]>) -> Result<(Regions, DialogueRound), RecordError> {
     let mut seen = HashSet::new();
     let ids = candidates(pair).filter(|id| seen.insert(*id));
     let mut candidates = ids.map(|id| Ok((id, known(boxes, id)?))).collect::<Result<Vec<_>, RecordError>>()?;

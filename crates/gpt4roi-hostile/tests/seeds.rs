@@ -169,6 +169,7 @@ fn the_good_seeds_are_read() {
         ("visual7w.json", 2),
         ("mdetr.json", 2),
         ("llava.json", 1),
+        ("all-seeing.json", 2),
     ] {
         let records =
             Records::from_bytes(Path::new(name), &seed(&format!("records/{name}")), &RecordOptions::default());
