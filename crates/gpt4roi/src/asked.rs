@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use crate::{
     bbox::{BBox, ImageSize, RegionId},
     chat::{Answer, AskOptions, ChatError, Origin, Region, ResolvedRegion},
+    choices::Choices,
     error::Result,
     generate::{Generation, Limits},
     image_cache::EncodedImage,
@@ -135,9 +136,26 @@ impl Rendered {
         about
     }
 
+    /// What is asked.
+    pub(crate) fn question(&self) -> &[Piece] {
+        self.rounds.last().map_or(&[], |round| &round.question)
+    }
+
     /// Tokens of the whole prompt, the picture's included.
     pub fn tokens(&self) -> usize {
         self.encoded.ids.len()
+    }
+
+    /// For each choice, the tokens that the model writes if that is its answer.
+    ///
+    /// # Errors
+    /// [`PromptError::TooLong`](prompt::PromptError::TooLong) if the longest does not fit behind the question.
+    pub fn scripts(&self, model: &Gpt4Roi, choices: &Choices) -> Result<Vec<Vec<u32>>> {
+        let write = |text: &String| prompt::written_answer(text, &model.tokenizer);
+        let scripts: Vec<Vec<u32>> = choices.texts().iter().map(write).collect();
+        let longest = scripts.iter().map(Vec::len).max().unwrap_or(0);
+        self.encoded.check_length(model.config.llama.max_position_embeddings, longest)?;
+        Ok(scripts)
     }
 
     /// Tokens up to the end of the picture. They are the same in every conversation about it, since what
@@ -342,9 +360,24 @@ impl Asked {
 
     /// The answer, with what it is an answer to.
     pub fn answer(&self, reused_tokens: usize, generation: &Generation, text: String) -> Answer {
-        let question = self.rendered.rounds.last().map_or(&[][..], |round| &round.question);
+        let generated_tokens = generation.ids.len();
+        let sum: f64 = generation.log_probabilities.iter().sum();
+        Answer {
+            text,
+            question: question_text(self.rendered.question()),
+            regions: self.mentioned(),
+            prompt_tokens: self.rendered.tokens(),
+            reused_tokens,
+            generated_tokens,
+            finish: generation.finish,
+            mean_log_probability: (generated_tokens > 0).then(|| sum / generated_tokens as f64),
+        }
+    }
+
+    /// The regions that the question mentions, in the order of their first mention.
+    pub(crate) fn mentioned(&self) -> Vec<ResolvedRegion> {
         let mut mentioned: Vec<ResolvedRegion> = Vec::new();
-        for piece in question {
+        for piece in self.rendered.question() {
             if let Piece::Region(id) = piece
                 && mentioned.iter().all(|region| region.id != id.0)
                 && let Some(region) = self.regions.iter().find(|region| region.id == *id)
@@ -352,18 +385,7 @@ impl Asked {
                 mentioned.push(region.resolved(self.rendered.size));
             }
         }
-        let generated_tokens = generation.ids.len();
-        let sum: f64 = generation.log_probabilities.iter().sum();
-        Answer {
-            text,
-            question: question_text(question),
-            regions: mentioned,
-            prompt_tokens: self.rendered.tokens(),
-            reused_tokens,
-            generated_tokens,
-            finish: generation.finish,
-            mean_log_probability: (generated_tokens > 0).then(|| sum / generated_tokens as f64),
-        }
+        mentioned
     }
 
     /// Some tokens of the prompt with patches in their places, and with the vectors of the regions

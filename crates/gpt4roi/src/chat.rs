@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     asked::{self, Asked, Rendered, Said, Slot, pieces, question_text},
     bbox::{BBox, BoxPrecision, ImageSize, RegionId},
+    choices::Scoring,
     error::Result,
     generate::{FinishReason, Halt, LlamaDecoder, generate},
     image::Image,
@@ -101,14 +102,16 @@ pub struct AskOptions {
     pub point_box: Option<PointBox>,
     /// Whether small regions are looked at more closely.
     pub zoom: Zoom,
-    /// When many regions are described together: how many bytes the keys and values of the sequences
-    /// may take that decode at the same time, beyond those of the prefix that they share. One sequence
+    /// How far given choices are scored.
+    pub scoring: Scoring,
+    /// When many regions are described together, or many choices scored: how many bytes the keys and values of the
+    /// sequences may take that are read at the same time, beyond those of the prefix that they share. One sequence
     /// runs in any case.
     pub batch_bytes: usize,
 }
 
 impl Default for AskOptions {
-    /// Greedy, at most 512 tokens, boxes in full precision, 1 GiB for a batch.
+    /// Greedy, at most 512 tokens, boxes in full precision, all choices to their ends, 1 GiB for a batch.
     fn default() -> Self {
         Self {
             max_new_tokens: 512,
@@ -118,6 +121,7 @@ impl Default for AskOptions {
             box_precision: BoxPrecision::F32,
             point_box: None,
             zoom: Zoom::Off,
+            scoring: Scoring::All,
             batch_bytes: 1 << 30,
         }
     }
@@ -316,19 +320,20 @@ impl<'m> Chat<'m> {
         options: &AskOptions,
         on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
-        let (size, mut declared) = (self.image.size(), self.regions.iter().map(Into::into).collect());
-        let question = pieces(&[Said::Text(question.to_owned())], &mut declared, size)?;
-        let open = Round { question, answer: None };
-        let mut rounds: Vec<Round> = self.turns.iter().map(|turn| turn.round.clone()).collect();
-        rounds.push(open.clone());
-        let asked = Rendered::from_rounds(self.model, size, rounds, declared, options)?.locate(&self.image)?;
+        let asked = self.asked(question, options)?;
         let answer = self.respond(&asked, on_text)?;
         if answer.finish != FinishReason::Cancelled {
-            let round = Round { answer: Some(answer.text.clone()), ..open };
-            self.turns.push(Turn { round, regions_before: self.regions.len() });
-            self.regions = asked.regions;
+            self.conclude(asked, answer.text.clone());
         }
         Ok(answer)
+    }
+
+    /// The conversation goes on as if the last answer had been another one; without an answer nothing happens. For a
+    /// question that builds on what is right, whatever the model said.
+    pub fn replace_answer(&mut self, answer: &str) {
+        if let Some(turn) = self.turns.last_mut() {
+            turn.round.answer = Some(answer.to_owned());
+        }
     }
 
     /// The conversation so far.
@@ -338,6 +343,22 @@ impl<'m> Chat<'m> {
             regions: self.regions.iter().map(|region| region.resolved(self.image.size())).collect(),
             rounds: self.turns.iter().map(|turn| saved(&turn.round)).collect(),
         }
+    }
+
+    /// A question behind the conversation so far, of which it becomes no part yet.
+    pub(crate) fn asked(&self, question: &str, options: &AskOptions) -> Result<Asked> {
+        let (size, mut declared) = (self.image.size(), self.regions.iter().map(Into::into).collect());
+        let question = pieces(&[Said::Text(question.to_owned())], &mut declared, size)?;
+        let mut rounds: Vec<Round> = self.turns.iter().map(|turn| turn.round.clone()).collect();
+        rounds.push(Round { question, answer: None });
+        Rendered::from_rounds(self.model, size, rounds, declared, options)?.locate(&self.image)
+    }
+
+    /// The question and its answer become a part of the conversation, and so do the regions that it made.
+    pub(crate) fn conclude(&mut self, asked: Asked, answer: String) {
+        let round = Round { question: asked.rendered().question().to_vec(), answer: Some(answer) };
+        self.turns.push(Turn { round, regions_before: self.regions.len() });
+        self.regions = asked.regions;
     }
 
     /// Reads and generates. Of the conversation only the memory of what was read changes, and that never

@@ -76,8 +76,8 @@ impl Chat<'_> {
 const THIS: RegionId = RegionId(1);
 
 /// What all regions have in common: the question, rendered and read up to the region.
-struct Shared {
-    rendered: Rendered,
+pub(crate) struct Shared {
+    pub(crate) rendered: Rendered,
     prefix: Arc<KvCache>,
     /// Tokens of the prefix that had been read for another question.
     reused: usize,
@@ -85,7 +85,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(chat: &mut Chat<'_>, first: Shape, question: &str, options: &AskOptions) -> Result<Self> {
+    pub(crate) fn new(chat: &mut Chat<'_>, first: Shape, question: &str, options: &AskOptions) -> Result<Self> {
         let (regions, question) = ([(THIS, first)], [Said::Text(question.to_owned())]);
         let rendered = Rendered::new(chat.model, chat.image.size(), &regions, &[], &question, options)?;
         let asked = rendered.locate(&chat.image)?;
@@ -94,7 +94,7 @@ impl Shared {
     }
 
     /// The questions about some regions, each with the part of its prompt that differs.
-    fn readings(&self, chat: &Chat<'_>, shapes: &[Shape]) -> Result<Vec<(Asked, Reading)>> {
+    pub(crate) fn readings(&self, chat: &Chat<'_>, shapes: &[Shape]) -> Result<Vec<(Asked, Reading)>> {
         let locate = |shape: &Shape| self.rendered.about(THIS, *shape).locate(&chat.image);
         let asked = shapes.iter().map(locate).collect::<Result<Vec<_>>>()?;
         let range = self.prefix.len()..self.rendered.tokens();
@@ -102,6 +102,11 @@ impl Shared {
         let embeds = embed_all(chat.model, &chat.image, &ranges)?;
         let reading = |embeds| Reading::new(Branch::new(self.prefix.clone()), embeds);
         Ok(asked.into_iter().zip(embeds.into_iter().map(reading)).collect())
+    }
+
+    /// How many tokens of a region's prompt had been read before. The first region pays for the prefix.
+    pub(crate) fn reused(&self, index: usize) -> usize {
+        if index == 0 { self.reused } else { self.prefix.len() }
     }
 
     /// Bytes that a sequence comes to take, if its answer is a caption of a sentence or two.
@@ -212,9 +217,7 @@ impl<'a, 'm> Describing<'a, 'm> {
     }
 
     fn answer(&self, from: &Waiting, stream: AnswerStream<'_>, generation: &Generation) -> Answer {
-        // The first box pays for the prefix.
-        let reused = if from.index == 0 { self.shared.reused } else { self.shared.prefix.len() };
-        from.asked.answer(reused, generation, stream.finish().0)
+        from.asked.answer(self.shared.reused(from.index), generation, stream.finish().0)
     }
 
     /// Sends the latest back to the queue, to begin anew, if answers became longer than expected.

@@ -3,6 +3,7 @@
 use crate::{
     bbox::BoxError,
     chat::ChatError,
+    choices::ChoicesError,
     convert::ConvertError,
     generate::GenerateError,
     image::ImageError,
@@ -61,6 +62,9 @@ pub enum Error {
     /// A conversation can't take a question.
     #[error(transparent)]
     Chat(#[from] ChatError),
+    /// There is nothing to choose between.
+    #[error(transparent)]
+    Choices(#[from] ChoicesError),
     /// Settings of the sampler are out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),

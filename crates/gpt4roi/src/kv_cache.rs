@@ -68,6 +68,11 @@ impl KvCache {
         self.bytes() / self.layers.first().map_or(0, keys).max(1)
     }
 
+    /// Bytes that a cache takes which grew to so many tokens of the same kind, room for further ones included.
+    pub(crate) fn bytes_of(&self, tokens: usize) -> usize {
+        reserved(tokens) * self.bytes_per_token()
+    }
+
     /// Forgets everything from token `length` on.
     pub fn truncate(&mut self, length: usize) {
         for layer in &mut self.layers {
@@ -135,9 +140,13 @@ impl Reserved {
 /// Zeros of the kind of `like` for `length` tokens and a share more: the memory stays near to what is
 /// used, and each token is copied a bounded number of times, however long the sequence becomes.
 fn with_room(length: usize, like: &Tensor) -> Result<Tensor> {
-    const LEAST: usize = 16;
     let (batch, _, width) = like.dims3()?;
-    Tensor::zeros((batch, length + (length / 4).max(LEAST), width), like.dtype(), like.device())
+    Tensor::zeros((batch, reserved(length), width), like.dtype(), like.device())
+}
+
+fn reserved(length: usize) -> usize {
+    const LEAST: usize = 16;
+    length + (length / 4).max(LEAST)
 }
 
 /// A sequence behind a prefix that others share. The prefix is neither copied nor changed; only the

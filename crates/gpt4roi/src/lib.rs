@@ -50,6 +50,8 @@ pub mod sampling;
 
 pub mod asked;
 pub mod chat;
+mod choice_tree;
+pub mod choices;
 pub mod describe;
 pub mod point;
 pub mod prefix_cache;
@@ -86,6 +88,7 @@ mod tiny;
 pub use crate::{
     bbox::{BBox, ImageSize, RegionId},
     chat::Chat,
+    choices::Choices,
     config::Config,
     device::DeviceChoice,
     error::{Error, Result},

@@ -229,7 +229,7 @@ mod tests {
             while reading.unread() > 0 {
                 reading.read(&self.model.network.llama, 7).unwrap();
             }
-            reading.into_branch()
+            reading.into_parts().0
         }
 
         fn begin(&self, asked: &Asked) -> Arc<KvCache> {

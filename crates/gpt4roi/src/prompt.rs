@@ -197,6 +197,25 @@ pub fn answers_continue_open_turns(tokenizer: &Tokenizer) -> bool {
     tokenizer.encode_text("### Assistant:").starts_with(&tokenizer.encode_text("### "))
 }
 
+/// The tokens that the model writes behind an open turn if its answer is this text: from `Assistant:` to the `###`
+/// that ends it.
+///
+/// They follow the prompt's last token, which the open turn ends with, so that none of them reaches back into it. In a
+/// conversation that goes on the same answer may have other tokens; see [`answers_continue_open_turns`]. Words that
+/// look like structure are words.
+pub fn written_answer(answer: &str, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut words = Words::default();
+    words.push("\n### ", Author::Template, false);
+    let open = words.text.len();
+    words.answer(answer);
+    // What follows in a conversation decides with it how the signal's tokens are cut.
+    words.push(" ", Author::Template, false);
+    let mut barriers = words.forged_turns();
+    barriers.insert(0, open);
+    let spans = tokenizer.encode_spans(&words.text, &barriers).into_iter();
+    spans.filter(|(_, span)| words.target[span.clone()].contains(&true)).map(|(id, _)| id).collect()
+}
+
 /// Writes a conversation and encodes it on the way: all words between two tokens at once, since their
 /// ids depend on each other.
 struct Renderer<'t> {
@@ -244,7 +263,7 @@ impl<'t> Renderer<'t> {
             self.question(&round.question, index + 1)?;
             self.template("\n### ");
             match &round.answer {
-                Some(answer) => self.answer(answer),
+                Some(answer) => self.words.answer(answer),
                 None if index + 1 == rounds.len() => {}
                 None => return Err(PromptError::MissingAnswer { round: index + 1, rounds: rounds.len() }),
             }
@@ -285,13 +304,6 @@ impl<'t> Renderer<'t> {
             self.token(self.tokenizer.special().bbox, false);
             self.encoded.regions.push((self.encoded.ids.len() as u32 - 1, region));
         }
-    }
-
-    /// The part that the model writes.
-    fn answer(&mut self, answer: &str) {
-        self.words.push("Assistant: ", Author::Template, true);
-        self.words.push(answer, Author::Speaker, true);
-        self.words.push("\n###", Author::Template, true);
     }
 
     fn template(&mut self, text: &str) {
@@ -401,6 +413,13 @@ impl Words {
         self.text.push_str(text);
         self.spoken.resize(self.text.len(), author == Author::Speaker);
         self.target.resize(self.text.len(), target);
+    }
+
+    /// The part that the model writes.
+    fn answer(&mut self, answer: &str) {
+        self.push("Assistant: ", Author::Template, true);
+        self.push(answer, Author::Speaker, true);
+        self.push("\n###", Author::Template, true);
     }
 
     /// Keeps what stands before a byte offset, returns the rest.
@@ -638,6 +657,23 @@ mod tests {
         assert!(answers_continue_open_turns(&nano));
         // The small one has `▁Assistant`, as LLaMA's has `▁Ass`.
         assert!(!answers_continue_open_turns(&small()));
+    }
+
+    /// In the embedded vocabulary they are what training taught the model to write; in any, they read as the answer.
+    #[test]
+    fn a_written_answer_is_what_follows_an_open_turn() {
+        let model = include_bytes!("../../../models/nano/tokenizer.model");
+        let nano = Tokenizer::from_bytes(model, include_str!("../../../models/nano/added_tokens.json")).unwrap();
+        for answer in ["An octopus.", "octopus", "No ## 🐕", "a\n#", "#", "<bbox> </s>", "at [0.5, 0.6]"] {
+            let rounds = [answered(&[text("What?")], answer)];
+            let encoded = encode(&rounds, &nano, PATCHES, TextMode::Literal).unwrap();
+            let learnt = encoded.ids.iter().zip(&encoded.targets).filter(|(_, target)| **target).map(|(id, _)| *id);
+            assert_eq!(written_answer(answer, &nano), learnt.collect::<Vec<_>>(), "{answer:?}");
+            let written = written_answer(answer, &small());
+            assert_eq!(small().decode(&written), format!("Assistant: {answer}\n###"));
+        }
+        let joined = encode(&[answered(&[text("What?")], "Yes.")], &small(), PATCHES, TextMode::Literal).unwrap();
+        assert!(!joined.ids.ends_with(&written_answer("Yes.", &small())), "`▁Assistant` is one token there");
     }
 
     #[test]

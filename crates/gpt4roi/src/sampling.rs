@@ -1,5 +1,7 @@
 //! From logits to the next token.
 
+use std::sync::Arc;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -57,6 +59,20 @@ pub enum SamplingError {
         /// How many logits there were.
         tokens: usize,
     },
+    /// A token that there are no logits of.
+    #[error("expected a token below {tokens}, of which there are logits, got {token}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// How many logits there were.
+        tokens: usize,
+    },
+    /// More was asked for than a [script](Sampler::scripted) has.
+    #[error("the script ends after {tokens} tokens, and one more was asked for")]
+    ScriptEnded {
+        /// Tokens of the script.
+        tokens: usize,
+    },
 }
 
 /// A token and how sure the model was of it.
@@ -71,7 +87,15 @@ pub struct Choice {
 /// Draws tokens, one after the other; the same seed and logits give the same tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    random: Option<Random>,
+    way: Way,
+}
+
+/// How a sampler comes to a token.
+#[derive(Clone, Debug)]
+enum Way {
+    Greedy,
+    Random(Random),
+    Script { tokens: Arc<[u32]>, next: usize },
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +113,7 @@ impl Sampler {
     /// [`SamplingError::Setting`] if the temperature is not finite and above 0, or top-p not in (0, 1].
     pub fn new(sampling: &Sampling) -> Result<Self, SamplingError> {
         let &Sampling::Random { temperature, top_k, top_p, seed } = sampling else {
-            return Ok(Self { random: None });
+            return Ok(Self { way: Way::Greedy });
         };
         if !(temperature.is_finite() && temperature > 0.0) {
             let expected = "a finite number above 0 (0 is what greedy decoding is for)";
@@ -99,7 +123,14 @@ impl Sampler {
             return Err(SamplingError::Setting { setting: "top-p", expected: "above 0 and at most 1", got: top_p });
         }
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        Ok(Self { random: Some(Random { temperature, top_k, top_p, rng }) })
+        Ok(Self { way: Way::Random(Random { temperature, top_k, top_p, rng }) })
+    }
+
+    /// One that takes the given tokens one after the other, whatever the logits are: how probable a text is to the
+    /// model is the sum of the logarithms that come with its tokens. Whoever asks for more tokens than there are gets
+    /// [`SamplingError::ScriptEnded`]: nothing is ever made up behind a script.
+    pub fn scripted(tokens: impl Into<Arc<[u32]>>) -> Self {
+        Self { way: Way::Script { tokens: tokens.into(), next: 0 } }
     }
 
     /// The next token. Equal logits are ordered by id, so that nothing is left to chance but the draw.
@@ -109,15 +140,59 @@ impl Sampler {
     ///
     /// # Errors
     /// [`SamplingError::NotFinite`] and [`SamplingError::Impossible`]: a broken model must end the
-    /// answer, not colour it.
+    /// answer, not colour it. Of a script also [`SamplingError::UnknownToken`] and [`SamplingError::ScriptEnded`].
     pub fn sample(&mut self, logits: &[f32]) -> Result<Choice, SamplingError> {
-        let best = most_likely(logits)?;
-        let token = match &mut self.random {
-            None => best,
-            Some(random) => random.draw(logits, logits[best]),
+        let probabilities = LogProbabilities::new(logits)?;
+        let best = probabilities.best;
+        let token = match &mut self.way {
+            Way::Greedy => best as u32,
+            Way::Random(random) => random.draw(logits, logits[best]) as u32,
+            Way::Script { tokens, next } => {
+                let token = *tokens.get(*next).ok_or(SamplingError::ScriptEnded { tokens: tokens.len() })?;
+                *next += 1;
+                token
+            }
         };
-        Ok(Choice { token: token as u32, log_probability: log_softmax(logits, logits[best], token) })
+        Ok(Choice { token, log_probability: probabilities.of(token)? })
     }
+}
+
+/// How probable the model finds each token, by its logits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogProbabilities<'a> {
+    logits: &'a [f32],
+    /// The token with the largest logit.
+    best: usize,
+    /// The logarithm of the sum of what all tokens weigh, beside the most likely one.
+    log_sum: f64,
+}
+
+impl<'a> LogProbabilities<'a> {
+    /// # Shapes
+    /// logits `[V]`; −∞ means that a token is impossible
+    ///
+    /// # Errors
+    /// [`SamplingError::NotFinite`] and [`SamplingError::Impossible`].
+    pub(crate) fn new(logits: &'a [f32]) -> Result<Self, SamplingError> {
+        let best = most_likely(logits)?;
+        let log_sum = logits.iter().map(|&logit| above(logit, logits[best]).exp()).sum::<f64>().ln();
+        Ok(Self { logits, best, log_sum })
+    }
+
+    /// The natural logarithm of a token's probability; −∞ if it is impossible.
+    ///
+    /// # Errors
+    /// [`SamplingError::UnknownToken`] if there is no logit of it.
+    pub(crate) fn of(&self, token: u32) -> Result<f64, SamplingError> {
+        let unknown = SamplingError::UnknownToken { token, tokens: self.logits.len() };
+        let &logit = self.logits.get(token as usize).ok_or(unknown)?;
+        Ok(above(logit, self.logits[self.best]) - self.log_sum)
+    }
+}
+
+/// How far a logit lies above the largest one: 0 or less.
+fn above(logit: f32, largest: f32) -> f64 {
+    f64::from(logit) - f64::from(largest)
 }
 
 /// The index of the largest logit, after all of them were looked at.
@@ -134,15 +209,10 @@ fn most_likely(logits: &[f32]) -> Result<usize, SamplingError> {
     best.ok_or(SamplingError::Impossible { tokens: logits.len() })
 }
 
-fn log_softmax(logits: &[f32], largest: f32, token: usize) -> f64 {
-    let above = |logit: f32| f64::from(logit) - f64::from(largest);
-    above(logits[token]) - logits.iter().map(|&logit| above(logit).exp()).sum::<f64>().ln()
-}
-
 impl Random {
     fn draw(&mut self, logits: &[f32], largest: f32) -> usize {
         // The largest logit is taken off before the division, so that a small temperature can't overflow.
-        let weight = |token: usize| ((f64::from(logits[token]) - f64::from(largest)) / self.temperature).exp();
+        let weight = |token: usize| (above(logits[token], largest) / self.temperature).exp();
         let mut kept: Vec<(usize, f64)> = (0..logits.len()).map(|token| (token, weight(token))).collect();
         // The order of weights is that of logits; a stable sort leaves equal ones in the order of ids.
         kept.sort_by(|a, b| logits[b.0].total_cmp(&logits[a.0]));
@@ -221,6 +291,21 @@ mod tests {
         // Temperature and top-k change the draw, not what the model thought of the token.
         let cold = Sampler::new(&random(0.1, 1, 1.0, 0)).unwrap().sample(&known()).unwrap();
         assert!((cold.log_probability - 0.5f64.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_script_is_followed_to_its_end_and_no_further() {
+        let mut sampler = Sampler::scripted([2, 0, 9]);
+        for (token, share) in [(2, 0.05f64), (0, 0.15)] {
+            let choice = sampler.sample(&known()).unwrap();
+            assert_eq!(choice.token, token);
+            assert!((choice.log_probability - share.ln()).abs() < 1e-6);
+        }
+        assert_eq!(sampler.sample(&known()), Err(SamplingError::UnknownToken { token: 9, tokens: 4 }));
+        assert_eq!(sampler.sample(&known()), Err(SamplingError::ScriptEnded { tokens: 3 }));
+        let impossible = [0.0, f32::NEG_INFINITY];
+        let choice = Sampler::scripted([1]).sample(&impossible).unwrap();
+        assert_eq!((choice.token, choice.log_probability), (1, f64::NEG_INFINITY));
     }
 
     #[test]
