@@ -3,14 +3,16 @@
 use std::{ops::ControlFlow, path::Path};
 
 use gpt4roi::{
-    Chat, RegionId,
+    Chat, Choices, RegionId,
     chat::{Answer, AskOptions, Origin, ResolvedRegion},
+    choices::Chosen,
     generate::FinishReason,
     mention::{self, Part},
 };
 use serde::Serialize;
 
 use crate::{
+    choices::{self, ChoiceOptions, ChoiceReport},
     failure::{Refusal, tell, warn},
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::RegionOptions,
@@ -22,7 +24,8 @@ use crate::{
 /// Regions are given with --region, --point, --polygon and --mask, numbered in the order given, and
 /// mentioned in the question as <region1>, <region2>, … Coordinates in the question work, too: (x, y)
 /// for a point, [x1, y1, x2, y2] for a box. Numbers there are fractions of the picture if at least one
-/// of them has a decimal point and all lie in 0..1, else pixels.
+/// of them has a decimal point and all lie in 0..1, else pixels. With --choice or --choices the model says which of the
+/// given answers is the most probable; with --json, how probable each is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -34,6 +37,8 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     regions: RegionOptions,
+    #[command(flatten)]
+    choices: ChoiceOptions,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
@@ -51,21 +56,34 @@ Examples:
   gpt4roi ask scene.png 'What is <region1>?' --region 0.1,0.2,0.4,0.5 --coords norm --json
   gpt4roi ask scene.png 'What is <region1>?' --point 150,110
   gpt4roi ask scene.png 'Is <region1> like <region2>?' \\
-    --polygon 62,41,240,60,150,180 --mask cat.png";
+    --polygon 62,41,240,60,150,180 --mask cat.png
+  gpt4roi ask scene.png 'What is <region1>?' --region 62,41,240,180 --choice 'A cat.' --choice 'A dog.' --json
+  gpt4roi ask scene.png 'What is <region1>?' --region 62,41,240,180 --choices labels.txt --abstain 0.5";
 
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Report<'a> {
     answer: &'a str,
     #[serde(flatten)]
-    confidence: Confidence,
+    certainty: Certainty,
     question: &'a str,
     regions: &'a [ResolvedRegion],
-    finish: FinishReason,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish: Option<FinishReason>,
     tokens: Tokens,
     timings: Timings,
     image: ImageReport,
     model: String,
+}
+
+/// How sure the model is.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Certainty {
+    /// Of an answer in words of its own.
+    OfAnswer(Confidence),
+    /// Of given choices.
+    OfChoices(ChoiceReport),
 }
 
 /// How sure the model is of an answer.
@@ -106,6 +124,13 @@ impl From<&Answer> for Tokens {
     }
 }
 
+impl From<&Chosen> for Tokens {
+    /// Given answers are read and not generated.
+    fn from(chosen: &Chosen) -> Self {
+        Self { prompt: chosen.prompt_tokens, reused: chosen.reused_tokens, generated: 0 }
+    }
+}
+
 /// The picture that was asked about.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ImageReport {
@@ -121,9 +146,10 @@ impl ImageReport {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let options = args.generation.resolve()?;
+    let mut options = args.generation.resolve()?;
     args.check_arguments()?;
-    args.output.check(&args.picture, &args.regions)?;
+    let choices = args.choices.resolve(&mut options)?;
+    args.output.check(&args.picture, &args.regions, args.choices.path())?;
     let session = Session::open(&args.model, &args.picture, &args.output)?;
     let size = session.image.size();
     let shapes = args.regions.shapes(size)?;
@@ -135,27 +161,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
     shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
-    let answer = session.time(&mut timings, || {
-        if args.output.json {
-            Ok(chat.ask_with(&args.question, &options)?)
-        } else {
-            ask_aloud(&mut chat, &args.question, &options, args.generation.abstain, || false)
-        }
-    })?;
-    if args.output.json {
-        print_json(&Report {
-            answer: told(&answer, args.generation.abstain),
-            confidence: Confidence::new(&answer, args.generation.abstain),
-            question: &answer.question,
-            regions: &answer.regions,
-            finish: answer.finish,
-            tokens: Tokens::from(&answer),
-            timings,
-            image: ImageReport::new(&args.picture, size),
-            model: args.model.name(),
-        })?;
-    } else {
-        notes(&answer, args.output.quiet);
+    match choices {
+        None => args.answer(&session, &mut chat, timings, &options)?,
+        Some(choices) => args.choose(&session, &mut chat, timings, &choices, &options)?,
     }
     // The answer is told by now, whatever becomes of the picture.
     args.output
@@ -165,6 +173,70 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 impl Args {
+    /// Asks, and tells the answer.
+    fn answer(
+        &self,
+        session: &Session,
+        chat: &mut Chat<'_>,
+        mut timings: Timings,
+        options: &AskOptions,
+    ) -> anyhow::Result<()> {
+        let abstain = self.generation.abstain;
+        let answer = session.time(&mut timings, || {
+            if self.output.json {
+                Ok(chat.ask_with(&self.question, options)?)
+            } else {
+                ask_aloud(chat, &self.question, options, abstain, || false)
+            }
+        })?;
+        if !self.output.json {
+            notes(&answer, self.output.quiet);
+            return Ok(());
+        }
+        print_json(&Report {
+            answer: told(&answer, abstain),
+            certainty: Certainty::OfAnswer(Confidence::new(&answer, abstain)),
+            question: &answer.question,
+            regions: &answer.regions,
+            finish: Some(answer.finish),
+            tokens: Tokens::from(&answer),
+            timings,
+            image: ImageReport::new(&self.picture, session.image.size()),
+            model: self.model.name(),
+        })
+    }
+
+    /// Asks which of some answers is right, and tells it.
+    fn choose(
+        &self,
+        session: &Session,
+        chat: &mut Chat<'_>,
+        mut timings: Timings,
+        choices: &Choices,
+        options: &AskOptions,
+    ) -> anyhow::Result<()> {
+        let abstain = self.generation.abstain;
+        let chosen = session.time(&mut timings, || chat.choose(&self.question, choices, options))?;
+        if !self.output.json {
+            print(&format!("{}\n", choices::told(&chosen, abstain)))?;
+            if !self.output.quiet {
+                chosen.regions.iter().for_each(note_box);
+            }
+            return Ok(());
+        }
+        print_json(&Report {
+            answer: choices::told(&chosen, abstain),
+            certainty: Certainty::OfChoices(ChoiceReport::new(&chosen, abstain)),
+            question: &chosen.question,
+            regions: &chosen.regions,
+            finish: None,
+            tokens: Tokens::from(&chosen),
+            timings,
+            image: ImageReport::new(&self.picture, session.image.size()),
+            model: self.model.name(),
+        })
+    }
+
     /// Finds what is wrong with picture and question before anything is read.
     fn check_arguments(&self) -> Result<(), Refusal> {
         if self.question.trim().is_empty() {
@@ -210,7 +282,7 @@ pub(crate) fn notes(answer: &Answer, quiet: bool) {
     if !quiet {
         answer.regions.iter().for_each(note_box);
     }
-    warn_if_cut_off("the answer", answer);
+    warn_if_cut_off("the answer", answer.finish, Tokens::from(answer));
 }
 
 /// Which box the model read, if it was not given as one.
@@ -222,9 +294,8 @@ pub(crate) fn note_box(region: &ResolvedRegion) {
 }
 
 /// An answer that stops in the middle should not pass for a whole one. `what` says which one it is.
-pub(crate) fn warn_if_cut_off(what: &str, answer: &Answer) {
-    if answer.finish == FinishReason::Length {
-        let tokens = answer.generated_tokens;
+pub(crate) fn warn_if_cut_off(what: &str, finish: FinishReason, Tokens { generated: tokens, .. }: Tokens) {
+    if finish == FinishReason::Length {
         warn(&format!("{what} was cut off after {tokens} tokens; --max-new-tokens allows more"));
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, ffi::OsString, fs, path::Path};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::predictions::{self, Prediction};
+use crate::predictions::{self, Prediction, Said};
 
 /// Writes a COCO file again, with the prediction about an annotation as its `caption`, and how sure the model is as its
 /// `caption_probability`. Everything else stays as it is.
@@ -21,7 +21,7 @@ pub(crate) fn write(coco: &Path, predictions: &Path, out: &Path) -> anyhow::Resu
 }
 
 fn add(coco: &mut Value, predictions: &[Prediction]) {
-    let said: HashMap<&str, &Prediction> = predictions.iter().map(|said| (said.id.as_str(), said)).collect();
+    let said: HashMap<&str, &Said> = predictions.iter().map(|line| (line.id.as_str(), &line.said)).collect();
     let annotations = coco.get_mut("annotations").and_then(Value::as_array_mut);
     for annotation in annotations.into_iter().flatten().filter_map(Value::as_object_mut) {
         let id = match annotation.get("id") {

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 
 use clap::ValueEnum;
 use gpt4roi::{
-    Chat, ImageSize, RegionId,
+    Chat, Choices, ImageSize, RegionId,
     chat::{Answer, AskOptions, ResolvedRegion},
+    choices::Chosen,
     generate::FinishReason,
     mention::{self, Part},
     shape::Shape,
@@ -13,7 +14,8 @@ use gpt4roi::{
 use serde::Serialize;
 
 use crate::{
-    ask::{Confidence, ImageReport, Tokens, note_box, told, warn_if_cut_off},
+    ask::{Certainty, Confidence, ImageReport, Tokens, note_box, told, warn_if_cut_off},
+    choices::{self, ChoiceOptions, ChoiceReport},
     failure::Refusal,
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::RegionOptions,
@@ -24,7 +26,8 @@ use crate::{
 ///
 /// Without a region the whole picture is described. With several, each is described on its own, and
 /// each gets a line of its own, in the order given. However many there are, they are answered together,
-/// which costs far less than asking about each. With --question, that is asked about each instead.
+/// which costs far less than asking about each. With --question, that is asked about each instead. With --choices, each
+/// region gets the most probable of the given answers, and its share among them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -42,6 +45,8 @@ pub(crate) struct Args {
     question: Option<String>,
 
     #[command(flatten)]
+    choices: ChoiceOptions,
+    #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
     generation: GenerationOptions,
@@ -55,6 +60,7 @@ Examples:
   gpt4roi describe scene.png --region 62,41,240,180 --region 300,50,420,200 --detail full
   gpt4roi describe scene.png --region 62,41,240,180 --region 300,50,420,200 --question 'What colour is <region1>?'
   gpt4roi describe scene.png --region 62,41,240,180 --annotate marked.png --json
+  gpt4roi describe scene.png --region 62,41,240,180 --region 300,50,420,200 --choices labels.txt
   gpt4roi describe scene.png --point 150,110 --mask cat.png --polygon 62,41,240,60,150,180";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,15 +103,17 @@ struct Description {
     region: Option<ResolvedRegion>,
     text: String,
     #[serde(flatten)]
-    confidence: Confidence,
-    /// Why it ended: `length` if it was cut off.
-    finish: FinishReason,
+    certainty: Certainty,
+    /// Why it ended: `length` if it was cut off. None for a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish: Option<FinishReason>,
     tokens: Tokens,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let options = args.generation.resolve()?;
-    args.output.check(&args.picture, &args.regions)?;
+    let mut options = args.generation.resolve()?;
+    let choices = args.choices.resolve(&mut options)?;
+    args.output.check(&args.picture, &args.regions, args.choices.path())?;
     let session = Session::open(&args.model, &args.picture, &args.output)?;
     let size = session.image.size();
     let shapes = args.regions.shapes(size)?;
@@ -115,31 +123,31 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
     let mut descriptions = Vec::new();
     session.time(&mut timings, || {
-        let mut tell = |region: Option<ResolvedRegion>, answer: Answer| {
-            let description = Description {
-                region,
-                text: told(&answer, args.generation.abstain).into(),
-                confidence: Confidence::new(&answer, args.generation.abstain),
-                finish: answer.finish,
-                tokens: Tokens::from(&answer),
-            };
+        let abstain = args.generation.abstain;
+        let mut tell = |description: Description| {
             if !args.output.json {
                 if !args.output.quiet {
-                    region.iter().for_each(note_box);
+                    description.region.iter().for_each(note_box);
                 }
                 print(&description.line())?;
-                warn_if_cut_off(&description.name(), &answer);
+                description.warn_if_cut_off();
             }
             descriptions.push(description);
             anyhow::Ok(())
         };
-        if shapes.is_empty() {
-            return tell(None, chat.ask_with(args.detail.about_picture(), &options)?);
+        let about_picture = args.detail.about_picture();
+        match (&choices, shapes.is_empty()) {
+            (None, true) => tell(Description::of_answer(None, &chat.ask_with(about_picture, &options)?, abstain)),
+            (Some(choices), true) => {
+                tell(Description::of_chosen(None, &chat.choose(about_picture, choices, &options)?, abstain))
+            }
+            (None, false) => in_order(&mut chat, &shapes, question, &options, |index, answer| {
+                tell(Description::of_answer(numbered(index, &answer.regions), &answer, abstain))
+            }),
+            (Some(choices), false) => choose(&mut chat, &shapes, question, choices, &options, |index, chosen| {
+                tell(Description::of_chosen(numbered(index, &chosen.regions), &chosen, abstain))
+            }),
         }
-        in_order(&mut chat, &shapes, question, &options, |index, answer| {
-            let region = answer.regions.first().map(|region| ResolvedRegion { id: index as u32 + 1, ..*region });
-            tell(region, answer)
-        })
     })?;
 
     let regions: Vec<_> = descriptions.iter().filter_map(|description| description.region).collect();
@@ -201,16 +209,70 @@ fn in_order(
     told
 }
 
+/// Says of every region which choice is the most probable, in their order; the first failure ends the telling.
+fn choose(
+    chat: &mut Chat<'_>,
+    shapes: &[Shape],
+    question: &str,
+    choices: &Choices,
+    options: &AskOptions,
+    mut tell: impl FnMut(usize, Chosen) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut told = Ok(());
+    chat.choose_for_regions_streaming(shapes, question, choices, options, |index, chosen| {
+        told = chosen.map_err(anyhow::Error::from).and_then(|chosen| tell(index, chosen));
+        if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    told
+}
+
+/// The region that was asked about, under the number that the user knows it by.
+fn numbered(index: usize, asked: &[ResolvedRegion]) -> Option<ResolvedRegion> {
+    asked.first().map(|region| ResolvedRegion { id: index as u32 + 1, ..*region })
+}
+
 impl Description {
+    fn of_answer(region: Option<ResolvedRegion>, answer: &Answer, abstain: Option<f64>) -> Self {
+        Self {
+            region,
+            text: told(answer, abstain).into(),
+            certainty: Certainty::OfAnswer(Confidence::new(answer, abstain)),
+            finish: Some(answer.finish),
+            tokens: Tokens::from(answer),
+        }
+    }
+
+    fn of_chosen(region: Option<ResolvedRegion>, chosen: &Chosen, abstain: Option<f64>) -> Self {
+        Self {
+            region,
+            text: choices::told(chosen, abstain).into(),
+            certainty: Certainty::OfChoices(ChoiceReport::new(chosen, abstain)),
+            finish: None,
+            tokens: Tokens::from(chosen),
+        }
+    }
+
+    fn warn_if_cut_off(&self) {
+        if let Some(finish) = self.finish {
+            warn_if_cut_off(&self.name(), finish, self.tokens);
+        }
+    }
+
     /// How a warning calls it.
     fn name(&self) -> String {
         self.region.map_or("the description".into(), |region| format!("the description of region{}", region.id))
     }
 
     fn line(&self) -> String {
+        let share = match &self.certainty {
+            Certainty::OfChoices(ChoiceReport { withheld: None, probability, .. }) => {
+                format!(" ({:.1} %)", 100.0 * probability)
+            }
+            _ => String::new(),
+        };
         match &self.region {
-            None => format!("{}\n", self.text),
-            Some(region) => format!("region{}: {}\n", region.id, self.text),
+            None => format!("{}{share}\n", self.text),
+            Some(region) => format!("region{}: {}{share}\n", region.id, self.text),
         }
     }
 }

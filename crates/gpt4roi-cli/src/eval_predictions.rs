@@ -12,6 +12,7 @@ use clap::{ValueEnum, builder::FalseyValueParser};
 use gpt4roi_eval::{
     captions::Estimate,
     meteor,
+    metrics::Accuracy,
     prediction_scores::{GroupScores, LineScores, PredictionReport, PredictionScoring, score},
     predictions::read,
 };
@@ -26,14 +27,16 @@ use crate::{
 ///
 /// Short answers are right or not; captions are scored by BLEU, ROUGE-L, CIDEr and METEOR's exact and stem stages,
 /// all but the last as pycocoevalcap computes them. CIDEr depends on the whole file. If pictures have more than one
-/// line, scores over the first line of each stand beside those over all: papers on region captions use both.
+/// line, scores over the first line of each stand beside those over all: papers on region captions use both. Where
+/// answers were chosen, there is also how often the choice is right that is best by the mean of its tokens, and how often
+/// all rounds of a conversation are.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// JSON lines, as `gpt4roi predict` writes them: id, round, image, question, prediction, answers
     file: PathBuf,
 
-    /// Score each question by itself, too
+    /// Score each question, or each round of the conversations, by itself, too
     #[arg(long, value_name = "WHAT", env = "GPT4ROI_BY")]
     by: Option<By>,
 
@@ -54,18 +57,21 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum By {
     Question,
+    Round,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   gpt4roi eval predictions predictions.jsonl
-  gpt4roi eval predictions predictions.jsonl --by question --per-item scores.jsonl --json";
+  gpt4roi eval predictions predictions.jsonl --by question --per-item scores.jsonl --json
+  gpt4roi eval predictions vcr.jsonl --by round";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let Args { file, by, per_item, seed, json } = args;
     per_item.as_ref().map_or(Ok(()), |path| side_file::check("--per-item", path, [("file of predictions", &*file)]))?;
     let predictions = read(&file)?;
-    let report = score(&predictions, PredictionScoring { by_question: by == Some(By::Question), seed });
+    let scoring = PredictionScoring { by_question: by == Some(By::Question), by_round: by == Some(By::Round), seed };
+    let report = score(&predictions, scoring);
     if report.all.n == 0 {
         let message =
             format!("{}: expected predictions with answers, got {} without", file.display(), predictions.len());
@@ -99,6 +105,14 @@ fn table(report: &PredictionReport) -> String {
     for (question, scores) in &report.by_question {
         table += &group(&format!("question: {question}"), scores);
     }
+    for (round, scores) in &report.by_round {
+        table += &group(&format!("round {round}"), scores);
+    }
+    if let Some(whole) = &report.every_round {
+        table += &format!("conversations of several rounds with choices: {}\n", whole.n);
+        table += &row("every round right", of_accuracy(whole));
+        table += "\n";
+    }
     let _ = writeln!(table, "Scores are times 100. CIDEr depends on the lines it is computed over.");
     let _ = writeln!(table, "{} is lower than the METEOR of papers, which also knows synonyms.", meteor::NAME);
     if report.without_answers > 0 {
@@ -109,18 +123,21 @@ fn table(report: &PredictionReport) -> String {
 
 /// One group of lines: a heading and a row for each score.
 fn group(name: &str, scores: &GroupScores) -> String {
-    let GroupScores { n, pictures, exact, captions } = scores;
-    let mut table = format!("{name}: {n}, pictures: {pictures}\n");
-    let mut row = |name: &str, Estimate { score, ci95: [low, high] }: Estimate| {
-        let (score, low, high) = (100.0 * score, 100.0 * low, 100.0 * high);
-        let _ = writeln!(table, "  {name:<20} {score:>6.1}   {low:.1} to {high:.1}");
-    };
-    row("exact", Estimate { score: exact.accuracy, ci95: exact.ci95 });
-    for (n, bleu) in (1..).zip(captions.bleu) {
-        row(&format!("BLEU-{n}"), bleu);
-    }
-    row("ROUGE-L", captions.rouge_l);
-    row("CIDEr", captions.cider);
-    row(meteor::NAME, captions.meteor_exact_stem);
-    table + "\n"
+    let GroupScores { n, pictures, exact, exact_by_token, captions } = scores;
+    let mut rows = vec![row("exact", of_accuracy(exact))];
+    rows.extend(exact_by_token.as_ref().map(|exact| row("exact, by token", of_accuracy(exact))));
+    rows.extend((1..).zip(captions.bleu).map(|(n, bleu)| row(&format!("BLEU-{n}"), bleu)));
+    rows.push(row("ROUGE-L", captions.rouge_l));
+    rows.push(row("CIDEr", captions.cider));
+    rows.push(row(meteor::NAME, captions.meteor_exact_stem));
+    format!("{name}: {n}, pictures: {pictures}\n{}\n", rows.concat())
+}
+
+fn row(name: &str, Estimate { score, ci95: [low, high] }: Estimate) -> String {
+    let (score, low, high) = (100.0 * score, 100.0 * low, 100.0 * high);
+    format!("  {name:<20} {score:>6.1}   {low:.1} to {high:.1}\n")
+}
+
+fn of_accuracy(accuracy: &Accuracy) -> Estimate {
+    Estimate { score: accuracy.accuracy, ci95: accuracy.ci95 }
 }

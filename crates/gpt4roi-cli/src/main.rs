@@ -9,6 +9,7 @@ mod bench;
 mod cache;
 mod captions;
 mod chat;
+mod choices;
 mod completions;
 mod convert;
 mod describe;

@@ -221,7 +221,7 @@ pub(crate) struct GenerationOptions {
     pub(crate) seed: Option<u64>,
 
     /// Say that it is not known where the model is less sure of its answer than this: the geometric mean of its
-    /// tokens' probabilities, 0 to 1. `gpt4roi eval scenes --json` shows what a threshold comes to
+    /// tokens' probabilities, 0 to 1; of choices, the share of the most probable one. `gpt4roi eval scenes --json` shows what a threshold comes to
     #[arg(long, value_name = "P", env = "GPT4ROI_ABSTAIN", value_parser = parse_probability)]
     pub(crate) abstain: Option<f64>,
 
@@ -278,7 +278,8 @@ impl GenerationOptions {
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputOptions {
     /// Print one JSON object: answer, the mean probability of its tokens (`probability`, geometric) and its logarithm
-    /// (`mean_log_probability`), resolved regions in pixels, token counts, timings
+    /// (`mean_log_probability`), resolved regions in pixels, token counts, timings. Of choices, each with its share
+    /// among them (`probability`) and the logarithm of its probability among all texts (`log_probability`)
     #[arg(long, env = "GPT4ROI_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
 
@@ -296,10 +297,16 @@ impl OutputOptions {
     /// that is read.
     ///
     /// # Errors
-    /// If it is the picture or a mask, or can't be written.
-    pub(crate) fn check(&self, picture: &PictureOptions, regions: &RegionOptions) -> Result<(), Refusal> {
+    /// If it is the picture, a mask or the file of choices, or can't be written.
+    pub(crate) fn check(
+        &self,
+        picture: &PictureOptions,
+        regions: &RegionOptions,
+        choices: Option<&Path>,
+    ) -> Result<(), Refusal> {
         let masks = regions.masks().map(|mask| ("mask", mask));
-        let read = [("picture", &*picture.image)].into_iter().chain(masks);
+        let choices = choices.map(|choices| ("file of choices", choices));
+        let read = [("picture", &*picture.image)].into_iter().chain(masks).chain(choices);
         self.annotate.as_ref().map_or(Ok(()), |file| side_file::check("--annotate", file, read))
     }
 }

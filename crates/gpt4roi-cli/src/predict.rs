@@ -3,19 +3,16 @@
 use std::{ops::ControlFlow, path::PathBuf, time::Instant};
 
 use clap::builder::FalseyValueParser;
-use gpt4roi::{
-    BBox, Chat, Gpt4Roi, ImageSize, RegionId,
-    chat::{Answer, AskOptions},
-    prompt::Piece,
-};
+use gpt4roi::{BBox, Chat, Choices, Gpt4Roi, ImageSize, RegionId, chat::AskOptions, choices::Scoring, prompt::Piece};
 use gpt4roi_data::{Picture, RecordOptions, Records, records::Form};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
     captions,
+    choices::{ChoiceFile, refuse_draws},
     failure::{self, Refusal, tell},
     options::{GenerationOptions, ModelOptions},
-    predictions::{Outstanding, Prediction, Predictions, Unanswered},
+    predictions::{Outstanding, Prediction, Predictions, Said, Unanswered, choice_texts},
     session::note_if_embedded,
     side_file,
 };
@@ -23,9 +20,10 @@ use crate::{
 /// Ask a model everything that a file asks about its pictures
 ///
 /// DATA is a file of conversations, one a line (JSON lines), a COCO detection file, or a file of Visual Genome, LLaVA,
-/// VCR, Visual7W, RefCOCO or Flickr30k Entities; docs/own-data.md describes them. For every question a line goes to --out, with the
-/// prediction, its probability, and the right answers if the file has any. A run that was interrupted goes on where it
-/// stopped: what stands in --out is not asked again.
+/// VCR, Visual7W, RefCOCO or Flickr30k Entities; docs/own-data.md describes them. For every question a line goes to
+/// --out, with the prediction, its probability, and the right answers if the file has any. Where the file gives answers
+/// to choose between, or --choices does, the prediction is the most probable of them, and the line has how probable
+/// each is. A run that was interrupted goes on where it stopped: what stands in --out is not asked again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -48,6 +46,9 @@ pub(crate) struct Args {
     /// Which split of a file that has several is asked about (Visual7W: train, val or test). Without it, all are
     #[arg(long, value_name = "NAME", env = "GPT4ROI_DATA_SPLIT")]
     split: Option<String>,
+
+    #[command(flatten)]
+    choices: ChoiceFile,
 
     /// Write the COCO file that DATA is once more, with each prediction as the `caption` of its annotation, and its
     /// `caption_probability`
@@ -73,22 +74,27 @@ Examples:
   gpt4roi predict questions.jsonl --out predictions.jsonl
   gpt4roi predict instances_val2017.json --images val2017 --out predictions.jsonl --model gpt4roi-7b
   gpt4roi predict labels.json --out predictions.jsonl --coco captioned.json
+  gpt4roi predict labels.json --choices labels.json --out predictions.jsonl --coco relabelled.json
   gpt4roi predict labels.json --question 'Describe <region1> in detail.' --out predictions.jsonl --limit 20";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let options = args.generation.resolve()?;
+    let mut options = args.generation.resolve()?;
+    let vocabulary = args.choices.resolve(&mut options)?;
     let records = Records::open(&args.data, &args.record_options())?;
     if args.coco.is_some() && records.form() != Form::Coco {
         let message = format!("--coco: expected a COCO detection file as DATA, and {} is none", args.data.display());
         return Err(Refusal::usage(message).into());
     }
+    if records.pictures().iter().any(has_choices) {
+        refuse_draws(&options)?;
+    }
     args.check_files()?;
     let mut predictions = Predictions::open(&args.out, args.model.name())?;
-    let mut pictures = predictions.outstanding(&records)?;
+    let mut pictures = predictions.outstanding(&records, vocabulary.as_ref())?;
     pictures.truncate(args.limit.unwrap_or(usize::MAX));
     pictures.retain(|picture| picture.answers() > 0);
     args.note_what_is_there(&predictions);
-    let incomplete = if pictures.is_empty() { 0 } else { args.ask(&pictures, predictions, options)? };
+    let incomplete = if pictures.is_empty() { 0 } else { args.ask(&pictures, predictions, options, vocabulary)? };
     if let Some(coco) = &args.coco {
         captions::write(&args.data, &args.out, coco)?;
     }
@@ -98,8 +104,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 impl Args {
     /// Makes sure, before anything is asked, that what is written can be, and takes the place of nothing that is read.
     fn check_files(&self) -> Result<(), Refusal> {
-        side_file::check("--out", &self.out, [("data", &*self.data)])?;
-        let read = [("data", &*self.data), ("file of predictions", &*self.out)];
+        let choices = self.choices.path().map(|choices| ("file of choices", choices));
+        let read = [("data", &*self.data)].into_iter().chain(choices);
+        side_file::check("--out", &self.out, read.clone())?;
+        let read = read.chain([("file of predictions", &*self.out)]);
         self.coco.as_ref().map_or(Ok(()), |coco| side_file::check("--coco", coco, read))
     }
 
@@ -113,6 +121,7 @@ impl Args {
         pictures: &[Outstanding<'_>],
         predictions: Predictions,
         options: AskOptions,
+        vocabulary: Option<Choices>,
     ) -> anyhow::Result<usize> {
         let model = self.model.open()?;
         if !self.quiet {
@@ -121,8 +130,17 @@ impl Args {
         let begin = Instant::now();
         let bar = self.bar(pictures.iter().map(Outstanding::answers).sum())?;
         let abstain = self.generation.abstain;
-        let mut interview =
-            Interview { model: &model, options, abstain, predictions, bar, pictures: 0, regions: 0, failures: 0 };
+        let mut interview = Interview {
+            model: &model,
+            options,
+            vocabulary,
+            abstain,
+            predictions,
+            bar,
+            pictures: 0,
+            regions: 0,
+            failures: 0,
+        };
         let mut incomplete = 0;
         for picture in pictures {
             incomplete += usize::from(!interview.about(picture)?);
@@ -151,6 +169,11 @@ impl Args {
     }
 }
 
+/// Whether the records give answers to choose between.
+fn has_choices(picture: &Picture) -> bool {
+    picture.dialogues.iter().flat_map(|dialogue| &dialogue.rounds).any(|round| !round.choices.is_empty())
+}
+
 fn outcome(incomplete: usize, pictures: usize) -> anyhow::Result<()> {
     if incomplete == 0 {
         return Ok(());
@@ -165,6 +188,8 @@ fn outcome(incomplete: usize, pictures: usize) -> anyhow::Result<()> {
 struct Interview<'m> {
     model: &'m Gpt4Roi,
     options: AskOptions,
+    /// What can be answered where the records say nothing of it; nothing: free text.
+    vocabulary: Option<Choices>,
     /// The least probability of an answer that is told.
     abstain: Option<f64>,
     predictions: Predictions,
@@ -198,7 +223,11 @@ impl<'m> Interview<'m> {
                 let ready = self.ready(outstanding, size);
                 let (alone, others): (Vec<_>, Vec<_>) = ready.iter().partition(|ready| ready.is_about_one_region());
                 for alike in alike(&alone) {
-                    self.describe(&mut chat, &alike)?;
+                    match self.choices(alike[0], 0) {
+                        Ok(None) => self.describe(&mut chat, &alike)?,
+                        Ok(Some((choices, options))) => self.choose(&mut chat, &alike, &choices, &options)?,
+                        Err(error) => self.report(&error),
+                    }
                 }
                 for ready in others {
                     self.play(&mut chat, ready)?;
@@ -226,6 +255,17 @@ impl<'m> Interview<'m> {
         ready
     }
 
+    /// The answers to choose between in a round, if there are any, and how far they are scored: those that the records
+    /// give to their ends.
+    fn choices(&self, ready: &Ready<'_>, round: usize) -> anyhow::Result<Option<(Choices, AskOptions)>> {
+        let own = &ready.unanswered.dialogue.rounds[round].choices;
+        if own.is_empty() {
+            return Ok(self.vocabulary.clone().map(|vocabulary| (vocabulary, self.options.clone())));
+        }
+        let choices = Choices::new(own).map_err(|error| ready.failed(error.into()))?;
+        Ok(Some((choices, AskOptions { scoring: Scoring::All, ..self.options.clone() })))
+    }
+
     /// Asks about many regions in the same words, all at once. A line is written as soon as its answer is there.
     fn describe(&mut self, chat: &mut Chat<'_>, alike: &[&Ready<'_>]) -> anyhow::Result<()> {
         let question = alike[0].question(0);
@@ -234,7 +274,7 @@ impl<'m> Interview<'m> {
         let mut written = Ok(());
         let asked = chat.describe_regions_streaming(&boxes, &question, &options, |index, answer| {
             match answer {
-                Ok(answer) => written = self.write(alike[index], 0, &answer),
+                Ok(answer) => written = self.write(alike[index], 0, Said::of_answer(&answer, self.abstain)),
                 Err(error) => self.report(&alike[index].failed(error)),
             }
             if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -245,30 +285,70 @@ impl<'m> Interview<'m> {
         written
     }
 
-    /// Plays a dialogue round by round; what the model said is what it has said, right or wrong.
+    /// Asks about many regions which of the same answers is right.
+    fn choose(
+        &mut self,
+        chat: &mut Chat<'_>,
+        alike: &[&Ready<'_>],
+        choices: &Choices,
+        options: &AskOptions,
+    ) -> anyhow::Result<()> {
+        let question = alike[0].question(0);
+        let boxes: Vec<BBox> = alike.iter().map(|ready| ready.boxes[0].1).collect();
+        let mut written = Ok(());
+        let asked = chat.choose_for_regions_streaming(&boxes, &question, choices, options, |index, chosen| {
+            match chosen {
+                Ok(chosen) => written = self.write(alike[index], 0, Said::of_chosen(&chosen, self.abstain)),
+                Err(error) => self.report(&alike[index].failed(error)),
+            }
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        if let Err(error) = asked {
+            self.report(&alike[0].failed(error));
+        }
+        written
+    }
+
+    /// Plays a dialogue round by round; what the model said is what it has said, right or wrong, unless the records
+    /// put other words in its place.
     fn play(&mut self, chat: &mut Chat<'_>, ready: &Ready<'_>) -> anyhow::Result<()> {
         chat.clear();
         ready.declare(chat);
         let last = ready.unanswered.rounds.last().copied().unwrap_or(0);
         for round in 0..=last {
-            match chat.ask_with(&ready.question(round), &self.options) {
-                Ok(answer) if ready.unanswered.rounds.contains(&round) => self.write(ready, round, &answer)?,
+            match self.ask(chat, ready, round) {
+                Ok(said) if ready.unanswered.rounds.contains(&round) => self.write(ready, round, said)?,
                 Ok(_) => {}
                 Err(error) => {
-                    self.report(&ready.failed(error));
+                    self.report(&error);
                     break;
                 }
+            }
+            if let Some(said) = &ready.unanswered.dialogue.rounds[round].said {
+                chat.replace_answer(said);
             }
         }
         Ok(())
     }
 
-    fn write(&mut self, ready: &Ready<'_>, round: usize, answer: &Answer) -> anyhow::Result<()> {
+    /// Asks the question of a round.
+    fn ask(&self, chat: &mut Chat<'_>, ready: &Ready<'_>, round: usize) -> anyhow::Result<Said> {
+        let question = ready.question(round);
+        let said = match self.choices(ready, round)? {
+            None => chat.ask_with(&question, &self.options).map(|answer| Said::of_answer(&answer, self.abstain)),
+            Some((choices, options)) => {
+                chat.choose(&question, &choices, &options).map(|chosen| Said::of_chosen(&chosen, self.abstain))
+            }
+        };
+        said.map_err(|error| ready.failed(error))
+    }
+
+    fn write(&mut self, ready: &Ready<'_>, round: usize, said: Said) -> anyhow::Result<()> {
         let Unanswered { dialogue, rounds } = ready.unanswered;
         if rounds.first() == Some(&round) {
             self.regions += dialogue.regions.len();
         }
-        self.predictions.write(&Prediction::of(ready.picture, dialogue, round, answer, self.abstain))?;
+        self.predictions.write(&Prediction::new(ready.picture, dialogue, round, said))?;
         self.bar.inc(1);
         Ok(())
     }
@@ -279,14 +359,15 @@ impl<'m> Interview<'m> {
     }
 }
 
-/// Those with the same question, in the order of their first.
+/// Those with the same question and the same choices, in the order of their first.
 fn alike<'a>(alone: &[&'a Ready<'a>]) -> Vec<Vec<&'a Ready<'a>>> {
-    let mut groups: Vec<(String, Vec<&Ready<'_>>)> = Vec::new();
+    type Asked = (String, Vec<String>);
+    let mut groups: Vec<(Asked, Vec<&Ready<'_>>)> = Vec::new();
     for &ready in alone {
-        let question = ready.question(0);
-        match groups.iter_mut().find(|(known, _)| *known == question) {
+        let asked = (ready.question(0), choice_texts(&ready.unanswered.dialogue.rounds[0], None));
+        match groups.iter_mut().find(|(known, _)| *known == asked) {
             Some((_, group)) => group.push(ready),
-            None => groups.push((question, vec![ready])),
+            None => groups.push((asked, vec![ready])),
         }
     }
     groups.into_iter().map(|(_, group)| group).collect()

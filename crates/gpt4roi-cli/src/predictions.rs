@@ -9,11 +9,15 @@ use std::{
 };
 
 use anyhow::Context;
-use gpt4roi::chat::Answer;
-use gpt4roi_data::{Dialogue, Picture, Records};
+use gpt4roi::{
+    Choices,
+    chat::Answer,
+    choices::{Chosen, ScoredChoice},
+};
+use gpt4roi_data::{Dialogue, DialogueRound, Picture, Records};
 use serde::{Deserialize, Serialize};
 
-use crate::{ask::told, failure::Refusal};
+use crate::{ask, choices, failure::Refusal};
 
 /// The file while it grows. Every line is written at once, so that an interrupted run loses none.
 #[derive(Debug)]
@@ -49,13 +53,24 @@ pub(crate) struct Prediction {
     image: String,
     regions: Vec<AskedRegion>,
     question: String,
-    /// What the model said.
-    pub(crate) prediction: String,
-    /// The geometric mean of its tokens' probabilities, 0 to 1; none without tokens.
-    pub(crate) probability: Option<f64>,
+    #[serde(flatten)]
+    pub(crate) said: Said,
     /// Which answers are right, if the records say so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     answers: Vec<String>,
+}
+
+/// What the model said.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Said {
+    /// Its answer, or the most probable choice.
+    pub(crate) prediction: String,
+    /// The geometric mean of its tokens' probabilities, 0 to 1; none without tokens. Of a choice its share among the
+    /// choices.
+    pub(crate) probability: Option<f64>,
+    /// How probable each choice is, if the answer was one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    choices: Vec<ScoredChoice>,
 }
 
 /// A region, with its box as the records have it: xyxy in pixels.
@@ -74,6 +89,7 @@ struct Key {
     /// Boxes in thousandths of a pixel, so that it does not matter how a number is written.
     regions: Vec<(u32, [i64; 4])>,
     question: String,
+    choices: Vec<String>,
     answers: Vec<String>,
 }
 
@@ -129,15 +145,19 @@ impl Predictions {
     }
 
     /// What the records ask and the file does not answer, for every picture, and makes the file ready to go on: a last
-    /// line that was cut off goes.
+    /// line that was cut off goes. `vocabulary` is what can be answered where the records say nothing of it.
     ///
     /// # Errors
     /// If the file has an answer to something that the records do not ask. It is then left as it was.
-    pub(crate) fn outstanding<'a>(&mut self, records: &'a Records) -> anyhow::Result<Vec<Outstanding<'a>>> {
+    pub(crate) fn outstanding<'a>(
+        &mut self,
+        records: &'a Records,
+        vocabulary: Option<&Choices>,
+    ) -> anyhow::Result<Vec<Outstanding<'a>>> {
         let mut answered = mem::take(&mut self.answered);
         let mut left = |picture, dialogue: &'a Dialogue| {
             let is_left = |round: &usize| {
-                let key = Prediction::new(picture, dialogue, *round, String::new(), None).key();
+                let key = Key::new(picture, dialogue, *round, vocabulary);
                 answered.get_mut(&key).and_then(Vec::pop).is_none()
             };
             Unanswered { dialogue, rounds: (0..dialogue.rounds.len()).filter(is_left).collect() }
@@ -198,18 +218,8 @@ fn not_ours(path: &Path, line: &str, why: &str) -> anyhow::Error {
 }
 
 impl Prediction {
-    /// The line for an answer to a round, which is counted from 0.
-    pub(crate) fn of(
-        picture: &Picture,
-        dialogue: &Dialogue,
-        round: usize,
-        answer: &Answer,
-        abstain: Option<f64>,
-    ) -> Self {
-        Self::new(picture, dialogue, round, told(answer, abstain).to_owned(), answer.probability())
-    }
-
-    fn new(picture: &Picture, dialogue: &Dialogue, round: usize, prediction: String, probability: Option<f64>) -> Self {
+    /// The line for what was said in a round, which is counted from 0.
+    pub(crate) fn new(picture: &Picture, dialogue: &Dialogue, round: usize, said: Said) -> Self {
         let asked = &dialogue.rounds[round];
         Self {
             id: dialogue.id.clone(),
@@ -217,24 +227,63 @@ impl Prediction {
             image: picture.name.clone(),
             regions: dialogue.regions.iter().map(|&(id, bbox)| AskedRegion { id: id.0, bbox }).collect(),
             question: asked.typed(),
-            prediction,
-            probability,
+            said,
             answers: asked.answers.clone(),
         }
     }
 
     fn key(&self) -> Key {
-        let regions = self.regions.iter();
         Key {
             id: self.id.clone(),
             round: self.round,
             image: self.image.clone(),
-            regions: regions
-                .map(|region| (region.id, region.bbox.map(|edge| (1000.0 * edge).round() as i64)))
-                .collect(),
+            regions: self.regions.iter().map(|region| (region.id, in_thousandths(region.bbox))).collect(),
             question: self.question.clone(),
+            choices: self.said.choices.iter().map(|choice| choice.text.clone()).collect(),
             answers: self.answers.clone(),
         }
+    }
+}
+
+impl Key {
+    /// That of the line for a round, which is counted from 0.
+    fn new(picture: &Picture, dialogue: &Dialogue, round: usize, vocabulary: Option<&Choices>) -> Self {
+        let asked = &dialogue.rounds[round];
+        Self {
+            id: dialogue.id.clone(),
+            round: round + 1,
+            image: picture.name.clone(),
+            regions: dialogue.regions.iter().map(|&(id, bbox)| (id.0, in_thousandths(bbox))).collect(),
+            question: asked.typed(),
+            choices: choice_texts(asked, vocabulary),
+            answers: asked.answers.clone(),
+        }
+    }
+}
+
+/// What can be answered in a round: its own choices, or else the vocabulary, or nothing for free text.
+pub(crate) fn choice_texts(asked: &DialogueRound, vocabulary: Option<&Choices>) -> Vec<String> {
+    match vocabulary {
+        Some(vocabulary) if asked.choices.is_empty() => vocabulary.texts().to_vec(),
+        _ => asked.choices.iter().map(|choice| choice.trim().to_owned()).collect(),
+    }
+}
+
+fn in_thousandths(bbox: [f64; 4]) -> [i64; 4] {
+    bbox.map(|edge| (1000.0 * edge).round() as i64)
+}
+
+impl Said {
+    /// `abstain` is the least probability of an answer that is told.
+    pub(crate) fn of_answer(answer: &Answer, abstain: Option<f64>) -> Self {
+        let prediction = ask::told(answer, abstain).to_owned();
+        Self { prediction, probability: answer.probability(), choices: Vec::new() }
+    }
+
+    /// `abstain` is the least share of a choice that is told.
+    pub(crate) fn of_chosen(chosen: &Chosen, abstain: Option<f64>) -> Self {
+        let prediction = choices::told(chosen, abstain).to_owned();
+        Self { prediction, probability: Some(chosen.probability()), choices: chosen.choices.clone() }
     }
 }
 

@@ -1083,6 +1083,201 @@ fn predictions_go_on_where_they_stopped() {
     assert_eq!(fs::read_to_string(place.path("notes.txt")).unwrap(), "Nobody asked.");
 }
 
+/// A scene of the embedded model's world, with an octopus at the top left and a loaf of bread at the top right.
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/example.png");
+
+#[test]
+fn the_most_probable_of_given_answers_is_told() {
+    let place = Place::new();
+    let ask = ["ask", EXAMPLE, "What is <region1>?", "--region", "8,14,54,59", "--quiet"];
+    let choices = ["--choice", "A cat.", "--choice", "An octopus.", "--choice", "A loaf of bread."];
+    place.gpt4roi(&ask).args(choices).assert().success().stdout("An octopus.\n").stderr("");
+    let json = |command: &mut Command| -> serde_json::Value {
+        let output = command.arg("--json").assert().success().get_output().stdout.clone();
+        serde_json::from_slice(&output).unwrap()
+    };
+    let report = json(place.gpt4roi(&ask).args(choices));
+    assert_eq!((&report["answer"], &report["withheld"]), (&"An octopus.".into(), &serde_json::Value::Null));
+    assert_eq!((&report["regions"][0]["id"], &report["tokens"]["generated"]), (&1.into(), &0.into()));
+    assert!(report.get("finish").is_none());
+    let listed = report["choices"].as_array().unwrap();
+    assert_eq!(
+        listed.iter().map(|choice| choice["text"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["A cat.", "An octopus.", "A loaf of bread."]
+    );
+    let shares: f64 = listed.iter().map(|choice| choice["probability"].as_f64().unwrap()).sum();
+    assert!((shares - 1.0).abs() < 1e-9 && listed.iter().all(|choice| choice["complete"] == true), "{report}");
+    assert_eq!(report["probability"], listed[1]["probability"]);
+    // The model's own answer is as probable as when it was given: the mean over its tokens.
+    let own = json(&mut place.gpt4roi(&ask));
+    let mean = listed[1]["log_probability"].as_f64().unwrap() / listed[1]["tokens"].as_f64().unwrap();
+    assert_eq!(own["tokens"]["generated"], listed[1]["tokens"]);
+    assert!((mean - own["mean_log_probability"].as_f64().unwrap()).abs() < 1e-4, "{own}");
+
+    fs::write(place.path("labels.txt"), "A cat.\n\nAn octopus.\nA loaf of bread.\nA rocket.\n").unwrap();
+    let list = ["--choices", "labels.txt"];
+    place.gpt4roi(&ask).args(list).assert().success().stdout("An octopus.\n");
+    let report = json(place.gpt4roi(&ask).args(list));
+    let complete = [0, 1].map(|choice| report["choices"][choice]["complete"].as_bool().unwrap());
+    assert_eq!(complete, [false, true], "what is hardly probable is given up: {report}");
+    let describe = ["describe", EXAMPLE, "--region", "8,14,54,59", "--region", "109,0,181,59", "--quiet"];
+    let lines =
+        predicates::str::is_match(r"^region1: An octopus\. \(\d+\.\d %\)\nregion2: A loaf of bread\. \(\d+\.\d %\)\n$");
+    place.gpt4roi(&describe).args(list).assert().success().stdout(lines.unwrap());
+    let report = json(place.gpt4roi(&describe).args(list));
+    assert_eq!(report["descriptions"][1]["choices"][2]["text"], "A loaf of bread.");
+    assert_eq!(report["descriptions"][1]["probability"], report["descriptions"][1]["choices"][2]["probability"]);
+    assert_eq!(report["descriptions"][1]["region"]["id"], 2);
+
+    // Of two wrong ones, neither is sure.
+    let wrong = ["--choice", "A cat.", "--choice", "A dog.", "--abstain", "1"];
+    place.gpt4roi(&ask).args(wrong).assert().success().stdout("I do not know.\n");
+    place
+        .gpt4roi(&describe)
+        .args(wrong)
+        .assert()
+        .success()
+        .stdout("region1: I do not know.\nregion2: I do not know.\n");
+    let report = json(place.gpt4roi(&ask).args(wrong));
+    assert!(["A cat.", "A dog."].contains(&report["withheld"].as_str().unwrap()), "{report}");
+}
+
+#[test]
+fn what_can_not_be_chosen_is_refused() {
+    let place = Place::new();
+    fs::write(place.path("labels.txt"), "cat\ndog\n").unwrap();
+    fs::write(place.path("twice.txt"), "cat\n\ncat\n").unwrap();
+    fs::write(place.path("latin.txt"), b"cat\nd\xF6g\n").unwrap();
+    let ask = ["ask", "scene.png", "What is there?"];
+    for (more, code, says) in [
+        (&["--choice", "cat"][..], 2, "--choice: expected at least 2 choices, got 1"),
+        (&["--choice", "cat", "--choice", " cat"], 2, "choice 2: expected one that differs from the others"),
+        (&["--choice", "cat", "--choices", "labels.txt"], 2, "cannot be used with"),
+        (&["--choices", "labels.txt", "--temperature", "0.2"], 2, "--temperature: where answers are given"),
+        (&["--choices", "labels.txt", "--annotate", "./labels.txt"], 2, "labels.txt"),
+        (
+            &["--choices", "twice.txt"],
+            1,
+            "twice.txt: line 3: expected a choice that differs from the others, got \"cat\" as on line 1",
+        ),
+        (&["--choices", "latin.txt"], 1, "latin.txt: line 2: expected UTF-8"),
+        (&["--choices", "none.txt"], 1, "none.txt: "),
+    ] {
+        place.with_model(&ask).args(more).assert().code(code).stdout("").stderr(contains(says));
+    }
+    assert_eq!(fs::read_to_string(place.path("labels.txt")).unwrap(), "cat\ndog\n");
+}
+
+/// A question with its reason: which answer, and why, whatever was answered; and one in the model's own words.
+const CHOICES: &str = r#"{"id": "why", "image": "scene.png", "regions": [{"id": 1, "bbox": [8, 20, 40, 50]}], "rounds": [{"question": "What is <region1>?", "choices": ["A cat.", "A dog on a mat."], "answer": "A cat.", "said": "A cat."}, {"question": "Why?", "choices": ["It is small.", "It is red."], "answer": "It is red."}]}
+{"id": "one", "image": "scene.png", "regions": [{"id": 1, "bbox": [50, 20, 70, 50]}], "rounds": [{"question": "What is <region1>?", "choices": ["A cat.", "A dog on a mat."], "answer": "A dog on a mat."}]}
+{"id": "own", "image": "scene.png", "regions": [{"id": 1, "bbox": [50, 20, 70, 50]}], "rounds": [{"question": "What is <region1>?"}]}
+"#;
+
+#[test]
+fn predictions_choose_where_there_are_choices() {
+    let place = Place::new();
+    let predict = |data: &str, name: &str| {
+        fs::write(place.path("choices.jsonl"), data).unwrap();
+        place.with_model(&["predict", "choices.jsonl", "--out", name, "--quiet"])
+    };
+    let line = |name: &str, id: &str, round: usize| {
+        let mut lines = predictions(&place.path(name)).into_iter();
+        lines.find(|line| line["id"] == id && line["round"] == round).unwrap()
+    };
+    predict(CHOICES, "said.jsonl").assert().success();
+    assert_eq!(predictions(&place.path("said.jsonl")).len(), 4);
+    for (id, round, texts) in [
+        ("why", 1, ["A cat.", "A dog on a mat."]),
+        ("why", 2, ["It is small.", "It is red."]),
+        ("one", 1, ["A cat.", "A dog on a mat."]),
+    ] {
+        let line = line("said.jsonl", id, round);
+        let of = |place: usize, field: &str| line["choices"][place][field].as_f64().unwrap();
+        assert_eq!([&line["choices"][0]["text"], &line["choices"][1]["text"]], texts);
+        let [first, second] = [0, 1].map(|place| of(place, "log_probability"));
+        assert_eq!(line["prediction"], texts[usize::from(second > first)]);
+        // The share of the better of two: 1 / (1 + the other's odds).
+        let share = 1.0 / (1.0 + (-(first - second).abs()).exp());
+        assert!((line["probability"].as_f64().unwrap() - share).abs() < 1e-9, "{line}");
+        assert!(line["choices"][1].get("complete").is_none(), "all are scored to their ends: {line}");
+    }
+    assert!(line("said.jsonl", "own", 1).get("choices").is_none());
+
+    // The second round follows what was said, and nothing else.
+    let score = |name: &str| line(name, "why", 2)["choices"][0]["log_probability"].as_f64().unwrap();
+    let chosen = line("said.jsonl", "why", 1)["prediction"].as_str().unwrap().to_owned();
+    let other = if chosen == "A cat." { "A dog on a mat." } else { "A cat." };
+    for (said, name) in [(&*chosen, "chosen.jsonl"), (other, "other.jsonl")] {
+        predict(&CHOICES.replace(r#""said": "A cat.""#, &format!(r#""said": "{said}""#)), name).assert().success();
+    }
+    predict(&CHOICES.replace(r#", "said": "A cat.""#, ""), "unsaid.jsonl").assert().success();
+    assert!((score("unsaid.jsonl") - score("chosen.jsonl")).abs() < 1e-4);
+    assert!((score("unsaid.jsonl") - score("other.jsonl")).abs() > 1e-4);
+
+    // What was asked with other choices is another question; what is there is not asked again.
+    let complete = fs::read(place.path("said.jsonl")).unwrap();
+    predict(CHOICES, "said.jsonl").assert().success();
+    assert_eq!(fs::read(place.path("said.jsonl")).unwrap(), complete);
+    let lines: Vec<&str> = str::from_utf8(&complete).unwrap().split_inclusive('\n').collect();
+    fs::write(place.path("said.jsonl"), lines[..2].concat()).unwrap();
+    predict(CHOICES, "said.jsonl").assert().success();
+    assert_eq!(predictions(&place.path("said.jsonl")).len(), 4);
+    predict(&CHOICES.replace("It is small.", "It is large."), "said.jsonl")
+        .assert()
+        .code(1)
+        .stderr(contains("nothing in the data asks for it"));
+    let draw = ["--temperature", "0.5"];
+    predict(CHOICES, "drawn.jsonl")
+        .args(draw)
+        .assert()
+        .code(2)
+        .stderr(contains("--temperature: where answers are given"));
+
+    // Answer and reason both right, as these lines say; by token, the longer answer may win.
+    let scores = place.gpt4roi(&["eval", "predictions", "said.jsonl", "--by", "round", "--json"]);
+    let report: serde_json::Value =
+        serde_json::from_slice(&{ scores }.assert().success().get_output().stdout.clone()).unwrap();
+    let right = |id: &str, round| {
+        f64::from(u8::from(line("said.jsonl", id, round)["prediction"] == line("said.jsonl", id, round)["answers"][0]))
+    };
+    assert_eq!(report["every_round"]["accuracy"].as_f64().unwrap(), right("why", 1) * right("why", 2));
+    assert_eq!((&report["every_round"]["n"], &report["all"]["exact_by_token"]["n"]), (&1.into(), &3.into()));
+    assert_eq!(
+        report["by_round"]["1"]["exact"]["accuracy"].as_f64().unwrap(),
+        (right("why", 1) + right("one", 1)) / 2.0
+    );
+    place
+        .gpt4roi(&["eval", "predictions", "said.jsonl"])
+        .assert()
+        .success()
+        .stdout(contains("exact, by token").and(contains("every round right")));
+}
+
+#[test]
+fn labels_are_chosen_from_a_list() {
+    let place = Place::new();
+    place.gpt4roi(&["scenes", "--seed", "2026", "--count", "1", "--out", "scenes"]).assert().success();
+    let labels = "scenes/annotations.json";
+    let predict = ["predict", labels, "--images", "scenes/images", "--choices", labels, "--coco", "relabelled.json"];
+    place.gpt4roi(&predict).args(["--out", "labelled.jsonl", "--quiet"]).assert().success();
+    let read =
+        |name: &str| -> serde_json::Value { serde_json::from_slice(&fs::read(place.path(name)).unwrap()).unwrap() };
+    let categories = read(labels)["categories"].as_array().unwrap().len();
+    assert!(categories > 200);
+    let lines = predictions(&place.path("labelled.jsonl"));
+    assert_eq!(lines.len(), read(labels)["annotations"].as_array().unwrap().len());
+    for line in &lines {
+        assert_eq!(line["choices"].as_array().unwrap().len(), categories);
+        assert!(line["choices"].as_array().unwrap().iter().any(|choice| choice["text"] == line["prediction"]));
+    }
+    let first = lines.iter().find(|line| line["id"] == "1").unwrap();
+    assert_eq!(read("relabelled.json")["annotations"][0]["caption"], first["prediction"]);
+    let onto = ["predict", labels, "--choices", "labels.txt", "--out", "labels.txt"];
+    fs::write(place.path("labels.txt"), "cat\ndog\n").unwrap();
+    place.gpt4roi(&onto).assert().code(2).stderr(contains("labels.txt is the file of choices itself"));
+}
+
 #[test]
 fn what_can_not_be_asked_is_told_and_the_rest_is_asked() {
     let place = Place::new();

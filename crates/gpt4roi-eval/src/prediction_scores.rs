@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use gpt4roi::choices::best_by_token;
 use serde::Serialize;
 
 use crate::{
@@ -23,6 +24,11 @@ pub struct PredictionReport {
     pub one_per_picture: Option<GroupScores>,
     /// By question, each scored as a corpus of its own; empty unless asked for.
     pub by_question: BTreeMap<String, GroupScores>,
+    /// By round, from 1, each scored as a corpus of its own; empty unless asked for.
+    pub by_round: BTreeMap<usize, GroupScores>,
+    /// Of the conversations with several rounds of choices that were scored: how often all of these are right, which for
+    /// VCR is Q→AR. Nothing if there are none.
+    pub every_round: Option<Accuracy>,
     /// Each line that was scored, in the order of the file.
     #[serde(skip)]
     pub lines: Vec<LineScores>,
@@ -37,6 +43,9 @@ pub struct GroupScores {
     pub pictures: usize,
     /// How often the answer is one of those that are right, without case, article and final punctuation.
     pub exact: Accuracy,
+    /// Of lines whose choices were all scored to their ends: how often the choice with the highest mean logarithm of its
+    /// tokens' probabilities is right. Nothing if there are none.
+    pub exact_by_token: Option<Accuracy>,
     /// Scores of captions.
     #[serde(flatten)]
     pub captions: CaptionScores,
@@ -67,6 +76,8 @@ pub struct LineScores {
 pub struct PredictionScoring {
     /// Score each question by itself, too.
     pub by_question: bool,
+    /// Score each round by itself, too.
+    pub by_round: bool,
     /// Draws the corpora that intervals come from.
     pub seed: u64,
 }
@@ -82,7 +93,15 @@ pub fn score(predictions: &[Prediction], scoring: PredictionScoring) -> Predicti
         without_answers: predictions.len() - lines.len(),
         all: group(&every, &corpus, scoring.seed),
         one_per_picture: (first.len() < lines.len()).then(|| corpus_scores(&first, scoring.seed)),
-        by_question: by_question(&every, scoring),
+        by_question: match scoring.by_question {
+            true => grouped(&every, scoring.seed, |line| line.prediction.question.clone()),
+            false => BTreeMap::new(),
+        },
+        by_round: match scoring.by_round {
+            true => grouped(&every, scoring.seed, |line| line.prediction.round),
+            false => BTreeMap::new(),
+        },
+        every_round: every_round(&every),
         lines: lines.iter().zip(corpus.samples()).map(|(line, captions)| line.scores(captions)).collect(),
     }
 }
@@ -92,16 +111,20 @@ struct Line<'p> {
     prediction: &'p Prediction,
     sample: Sample,
     right: bool,
+    /// Whether the choice that is best by its tokens' mean is right, if that is known.
+    right_by_token: Option<bool>,
 }
 
 impl<'p> Line<'p> {
     /// Nothing if there is nothing to compare with.
     fn new(tokenizer: &PtbTokenizer, prediction: &'p Prediction) -> Option<Self> {
-        let Prediction { prediction: said, answers, .. } = prediction;
+        let Prediction { prediction: said, answers, choices, .. } = prediction;
+        let by_token = |place: usize| is_right(&choices[place].text, answers);
         (!answers.is_empty()).then(|| Self {
             prediction,
             sample: Sample::new(tokenizer, said, answers),
             right: is_right(said, answers),
+            right_by_token: best_by_token(choices).map(by_token),
         })
     }
 
@@ -116,12 +139,22 @@ fn first_of_pictures<'l, 'p>(lines: &[&'l Line<'p>]) -> Vec<&'l Line<'p>> {
     lines.iter().copied().filter(|line| seen.insert(&line.prediction.image)).collect()
 }
 
-fn by_question(lines: &[&Line<'_>], scoring: PredictionScoring) -> BTreeMap<String, GroupScores> {
-    let mut groups: BTreeMap<&str, Vec<&Line<'_>>> = BTreeMap::new();
-    for line in lines.iter().filter(|_| scoring.by_question) {
-        groups.entry(&line.prediction.question).or_default().push(line);
+fn grouped<K: Ord>(lines: &[&Line<'_>], seed: u64, by: impl Fn(&Line<'_>) -> K) -> BTreeMap<K, GroupScores> {
+    let mut groups: BTreeMap<K, Vec<&Line<'_>>> = BTreeMap::new();
+    for &line in lines {
+        groups.entry(by(line)).or_default().push(line);
     }
-    groups.into_iter().map(|(question, lines)| (question.to_owned(), corpus_scores(&lines, scoring.seed))).collect()
+    groups.into_iter().map(|(key, lines)| (key, corpus_scores(&lines, seed))).collect()
+}
+
+fn every_round(lines: &[&Line<'_>]) -> Option<Accuracy> {
+    let mut conversations: BTreeMap<(&str, &str), Vec<bool>> = BTreeMap::new();
+    for line in lines.iter().filter(|line| !line.prediction.choices.is_empty()) {
+        conversations.entry((&line.prediction.image, &line.prediction.id)).or_default().push(line.right);
+    }
+    conversations.retain(|_, rounds| rounds.len() > 1);
+    let right = conversations.values().filter(|rounds| rounds.iter().all(|right| *right)).count();
+    (!conversations.is_empty()).then(|| Tally::of(right, conversations.len()).accuracy())
 }
 
 fn corpus(lines: &[&Line<'_>]) -> Corpus {
@@ -133,16 +166,21 @@ fn corpus_scores(lines: &[&Line<'_>], seed: u64) -> GroupScores {
 }
 
 fn group(lines: &[&Line<'_>], corpus: &Corpus, seed: u64) -> GroupScores {
+    let by_token: Vec<bool> = lines.iter().filter_map(|line| line.right_by_token).collect();
+    let right_by_token = by_token.iter().filter(|right| **right).count();
     GroupScores {
         n: lines.len(),
         pictures: first_of_pictures(lines).len(),
         exact: Tally::of(lines.iter().filter(|line| line.right).count(), lines.len()).accuracy(),
+        exact_by_token: (!by_token.is_empty()).then(|| Tally::of(right_by_token, by_token.len()).accuracy()),
         captions: corpus.scores(seed),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use gpt4roi::choices::ScoredChoice;
+
     use super::*;
 
     fn prediction(image: &str, question: &str, said: &str, answers: &[&str]) -> Prediction {
@@ -153,6 +191,7 @@ mod tests {
             question: question.into(),
             prediction: said.into(),
             answers: answers.iter().map(|&answer| answer.into()).collect(),
+            choices: Vec::new(),
         }
     }
 
@@ -164,7 +203,8 @@ mod tests {
             prediction("b.png", "Why?", "Because.", &[]),
             prediction("b.png", "Where?", "left", &["Left."]),
         ];
-        let report = score(&predictions, PredictionScoring { by_question: true, seed: 1 });
+        let report =
+            score(&predictions, PredictionScoring { by_question: true, seed: 1, ..PredictionScoring::default() });
         assert_eq!((report.without_answers, report.all.n, report.all.pictures), (1, 3, 2));
         assert_eq!((report.all.exact.accuracy, report.all.exact.n), (2.0 / 3.0, 3));
         let first = report.one_per_picture.expect("a.png has two lines");
@@ -172,6 +212,47 @@ mod tests {
         let of = |question: &str| (report.by_question[question].n, report.by_question[question].exact.accuracy);
         assert_eq!((report.by_question.len(), of("What?"), of("Where?")), (2, (2, 0.5), (1, 1.0)));
         assert_eq!(report.lines.iter().map(|line| line.exact).collect::<Vec<_>>(), [true, false, true]);
+    }
+
+    /// What was chosen in a round of a conversation: between `yes`, with two tokens, and `no, never`, with four.
+    fn choice(id: &str, round: usize, log_probabilities: [f64; 2], right: &str) -> Prediction {
+        let [yes, no] = log_probabilities;
+        let scored = |text: &str, log_probability, tokens| ScoredChoice {
+            text: text.into(),
+            log_probability,
+            tokens,
+            complete: log_probability > -50.0,
+        };
+        let choices = vec![scored("yes", yes, 2), scored("no, never", no, 4)];
+        let said = if yes >= no { "yes" } else { "no, never" };
+        Prediction { id: id.into(), round, choices, ..prediction("a.png", "Is it?", said, &[right]) }
+    }
+
+    #[test]
+    fn choices_are_scored_by_token_too_and_conversations_as_wholes() {
+        let predictions = [
+            // Means: -0.5 and -0.75; -1 and -0.5, though the shorter one is as a whole as probable.
+            choice("both", 1, [-1.0, -3.0], "yes"),
+            choice("both", 2, [-2.0, -2.0], "yes"),
+            choice("one", 1, [-1.0, -3.0], "yes"),
+            choice("one", 2, [-3.0, -1.0], "yes"),
+            // What was given up has no known mean, and a conversation of one round is not counted as one.
+            choice("single", 1, [-1.0, -60.0], "no, never"),
+            Prediction { id: "both".into(), round: 3, ..prediction("a.png", "Why?", "because", &["so"]) },
+        ];
+        let scoring = PredictionScoring { by_round: true, ..PredictionScoring::default() };
+        let report = score(&predictions, scoring);
+        let whole = report.every_round.expect("two conversations of two rounds");
+        assert_eq!((whole.accuracy, whole.n), (0.5, 2));
+        assert_eq!((report.all.exact.accuracy, report.all.exact.n), (3.0 / 6.0, 6));
+        let by_token = report.all.exact_by_token.expect("four lines");
+        assert_eq!((by_token.accuracy, by_token.n), (0.5, 4));
+        let rounds: Vec<_> =
+            report.by_round.iter().map(|(round, group)| (*round, group.n, group.exact.accuracy)).collect();
+        assert_eq!(rounds, [(1, 3, 2.0 / 3.0), (2, 2, 0.5), (3, 1, 0.0)]);
+        assert_eq!(report.by_round[&3].exact_by_token, None);
+        let single = score(&predictions[4..], scoring);
+        assert_eq!((single.every_round, single.all.exact_by_token), (None, None));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use gpt4roi::choices::ScoredChoice;
 use serde::{
     Deserialize, Deserializer,
     de::{Error, Visitor},
@@ -55,6 +56,9 @@ pub struct Prediction {
     /// What would have been right; nothing if nobody said.
     #[serde(default)]
     pub answers: Vec<String>,
+    /// How probable each of the given choices is; empty if the model answered in its own words.
+    #[serde(default)]
+    pub choices: Vec<ScoredChoice>,
 }
 
 /// Reads a file of predictions. Empty lines are skipped.
@@ -124,11 +128,15 @@ mod tests {
             r#"{"id": 7, "round": 2, "image": "a.png", "regions": [{"id": 1, "bbox": [0, 0, 4, 4]}], "#,
             r#""question": "What is <region1>?", "prediction": "A dog.", "probability": 0.9, "answers": ["A cat."]}"#,
             "\n\n",
-            r#"{"id": "b", "image": "b.png", "question": "Why?", "prediction": ""}"#,
+            r#"{"id": "b", "image": "b.png", "question": "Why?", "prediction": "", "choices": "#,
+            r#"[{"text": "a", "log_probability": -1.5, "tokens": 4}, "#,
+            r#"{"text": "b", "log_probability": null, "tokens": 3, "complete": false}]}"#,
         );
         let [first, second] = &read_text(text).expect("reads")[..] else { panic!("two lines") };
         assert_eq!((first.id.as_str(), first.round, first.answers.len()), ("7", 2, 1));
         assert_eq!((second.id.as_str(), second.round, second.answers.len()), ("b", 1, 0));
+        let choices: Vec<_> = second.choices.iter().map(|it| (&*it.text, it.log_probability, it.complete)).collect();
+        assert_eq!(choices, [("a", -1.5, true), ("b", f64::NEG_INFINITY, false)]);
     }
 
     #[test]

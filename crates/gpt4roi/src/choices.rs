@@ -154,11 +154,9 @@ impl Chosen {
         first_highest(self.choices.iter().map(|choice| choice.log_probability))
     }
 
-    /// The place of the choice with the highest [mean](ScoredChoice::mean_log_probability) over its tokens; of equals,
-    /// the first. None if a choice was given up, since nobody knows its mean.
+    /// As [`best_by_token`] says.
     pub fn best_by_token(&self) -> Option<usize> {
-        let known = self.choices.iter().all(|choice| choice.complete);
-        known.then(|| first_highest(self.choices.iter().map(ScoredChoice::mean_log_probability)))
+        best_by_token(&self.choices)
     }
 
     /// What the most probable choice says.
@@ -188,6 +186,13 @@ impl Chosen {
     pub fn text_if_sure(&self, least: f64) -> &str {
         if self.probability() < least { UNKNOWN } else { self.text() }
     }
+}
+
+/// The place of the choice with the highest [mean](ScoredChoice::mean_log_probability) over its tokens; of equals, the
+/// first. None if there is none, or if one was given up, since nobody knows its mean.
+pub fn best_by_token(choices: &[ScoredChoice]) -> Option<usize> {
+    let known = !choices.is_empty() && choices.iter().all(|choice| choice.complete);
+    known.then(|| first_highest(choices.iter().map(ScoredChoice::mean_log_probability)))
 }
 
 fn first_highest(values: impl Iterator<Item = f64>) -> usize {
