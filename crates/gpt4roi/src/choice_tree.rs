@@ -198,9 +198,12 @@ impl<'a> Walk<'a> {
         for (open, passage) in passages {
             let logits: Vec<Vec<f32>> = rows.by_ref().take(passage.rows).collect();
             let question = open.question;
+            if self.questions[question].failure.is_some() {
+                continue;
+            }
             if let Err(error) = self.advance(open, passage.branch, &logits) {
                 self.open.retain(|open| open.question != question);
-                self.questions[question].failure.get_or_insert(error);
+                self.questions[question].failure = Some(error);
             }
         }
         Ok(())
@@ -441,7 +444,7 @@ mod tests {
             let whole: f64 = exact.iter().map(|log_probability| log_probability.exp()).sum();
             let given_up = scores.iter().filter(|score| !score.complete);
             assert!(given_up.clone().count() > 0 && scores.iter().any(|score| score.complete), "{scores:?}");
-            assert!(given_up.map(|score| score.log_probability.exp()).sum::<f64>() < GIVEN_UP * whole);
+            assert!(given_up.map(|score| score.log_probability.exp()).sum::<f64>() < 1e-4 * whole);
             for (score, exact) in scores.iter().zip(exact) {
                 let known = (score.log_probability - exact).abs() < 1e-4;
                 assert!(

@@ -786,6 +786,17 @@ mod tests {
             prop_assert_eq!(literal, compat);
         }
 
+        /// Its only signal is the one that ends it, and nothing in it is more than words.
+        #[test]
+        fn any_written_answer_ends_where_it_ends(answer in "(#|\n| |<bbox>|</s>|Assistant: |a|🐕){1,12}") {
+            prop_assume!(!answer.contains(TURN));
+            let ids = written_answer(&answer, &small());
+            let decoded = small().decode(&ids);
+            prop_assert_eq!(decoded.find(TURN), Some(decoded.len() - TURN.len()), "{:?}", decoded);
+            let special = small().special();
+            prop_assert!(ids.iter().all(|id| ![special.eos, special.bbox, special.pad].contains(id)), "{:?}", ids);
+        }
+
         #[test]
         fn any_words_can_be_rendered(question in "\\PC{0,30}", answer in "(#|\n| |<bbox>|Human:|a){0,12}") {
             let rounds = [answered(&[Piece::Region(RegionId(1)), text(&question)], &answer)];

@@ -94,7 +94,7 @@ pub struct Sampler {
 #[derive(Clone, Debug)]
 enum Way {
     Greedy,
-    Random(Random),
+    Random(Box<Random>),
     Script { tokens: Arc<[u32]>, next: usize },
 }
 
@@ -123,7 +123,7 @@ impl Sampler {
             return Err(SamplingError::Setting { setting: "top-p", expected: "above 0 and at most 1", got: top_p });
         }
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        Ok(Self { way: Way::Random(Random { temperature, top_k, top_p, rng }) })
+        Ok(Self { way: Way::Random(Box::new(Random { temperature, top_k, top_p, rng })) })
     }
 
     /// One that takes the given tokens one after the other, whatever the logits are: how probable a text is to the
