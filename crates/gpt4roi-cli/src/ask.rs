@@ -217,6 +217,7 @@ impl Args {
     ) -> anyhow::Result<()> {
         let abstain = self.generation.abstain;
         let chosen = session.time(&mut timings, || chat.choose(&self.question, choices, options))?;
+        choices::warn_if_unlike_answers("the answer", &chosen);
         if !self.output.json {
             print(&format!("{}\n", choices::told(&chosen, abstain)))?;
             if !self.output.quiet {

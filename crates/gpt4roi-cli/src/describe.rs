@@ -139,12 +139,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         match (&choices, shapes.is_empty()) {
             (None, true) => tell(Description::of_answer(None, &chat.ask_with(about_picture, &options)?, abstain)),
             (Some(choices), true) => {
-                tell(Description::of_chosen(None, &chat.choose(about_picture, choices, &options)?, abstain))
+                let chosen = chat.choose(about_picture, choices, &options)?;
+                choices::warn_if_unlike_answers("the description", &chosen);
+                tell(Description::of_chosen(None, &chosen, abstain))
             }
             (None, false) => in_order(&mut chat, &shapes, question, &options, |index, answer| {
                 tell(Description::of_answer(numbered(index, &answer.regions), &answer, abstain))
             }),
             (Some(choices), false) => choose(&mut chat, &shapes, question, choices, &options, |index, chosen| {
+                choices::warn_if_unlike_answers(&format!("region{}", index + 1), &chosen);
                 tell(Description::of_chosen(numbered(index, &chosen.regions), &chosen, abstain))
             }),
         }

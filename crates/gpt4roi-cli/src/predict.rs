@@ -3,14 +3,19 @@
 use std::{ops::ControlFlow, path::PathBuf, time::Instant};
 
 use clap::builder::FalseyValueParser;
-use gpt4roi::{BBox, Chat, Choices, Gpt4Roi, ImageSize, RegionId, chat::AskOptions, choices::Scoring, prompt::Piece};
+use gpt4roi::{
+    BBox, Chat, Choices, Gpt4Roi, ImageSize, RegionId,
+    chat::AskOptions,
+    choices::{Chosen, Scoring},
+    prompt::Piece,
+};
 use gpt4roi_data::{Picture, RecordOptions, Records, records::Form};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
     captions,
-    choices::{ChoiceFile, refuse_draws},
-    failure::{self, Refusal, tell},
+    choices::{ChoiceFile, UNLIKE, is_unlike_answers, refuse_draws},
+    failure::{self, Refusal, tell, warn},
     options::{GenerationOptions, ModelOptions},
     predictions::{Outstanding, Prediction, Predictions, Said, Unanswered, choice_texts},
     session::note_if_embedded,
@@ -22,7 +27,7 @@ use crate::{
 /// DATA is a file of conversations, one a line (JSON lines), a COCO detection file, or a file of Visual Genome, LLaVA,
 /// VCR, Visual7W, RefCOCO or Flickr30k Entities; docs/own-data.md describes them. For every question a line goes to
 /// --out, with the prediction, its probability, and the right answers if the file has any. Where the file gives answers
-/// to choose between, or --choices does, the prediction is the most probable of them, and the line has how probable
+/// to choose between, or --choices does, the prediction is the most probable of them, and the line says how probable
 /// each is. A run that was interrupted goes on where it stopped: what stands in --out is not asked again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -139,6 +144,7 @@ impl Args {
             bar,
             pictures: 0,
             regions: 0,
+            unlike: 0,
             failures: 0,
         };
         let mut incomplete = 0;
@@ -146,6 +152,9 @@ impl Args {
             incomplete += usize::from(!interview.about(picture)?);
         }
         interview.bar.finish_and_clear();
+        if interview.unlike > 0 {
+            warn(&format!("{} answers: {UNLIKE}", interview.unlike));
+        }
         if !self.quiet {
             let (pictures, regions, seconds) = (interview.pictures, interview.regions, begin.elapsed().as_secs_f64());
             tell(&format!("{pictures} pictures, {regions} regions, {seconds:.1} s: {}", self.out.display()));
@@ -198,6 +207,8 @@ struct Interview<'m> {
     pictures: usize,
     /// Regions that were asked about.
     regions: usize,
+    /// Answers of which the model would write none.
+    unlike: usize,
     /// Things that could not be asked.
     failures: usize,
 }
@@ -298,7 +309,10 @@ impl<'m> Interview<'m> {
         let mut written = Ok(());
         let asked = chat.choose_for_regions_streaming(&boxes, &question, choices, options, |index, chosen| {
             match chosen {
-                Ok(chosen) => written = self.write(alike[index], 0, Said::of_chosen(&chosen, self.abstain)),
+                Ok(chosen) => {
+                    let said = self.said(&chosen);
+                    written = self.write(alike[index], 0, said);
+                }
                 Err(error) => self.report(&alike[index].failed(error)),
             }
             if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -332,15 +346,19 @@ impl<'m> Interview<'m> {
     }
 
     /// Asks the question of a round.
-    fn ask(&self, chat: &mut Chat<'_>, ready: &Ready<'_>, round: usize) -> anyhow::Result<Said> {
+    fn ask(&mut self, chat: &mut Chat<'_>, ready: &Ready<'_>, round: usize) -> anyhow::Result<Said> {
         let question = ready.question(round);
         let said = match self.choices(ready, round)? {
             None => chat.ask_with(&question, &self.options).map(|answer| Said::of_answer(&answer, self.abstain)),
-            Some((choices, options)) => {
-                chat.choose(&question, &choices, &options).map(|chosen| Said::of_chosen(&chosen, self.abstain))
-            }
+            Some((choices, options)) => chat.choose(&question, &choices, &options).map(|chosen| self.said(&chosen)),
         };
         said.map_err(|error| ready.failed(error))
+    }
+
+    /// What was chosen, once it is noted whether the model would write any of it.
+    fn said(&mut self, chosen: &Chosen) -> Said {
+        self.unlike += usize::from(is_unlike_answers(chosen));
+        Said::of_chosen(chosen, self.abstain)
     }
 
     fn write(&mut self, ready: &Ready<'_>, round: usize, said: Said) -> anyhow::Result<()> {

@@ -182,6 +182,14 @@ impl Chosen {
         self.probabilities().get(self.best()).copied().unwrap_or(0.0)
     }
 
+    /// How near the choices come to what the model itself writes, 0 to 1: the highest geometric mean of the
+    /// probabilities of a choice's tokens, of those that were scored to their ends. Where it is small, the model would
+    /// write none of them, and shares compare what it has hardly an opinion of.
+    pub fn likeness(&self) -> f64 {
+        let scored = self.choices.iter().filter(|choice| choice.complete);
+        scored.map(ScoredChoice::mean_log_probability).fold(f64::NEG_INFINITY, f64::max).exp()
+    }
+
     /// What the most probable choice says, or [`UNKNOWN`] if its share is below `least`.
     pub fn text_if_sure(&self, least: f64) -> &str {
         if self.probability() < least { UNKNOWN } else { self.text() }
@@ -394,6 +402,7 @@ mod tests {
         assert_eq!((three.text_if_sure(0.49), three.text_if_sure(0.51)), ("1 tokens", UNKNOWN));
         // By token: ln 0.1 / 2, ln 0.2 / 1 and ln 0.1 / 10.
         assert_eq!(three.best_by_token(), Some(2));
+        assert!((three.likeness() - 0.1f64.powf(0.1)).abs() < 1e-12);
         three.choices[0].complete = false;
         assert_eq!((three.best_by_token(), three.best()), (None, 1));
         // e⁻¹⁰⁰⁰ is 0 in any number format; 1 / (1 + 1/e) is not.
@@ -402,7 +411,7 @@ mod tests {
         // Of equals the first.
         assert_eq!(chosen(&[(-2.0, 1), (-1.0, 1), (-1.0, 1)]).best(), 1);
         let impossible = chosen(&[(f64::NEG_INFINITY, 1), (f64::NEG_INFINITY, 1)]);
-        assert_eq!((impossible.best(), impossible.probability()), (0, 0.0));
+        assert_eq!((impossible.best(), impossible.probability(), impossible.likeness()), (0, 0.0, 0.0));
     }
 
     #[test]
