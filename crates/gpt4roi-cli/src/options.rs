@@ -221,7 +221,8 @@ pub(crate) struct GenerationOptions {
     pub(crate) seed: Option<u64>,
 
     /// Say that it is not known where the model is less sure of its answer than this: the geometric mean of its
-    /// tokens' probabilities, 0 to 1; of choices, the share of the most probable one. `gpt4roi eval scenes --json` shows what a threshold comes to
+    /// tokens' probabilities, 0 to 1; of choices, the share of the most probable one. `gpt4roi eval scenes --json`
+    /// shows what a threshold comes to
     #[arg(long, value_name = "P", env = "GPT4ROI_ABSTAIN", value_parser = parse_probability)]
     pub(crate) abstain: Option<f64>,
 
