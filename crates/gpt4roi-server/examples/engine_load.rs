@@ -79,6 +79,7 @@ fn question(images: &[Arc<Image>], number: usize) -> Result<Question> {
         regions: vec![(RegionId(1), Shape::Box(bbox))],
         rounds: Vec::new(),
         question: vec![Said::Text("Describe <region1> in detail.".to_owned())],
+        choices: None,
         options: AskOptions { max_new_tokens: 64, ..AskOptions::default() },
         deadline: Instant::now() + Duration::from_secs(60),
     })

@@ -12,7 +12,9 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use gpt4roi::{
+    Choices,
     chat::{Answer, AskOptions, ResolvedRegion},
+    choices::Chosen,
     generate::FinishReason,
     zoom::Zoom,
 };
@@ -29,6 +31,7 @@ use crate::{
     engine::{Question, Update},
     fault::{Fault, Result},
     generation::Wishes,
+    given_choices::{self, GivenChoices, NOTHING_IS_DRAWN},
     limits::{Few, Held, Limits, MAX_MESSAGES, MAX_REGIONS},
     metrics::Tally,
     regions::{self, Region},
@@ -56,6 +59,7 @@ pub(crate) struct Request {
     seed: Option<i64>,
     zoom: Option<Zoom>,
     stop: Option<Stops>,
+    choices: Option<GivenChoices>,
     n: Option<u64>,
     response_format: Option<ResponseFormat>,
     #[serde(default)]
@@ -108,7 +112,7 @@ impl Request {
     /// least of all, nor does what it took of the memory.
     async fn ask(self, app: &App, owner: &Owner, tally: Arc<Tally>, _body_held: Held) -> Result<Talk> {
         app.check_model(self.model.as_deref())?;
-        let (options, conversation) = self.read(&app.limits)?;
+        let (options, choices, conversation) = self.read(&app.limits)?;
         drop(self);
         let picture = conversation.source.open(app, owner, &conversation.source_param).await?;
         let (size, memory) = (picture.image.size(), app.memory.clone());
@@ -123,6 +127,7 @@ impl Request {
             regions,
             rounds: conversation.rounds.clone(),
             question: conversation.question.clone(),
+            choices,
             options,
             deadline: app.deadline(),
         };
@@ -134,19 +139,20 @@ impl Request {
             region_tokens: conversation.region_tokens(size),
         };
         let reply = app.engine.ask(question).map_err(|refused| conversation.refused(refused))?;
-        Ok(Talk { updates: app.updates(reply, picture.held, tally), completion, regions: Vec::new() })
+        Ok(Talk { updates: app.updates(reply, picture.held, tally), completion, regions: Vec::new(), end: None })
     }
 
     /// All that can be told without the picture.
     ///
     /// # Errors
     /// If something is asked for that can't be.
-    pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, Conversation)> {
+    pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, Option<Choices>, Conversation)> {
         self.check_supported()?;
+        let choices = self.choices.as_ref().map(|choices| choices.read(&self.wishes())).transpose()?;
         let stop = self.stop.as_ref().map(Stops::read).transpose()?.unwrap_or_default();
         let options = AskOptions { stop, ..self.wishes().options(limits)? };
         let mentions = self.mentions.unwrap_or_default();
-        Ok((options, Conversation::read(&self.messages, self.regions.as_ref(), mentions)?))
+        Ok((options, choices, Conversation::read(&self.messages, self.regions.as_ref(), mentions)?))
     }
 
     fn wishes(&self) -> Wishes {
@@ -169,6 +175,9 @@ impl Request {
         if self.response_format.as_ref().is_some_and(|format| format.kind != "text") {
             let why = "the model answers in words, type text";
             return Err(Fault::Unsupported { param: "response_format".into(), why });
+        }
+        if self.choices.is_some() && self.stop.is_some() {
+            return Err(Fault::Unsupported { param: "stop".into(), why: NOTHING_IS_DRAWN });
         }
         let unsupported = [
             ("logprobs", self.logprobs, "probabilities of single tokens are not told"),
@@ -251,22 +260,67 @@ struct Talk {
     completion: Completion,
     /// All regions, once they are known.
     regions: Vec<ResolvedRegion>,
+    /// What is left to be told once the text was.
+    end: Option<End>,
+}
+
+/// What an answer's end tells.
+struct End {
+    /// How probable it is.
+    confidence: Value,
+    finish: &'static str,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    cached_tokens: usize,
+}
+
+impl From<&Answer> for End {
+    fn from(answer: &Answer) -> Self {
+        Self {
+            confidence: json!({
+                "probability": answer.probability(), "mean_log_probability": answer.mean_log_probability,
+            }),
+            finish: finish_reason(answer.finish),
+            prompt_tokens: answer.prompt_tokens,
+            completion_tokens: answer.generated_tokens,
+            cached_tokens: answer.reused_tokens,
+        }
+    }
+}
+
+impl From<&Chosen> for End {
+    fn from(chosen: &Chosen) -> Self {
+        Self {
+            confidence: given_choices::told(chosen),
+            finish: "stop",
+            prompt_tokens: chosen.prompt_tokens,
+            completion_tokens: 0,
+            cached_tokens: chosen.reused_tokens,
+        }
+    }
 }
 
 /// What is new of an answer.
 enum News {
     Text(String),
-    End(Answer),
+    End(End),
     Silence,
 }
 
 impl Talk {
     async fn news(&mut self) -> Result<News> {
+        if let Some(end) = self.end.take() {
+            return Ok(News::End(end));
+        }
         loop {
             match self.updates.next().await {
                 Happening::Update(Update::Started { regions }) => self.regions = regions,
                 Happening::Update(Update::Text { text, .. }) => return Ok(News::Text(text)),
-                Happening::Update(Update::Answer { answer, .. }) => return Ok(News::End(answer)),
+                Happening::Update(Update::Answer { answer, .. }) => return Ok(News::End((&answer).into())),
+                Happening::Update(Update::Chosen { chosen, .. }) => {
+                    self.end = Some((&chosen).into());
+                    return Ok(News::Text(chosen.text().to_owned()));
+                }
                 Happening::Update(Update::Failed { error, .. }) => return Err(error.into()),
                 Happening::Silence => return Ok(News::Silence),
                 Happening::Stopped => return Err(Fault::Stopping),
@@ -282,8 +336,8 @@ impl Talk {
             match self.news().await? {
                 News::Text(text) => content += &text,
                 News::Silence => {}
-                News::End(answer) => {
-                    return Ok(Json(self.completion.whole(&content, &answer, &self.regions)).into_response());
+                News::End(end) => {
+                    return Ok(Json(self.completion.whole(&content, end, &self.regions)).into_response());
                 }
             }
         }
@@ -298,7 +352,7 @@ impl Talk {
             Some(match talk.news().await {
                 Ok(News::Text(text)) => (Ok(talk.completion.text(&text)), Some(talk)),
                 Ok(News::Silence) => (Ok(sse::comment()), Some(talk)),
-                Ok(News::End(answer)) => (Ok(talk.completion.last(&answer, &talk.regions, with_usage)), None),
+                Ok(News::End(end)) => (Ok(talk.completion.last(end, &talk.regions, with_usage)), None),
                 Err(fault) => (Ok(sse::event(&fault.body())), None),
             })
         });
@@ -315,13 +369,10 @@ pub(crate) fn finish_reason(finish: FinishReason) -> &'static str {
 }
 
 /// What an answer's message has besides its text.
-fn besides(answer: &Answer, regions: &[ResolvedRegion]) -> Value {
-    let regions: Vec<Value> = regions.iter().map(regions::resolved).collect();
-    json!({
-        "regions": regions,
-        "probability": answer.probability(),
-        "mean_log_probability": answer.mean_log_probability,
-    })
+fn besides(confidence: Value, regions: &[ResolvedRegion]) -> Value {
+    let mut besides = confidence;
+    besides["regions"] = regions.iter().map(regions::resolved).collect();
+    besides
 }
 
 /// What all pieces of an answer have in common.
@@ -336,15 +387,16 @@ struct Completion {
 }
 
 impl Completion {
-    fn whole(&self, content: &str, answer: &Answer, regions: &[ResolvedRegion]) -> Value {
-        let mut message = besides(answer, regions);
+    fn whole(&self, content: &str, end: End, regions: &[ResolvedRegion]) -> Value {
+        let (usage, finish) = (self.usage(&end), end.finish);
+        let mut message = besides(end.confidence, regions);
         (message["role"], message["content"], message["refusal"]) = ("assistant".into(), content.into(), Value::Null);
         json!({
             "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
             "choices": [{
-                "index": 0, "message": message, "logprobs": null, "finish_reason": finish_reason(answer.finish),
+                "index": 0, "message": message, "logprobs": null, "finish_reason": finish,
             }],
-            "usage": self.usage(answer),
+            "usage": usage,
         })
     }
 
@@ -366,26 +418,25 @@ impl Completion {
 
     /// All that comes at an answer's end. Regions and confidence stand in the last piece, so that clients that put
     /// an answer together have them on the message, as if it had not been streamed.
-    fn last(&self, answer: &Answer, regions: &[ResolvedRegion], with_usage: bool) -> Bytes {
-        let last = self.chunk(&besides(answer, regions), Some(finish_reason(answer.finish)));
-        let mut events = vec![sse::event(&last)];
+    fn last(&self, end: End, regions: &[ResolvedRegion], with_usage: bool) -> Bytes {
+        let (usage, finish) = (self.usage(&end), end.finish);
+        let mut events = vec![sse::event(&self.chunk(&besides(end.confidence, regions), Some(finish)))];
         if with_usage {
-            let mut usage = self.envelope(&json!([]));
-            usage["usage"] = self.usage(answer);
-            events.push(sse::event(&usage));
+            let mut last = self.envelope(&json!([]));
+            last["usage"] = usage;
+            events.push(sse::event(&last));
         }
         events.push(sse::done());
         events.concat().into()
     }
 
-    fn usage(&self, answer: &Answer) -> Value {
-        let &Answer { prompt_tokens, generated_tokens, reused_tokens, .. } = answer;
+    fn usage(&self, end: &End) -> Value {
         json!({
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": generated_tokens,
-            "total_tokens": prompt_tokens + generated_tokens,
+            "prompt_tokens": end.prompt_tokens,
+            "completion_tokens": end.completion_tokens,
+            "total_tokens": end.prompt_tokens + end.completion_tokens,
             "prompt_tokens_details": {
-                "cached_tokens": reused_tokens,
+                "cached_tokens": end.cached_tokens,
                 "image_tokens": self.image_tokens,
                 "region_tokens": self.region_tokens,
             },

@@ -5,8 +5,8 @@
 //! questions decode as one batch, joining and leaving between steps. A second thread looks at pictures
 //! (`look.rs`), so that answers under way need not wait for a vision tower.
 //!
-//! Every part of a question, the one answer or one per shape, ends in exactly one [`Update::Answer`] or
-//! [`Update::Failed`], and the stream ends behind the last of them. A panic inside costs those whose
+//! Every part of a question, the one answer or one per shape, ends in exactly one [`Update::Answer`],
+//! [`Update::Chosen`] or [`Update::Failed`], and the stream ends behind the last of them. A panic inside costs those whose
 //! questions were being answered their answers ([`Failure::Engine`]); the queue stays, and the thread goes
 //! on with it.
 
@@ -18,10 +18,11 @@ use std::{
 };
 
 use gpt4roi::{
-    BBox, Chat, Config, Gpt4Roi, Image, RegionId,
+    BBox, Chat, Choices, Config, Gpt4Roi, Image, RegionId,
     asked::Rendered,
     bbox::BoxPrecision,
     chat::{Answer, AskOptions, ResolvedRegion},
+    choices::{Chosen, WrittenChoices},
     generate::GenerateError,
     image_cache::ImageCache,
     prefix_cache::PrefixCache,
@@ -97,6 +98,8 @@ pub struct Question {
     pub rounds: Vec<Exchange>,
     /// What is asked now.
     pub question: Vec<Said>,
+    /// The answers to choose between; without any the model answers in its own words.
+    pub choices: Option<Choices>,
     /// How it is to be answered.
     pub options: AskOptions,
     /// When nobody needs the answer any more.
@@ -112,6 +115,8 @@ pub struct Bulk {
     pub shapes: Vec<Shape>,
     /// The question, in which the shape is `<region1>`.
     pub question: String,
+    /// The answers to choose between; without any the model answers in its own words.
+    pub choices: Option<Choices>,
     /// How it is to be answered.
     pub options: AskOptions,
     /// When nobody needs the answers any more.
@@ -166,6 +171,13 @@ pub enum Update {
         index: usize,
         /// The answer.
         answer: Answer,
+    },
+    /// One of the given answers was chosen.
+    Chosen {
+        /// Which answer.
+        index: usize,
+        /// The choices, and how probable each is.
+        chosen: Chosen,
     },
     /// There will be no answer.
     Failed {
@@ -291,11 +303,11 @@ impl Engine {
     /// If the queue is full, the engine stopping, the question can't be asked of any picture of this size, or
     /// takes too many closer looks.
     pub fn ask(&self, question: Question) -> Result<Reply, Refused> {
-        let Question { image, regions, rounds, question, options, deadline } = question;
+        let Question { image, regions, rounds, question, choices, options, deadline } = question;
         let options = self.own(options);
         let rendered = Rendered::new(&self.inner.model, image.size(), &regions, &rounds, &question, &options)?;
         self.check_close_ups(&rendered)?;
-        self.submit(image, rendered, Subject::One, deadline)
+        self.submit(image, rendered, Subject::One, choices, deadline)
     }
 
     /// Queues one question about each of many shapes, as if each were the first of a conversation. What
@@ -304,13 +316,13 @@ impl Engine {
     /// # Errors
     /// As [`Self::ask`].
     pub fn describe(&self, bulk: Bulk) -> Result<Reply, Refused> {
-        let Bulk { image, shapes, question, options, deadline } = bulk;
+        let Bulk { image, shapes, question, choices, options, deadline } = bulk;
         let whole = Shape::Box(BBox::from_normalized([0.0, 0.0, 1.0, 1.0]).map_err(gpt4roi::Error::from)?);
         let (regions, options) = ([(THIS, shapes.first().copied().unwrap_or(whole))], self.own(options));
         let question = [Said::Text(question)];
         let rendered = Rendered::new(&self.inner.model, image.size(), &regions, &[], &question, &options)?;
         shapes.iter().try_for_each(|shape| self.check_close_ups(&rendered.about(THIS, *shape)))?;
-        self.submit(image, rendered, Subject::Each(shapes), deadline)
+        self.submit(image, rendered, Subject::Each(shapes), choices, deadline)
     }
 
     /// Says early what [`Self::ask`] would say of any question, before work is put into one. There may be no
@@ -355,11 +367,14 @@ impl Engine {
         image: Arc<Image>,
         rendered: Rendered,
         subject: Subject,
+        choices: Option<Choices>,
         deadline: Instant,
     ) -> Result<Reply, Refused> {
+        let written = choices.map(|choices| WrittenChoices::new(&self.inner.model, &rendered, choices));
+        let choices = written.transpose()?.map(Arc::new);
         let (sender, updates) = unbounded_channel();
         let queue = self.inner.queue.clone();
-        queue.push(Request::new(image, rendered, subject, deadline, sender))?;
+        queue.push(Request::new(image, rendered, subject, choices, deadline, sender))?;
         Ok(Reply { updates, queue })
     }
 }
@@ -472,6 +487,7 @@ mod tests {
             regions: Vec::new(),
             rounds: Vec::new(),
             question: vec![Said::Text(text.to_owned())],
+            choices: None,
             options: AskOptions { max_new_tokens: 5, ..AskOptions::default() },
             deadline: Instant::now() + Duration::from_secs(600),
         }

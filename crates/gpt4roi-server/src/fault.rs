@@ -185,9 +185,12 @@ impl Fault {
                 Self::UnknownRegion { param, message }
             }
             Error::Prompt(PromptError::TooLong { .. }) => Self::ContextLength(message),
-            Error::Mention(_) | Error::Prompt(_) | Error::Chat(_) | Error::Box(_) | Error::Sampling(_) => {
-                Self::Question { param, message }
-            }
+            Error::Mention(_)
+            | Error::Prompt(_)
+            | Error::Chat(_)
+            | Error::Choices(_)
+            | Error::Box(_)
+            | Error::Sampling(_) => Self::Question { param, message },
             _ => Self::Engine,
         }
     }

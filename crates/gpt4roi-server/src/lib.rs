@@ -28,6 +28,7 @@ mod regions_describe;
 mod conversation;
 mod fetch;
 mod generation;
+mod given_choices;
 mod mask;
 mod picture_source;
 mod regions;
@@ -41,6 +42,7 @@ pub mod engine;
 pub mod pictures;
 pub mod reading;
 
+mod choosing;
 mod look;
 mod queue;
 mod request;

@@ -30,6 +30,8 @@ pub(crate) const MAX_CORNERS: usize = 10_000;
 pub(crate) const MAX_RUNS: usize = 100_000;
 /// Strings that end an answer, as many as OpenAI takes.
 pub(crate) const MAX_STOPS: usize = 4;
+/// Answers to choose between.
+pub(crate) const MAX_CHOICES: usize = 1000;
 /// Characters of all text in a conversation.
 pub(crate) const MAX_TEXT: usize = 16_000;
 
@@ -42,6 +44,7 @@ pub(crate) enum Unit {
     Regions,
     Corners,
     Stops,
+    Choices,
     Characters,
 }
 
@@ -55,6 +58,7 @@ impl Unit {
             Self::Regions => "too_many_regions",
             Self::Corners => "too_many_corners",
             Self::Stops => "too_many_stops",
+            Self::Choices => "too_many_choices",
             Self::Characters => "text_too_long",
         }
     }
@@ -69,6 +73,7 @@ impl fmt::Display for Unit {
             Self::Regions => "regions",
             Self::Corners => "corners",
             Self::Stops => "strings",
+            Self::Choices => "choices",
             Self::Characters => "characters",
         })
     }

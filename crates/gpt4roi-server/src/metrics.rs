@@ -21,7 +21,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use gpt4roi::chat::Answer;
 use hyper::body::{Frame, SizeHint};
 use prometheus_client::{
     collector::Collector,
@@ -165,9 +164,9 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn add(&self, answer: &Answer) {
-        self.prompt.fetch_add(answer.prompt_tokens, Ordering::Relaxed);
-        self.generated.fetch_add(answer.generated_tokens, Ordering::Relaxed);
+    pub(crate) fn add(&self, prompt_tokens: usize, generated_tokens: usize) {
+        self.prompt.fetch_add(prompt_tokens, Ordering::Relaxed);
+        self.generated.fetch_add(generated_tokens, Ordering::Relaxed);
     }
 }
 

@@ -2,7 +2,7 @@
 //! that check a request before they send it. Limits are those of a server that was told nothing else.
 
 use gpt4roi::{
-    Gpt4Roi, RegionId,
+    Choices, Gpt4Roi, RegionId,
     asked::{Exchange, Rendered, Said},
     bbox::ImageSize,
     chat::AskOptions,
@@ -35,9 +35,9 @@ pub fn data_url(url: &str, most: usize) -> Result<Vec<u8>, Refusal> {
 pub fn chat(body: &[u8], picture: ImageSize) -> Result<Chat, Refusal> {
     let request: chat_completions::Request = body::parse(body)?;
     let limits = Limits::default();
-    let (options, conversation) = request.read(&limits)?;
+    let (options, choices, conversation) = request.read(&limits)?;
     let regions = conversation.shapes(picture, &Memory::new(limits.memory_bytes))?;
-    Ok(Chat { size: picture, options, conversation, regions })
+    Ok(Chat { size: picture, options, choices, conversation, regions })
 }
 
 /// Reads the body of `POST /v1/regions/describe` in the same way.
@@ -47,9 +47,9 @@ pub fn chat(body: &[u8], picture: ImageSize) -> Result<Chat, Refusal> {
 pub fn describe(body: &[u8], picture: ImageSize) -> Result<Describe, Refusal> {
     let request: regions_describe::Request = body::parse(body)?;
     let limits = Limits::default();
-    request.read(&limits)?;
+    let (_, choices, _) = request.read(&limits)?;
     let (ids, shapes) = request.shapes(picture, &Memory::new(limits.memory_bytes))?;
-    Ok(Describe { ids, shapes, question: request.question(picture)? })
+    Ok(Describe { ids, shapes, question: request.question(picture)?, choices })
 }
 
 /// A conversation that was read.
@@ -57,6 +57,7 @@ pub fn describe(body: &[u8], picture: ImageSize) -> Result<Describe, Refusal> {
 pub struct Chat {
     size: ImageSize,
     options: AskOptions,
+    choices: Option<Choices>,
     conversation: Conversation,
     regions: Vec<(RegionId, Shape)>,
 }
@@ -82,6 +83,11 @@ impl Chat {
         &self.conversation.question
     }
 
+    /// The answers to choose between, if some were given.
+    pub fn choices(&self) -> Option<&Choices> {
+        self.choices.as_ref()
+    }
+
     /// The prompt for a model, with a place for each region that is mentioned.
     ///
     /// # Errors
@@ -101,6 +107,8 @@ pub struct Describe {
     pub shapes: Vec<Shape>,
     /// What is asked about each; `<region1>` stands for it.
     pub question: String,
+    /// The answers to choose between, if some were given.
+    pub choices: Option<Choices>,
 }
 
 /// Why a request is refused, as its client is told.

@@ -12,9 +12,10 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use gpt4roi::{
-    RegionId,
+    Choices, RegionId,
     bbox::ImageSize,
     chat::{Answer, AskOptions, ResolvedRegion},
+    choices::Chosen,
     mention::{self, Part},
     shape::Shape,
     zoom::Zoom,
@@ -29,6 +30,7 @@ use crate::{
     engine::{Bulk, Update},
     fault::{Fault, Result},
     generation::Wishes,
+    given_choices::{self, GivenChoices},
     limits::{Few, Held, Limits, MAX_DESCRIBED, MAX_TEXT, Memory, Unit},
     metrics::Tally,
     picture_source::{ImageUrl, Source},
@@ -47,6 +49,7 @@ pub(crate) struct Request {
     regions: Few<Region, MAX_DESCRIBED>,
     question: Option<String>,
     detail: Option<Detail>,
+    choices: Option<GivenChoices>,
     stream: Option<bool>,
     max_tokens: Option<u64>,
     temperature: Option<f64>,
@@ -100,7 +103,7 @@ impl Request {
     /// Queues the question about each region. As with one question, nothing of the body outlives this.
     async fn ask(self, app: &App, owner: &Owner, tally: Arc<Tally>, _body_held: Held) -> Result<Descriptions> {
         app.check_model(self.model.as_deref())?;
-        let (options, source) = self.read(&app.limits)?;
+        let (options, choices, source) = self.read(&app.limits)?;
         let picture = source.open(app, owner, "image").await?;
         let (size, memory) = (picture.image.size(), app.memory.clone());
         let (question, ids, shapes) = app
@@ -109,20 +112,22 @@ impl Request {
                 Ok((self.question(size)?, ids, shapes))
             })
             .await?;
-        let bulk = Bulk { image: picture.image, shapes, question, options, deadline: app.deadline() };
+        let bulk = Bulk { image: picture.image, shapes, question, choices, options, deadline: app.deadline() };
         let updates = app.updates(app.engine.describe(bulk)?, picture.held, tally);
         let open = vec![true; ids.len()];
         Ok(Descriptions { updates, ids, regions: Vec::new(), open, usage: Usage::default() })
     }
 
-    /// All that can be told without the picture: how to answer, and where the picture comes from.
+    /// All that can be told without the picture: how to answer, what to choose between, and where the picture comes
+    /// from.
     ///
     /// # Errors
     /// If something is asked for that can't be.
-    pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, Source)> {
+    pub(crate) fn read(&self, limits: &Limits) -> Result<(AskOptions, Option<Choices>, Source)> {
         let &Self { max_tokens, temperature, top_p, top_k, seed, zoom, .. } = self;
         let wishes = Wishes { max_tokens, max_completion_tokens: None, temperature, top_p, top_k, seed, zoom };
-        Ok((wishes.options(limits)?, Source::parse(&self.image.url, "image")?))
+        let choices = self.choices.as_ref().map(|choices| choices.read(&wishes)).transpose()?;
+        Ok((wishes.options(limits)?, choices, Source::parse(&self.image.url, "image")?))
     }
 
     /// The ids as they were given, and the shapes.
@@ -192,10 +197,10 @@ struct Usage {
 }
 
 impl Usage {
-    fn add(&mut self, answer: &Answer) {
-        self.prompt_tokens += answer.prompt_tokens;
-        self.completion_tokens += answer.generated_tokens;
-        self.cached_tokens += answer.reused_tokens;
+    fn add(&mut self, prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) {
+        self.prompt_tokens += prompt_tokens;
+        self.completion_tokens += completion_tokens;
+        self.cached_tokens += cached_tokens;
     }
 
     fn json(&self) -> Value {
@@ -225,8 +230,12 @@ impl Descriptions {
                     continue;
                 }
                 Happening::Update(Update::Answer { index, answer }) => {
-                    self.usage.add(&answer);
+                    self.usage.add(answer.prompt_tokens, answer.generated_tokens, answer.reused_tokens);
                     return Some(News::Line(index, self.done(index, &answer)));
+                }
+                Happening::Update(Update::Chosen { index, chosen }) => {
+                    self.usage.add(chosen.prompt_tokens, 0, chosen.reused_tokens);
+                    return Some(News::Line(index, self.chosen(index, &chosen)));
                 }
                 Happening::Update(Update::Failed { index, error }) if self.is_open(index) => {
                     return Some(News::Line(index, self.failed(index, &error.into())));
@@ -254,6 +263,18 @@ impl Descriptions {
         line["mean_log_probability"] = answer.mean_log_probability.into();
         line["finish_reason"] = finish_reason(answer.finish).into();
         line["completion_tokens"] = answer.generated_tokens.into();
+        line
+    }
+
+    fn chosen(&mut self, index: usize, chosen: &Chosen) -> Value {
+        let mut line = self.line(index);
+        let mut told = given_choices::told(chosen);
+        line["status"] = "done".into();
+        line["text"] = chosen.text().into();
+        line["probability"] = told["probability"].take();
+        line["choices"] = told["choices"].take();
+        line["finish_reason"] = "stop".into();
+        line["completion_tokens"] = 0.into();
         line
     }
 

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use gpt4roi::{Image, RegionId, asked::Rendered, image_cache::EncodedImage, kv_cache::KvCache, shape::Shape};
+use gpt4roi::{
+    Image, RegionId, asked::Rendered, choices::WrittenChoices, image_cache::EncodedImage, kv_cache::KvCache,
+    shape::Shape,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::engine::{Failure, Update};
@@ -32,6 +35,8 @@ pub(crate) struct Request {
     pub(crate) deadline: Instant,
     pub(crate) rendered: Rendered,
     pub(crate) subject: Subject,
+    /// The answers to choose between, if some were given.
+    pub(crate) choices: Option<Arc<WrittenChoices>>,
     /// Until it has been looked at.
     pub(crate) image: Option<Arc<Image>>,
     pub(crate) encoded: Option<Arc<EncodedImage>>,
@@ -60,6 +65,7 @@ impl Request {
         image: Arc<Image>,
         rendered: Rendered,
         subject: Subject,
+        choices: Option<Arc<WrittenChoices>>,
         deadline: Instant,
         updates: UnboundedSender<Update>,
     ) -> Self {
@@ -75,6 +81,7 @@ impl Request {
             deadline,
             rendered,
             subject,
+            choices,
             image: Some(image),
             encoded: None,
             beginning: None,
@@ -134,7 +141,7 @@ impl Request {
 
     /// Tells whoever listens. If nobody does, the next step notices.
     pub(crate) fn tell(&mut self, update: Update) {
-        if let Update::Answer { index, .. } | Update::Failed { index, .. } = &update
+        if let Update::Answer { index, .. } | Update::Chosen { index, .. } | Update::Failed { index, .. } = &update
             && !self.open.get_mut(*index).is_some_and(std::mem::take)
         {
             return;

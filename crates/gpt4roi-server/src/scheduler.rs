@@ -7,7 +7,7 @@
 //! seat that becomes free, or for a few if others wait too, never for all of a request with three hundred parts.
 //!
 //! A step reads one piece of what is long (beginnings of pictures, long prompts), lets short prompts join,
-//! and advances every sequence by a token. Whoever went away is gone at the beginning of the next step.
+//! advances every sequence by a token, and reads on in the given answers of one request. Whoever went away is gone at the beginning of the next step.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,12 +19,14 @@ use gpt4roi::{
     asked::Asked,
     batch::{DecodeBatch, Ended, Event, NewSequence, Reading, SequenceId},
     chat::AnswerStream,
+    choices::ScoredChoices,
     generate::{GenerateError, Halt},
     image_cache::EncodedImage,
     tokenizer::Tokenizer,
 };
 
 use crate::{
+    choosing::Choosing,
     engine::{EngineOptions, Failure, Update},
     look::{Eye, Look, Looked, Prompt, Seen},
     queue::Queue,
@@ -41,6 +43,7 @@ pub(crate) struct Scheduler<'m> {
     seats: Vec<Seat<'m>>,
     beginnings: VecDeque<Beginning>,
     batch: DecodeBatch<'m>,
+    choosing: Choosing<'m>,
     looks: VecDeque<Look>,
     /// Whether parts of many may join; not from when the batch has outgrown its memory to when an
     /// answer ends.
@@ -68,6 +71,17 @@ enum Stage<'m> {
     /// Its prompt is being read, or waits for room in the batch.
     Reading(Arc<EncodedImage>, Prompt),
     Decoding(Box<Decoding<'m>>),
+    /// One of some given answers is chosen.
+    Choosing(Box<Undecided>),
+}
+
+/// A question of which nobody knows yet what will be chosen.
+struct Undecided {
+    /// Among those of its request.
+    number: usize,
+    image: Arc<EncodedImage>,
+    asked: Asked,
+    reused: usize,
 }
 
 struct Decoding<'m> {
@@ -111,6 +125,7 @@ impl<'m> Scheduler<'m> {
             seats: Vec::new(),
             beginnings: VecDeque::new(),
             batch: DecodeBatch::new(&eye.model.network.llama),
+            choosing: Choosing::new(eye.model),
             looks: VecDeque::new(),
             open: true,
         }
@@ -124,11 +139,13 @@ impl<'m> Scheduler<'m> {
         self.give_seats();
         let begun = self.read_beginning();
         let read = self.read_long_prompt();
+        let chose = self.let_choose();
         let joined = self.let_join();
         self.decode();
         self.make_room();
+        self.choose();
         self.retire();
-        self.report(began, begun || read || joined);
+        self.report(began, begun || read || chose || joined);
     }
 
     /// The next look that somebody has to take.
@@ -139,7 +156,8 @@ impl<'m> Scheduler<'m> {
     /// Whether the next step gets anything done even if nothing happens until then.
     pub(crate) fn has_work(&self) -> bool {
         let reads = |seat: &Seat<'_>| matches!(seat.stage, Stage::Reading(..));
-        !self.batch.is_empty() || !self.beginnings.is_empty() || self.seats.iter().any(reads) || self.can_seat()
+        let decodes = !self.batch.is_empty() || !self.choosing.is_empty();
+        decodes || !self.beginnings.is_empty() || self.seats.iter().any(reads) || self.can_seat()
     }
 
     /// Whether there are free seats, and somebody who waits for one.
@@ -183,11 +201,11 @@ impl<'m> Scheduler<'m> {
                 self.queue.ended(&request);
             }
         }
-        let (requests, batch) = (&self.requests, &mut self.batch);
+        let (requests, batch, choosing) = (&self.requests, &mut self.batch, &mut self.choosing);
         self.seats.retain(|seat| {
             let stays = requests.contains_key(&seat.request);
-            if let (false, Stage::Decoding(decoding)) = (stays, &seat.stage) {
-                batch.end(decoding.id, Halt::Cancel);
+            if !stays {
+                seat.stop(batch, choosing);
             }
             stays
         });
@@ -301,7 +319,7 @@ impl<'m> Scheduler<'m> {
         match beginning.reading.read(&self.eye.model.network.llama, self.options.piece) {
             Ok(()) if beginning.reading.unread() > 0 => self.beginnings.push_back(beginning),
             Ok(()) => self.go_on_behind(&beginning),
-            Err(error) => self.fail_those(&error, |stage| beginning.is_awaited_by(stage)),
+            Err(error) => self.fail_those(&error, |seat| beginning.is_awaited_by(&seat.stage)),
         }
         true
     }
@@ -335,11 +353,29 @@ impl<'m> Scheduler<'m> {
         true
     }
 
+    /// Lets prompts with given answers go on to these that can be read in the coming step.
+    fn let_choose(&mut self) -> bool {
+        let mut chose = false;
+        for seat in &mut self.seats {
+            if let Some(choices) = self.requests.get(&seat.request).and_then(|request| request.choices.as_ref())
+                && matches!(&seat.stage, Stage::Reading(_, prompt) if prompt.reading.unread() <= self.options.piece)
+                && let Stage::Reading(image, prompt) = std::mem::replace(&mut seat.stage, Stage::Looking)
+            {
+                let Prompt { asked, reading, reused } = prompt;
+                let number = self.choosing.add(seat.request, choices, reading);
+                seat.stage = Stage::Choosing(Box::new(Undecided { number, image, asked, reused }));
+                chose = true;
+            }
+        }
+        chose
+    }
+
     /// Lets prompts join that can be read in the coming step, in the order of their seats.
     fn let_join(&mut self) -> bool {
         self.open |= self.batch.is_empty();
         let (mut unread, mut joined) = (0, false);
         let mut reserved = self.batch.bytes().max(self.seats.iter().map(|seat| seat.reserved).sum());
+        reserved += self.choosing.bytes();
         let mut failed = Vec::new();
         for seat in &mut self.seats {
             let (Stage::Reading(_, prompt), Some(request)) = (&seat.stage, self.requests.get(&seat.request)) else {
@@ -372,7 +408,7 @@ impl<'m> Scheduler<'m> {
         }
         match self.batch.step() {
             Ok(events) => events.into_iter().for_each(|(id, event)| self.advance(id, event)),
-            Err(error) => self.fail_those(&error, |stage| matches!(stage, Stage::Decoding(_))),
+            Err(error) => self.fail_those(&error, |seat| matches!(seat.stage, Stage::Decoding(_))),
         }
     }
 
@@ -400,6 +436,47 @@ impl<'m> Scheduler<'m> {
                 // Whatever made the numbers none may be in what was read.
                 self.eye.prefixes.forget(&image);
                 self.fail(request, part, error.into());
+            }
+        }
+    }
+
+    /// Reads on in the given answers of the request whose turn it is.
+    fn choose(&mut self) {
+        let bytes = self.options.batch_bytes.saturating_sub(self.batch.bytes());
+        match self.choosing.step(self.options.piece, bytes) {
+            Some((request, Ok(done))) => {
+                done.into_iter().for_each(|(number, choices)| self.take_chosen(request, number, choices));
+            }
+            Some((request, Err(error))) => {
+                let of_request = |seat: &Seat<'_>| seat.request == request && matches!(seat.stage, Stage::Choosing(_));
+                self.fail_those(&error, of_request);
+            }
+            None => {}
+        }
+    }
+
+    /// Reports what was chosen and frees the seat.
+    fn take_chosen(&mut self, number: u64, question: usize, choices: ScoredChoices) {
+        let is = |seat: &Seat<'_>| {
+            seat.request == number && matches!(&seat.stage, Stage::Choosing(other) if other.number == question)
+        };
+        let Some(place) = self.seats.iter().position(is) else { return };
+        let Seat { part: index, stage, .. } = self.seats.remove(place);
+        let (Stage::Choosing(question), Some(request)) = (stage, self.requests.get_mut(&number)) else { return };
+        request.turn = self.queue.draw_turn();
+        match choices {
+            Ok(choices) => {
+                let chosen = question.asked.chosen(question.reused, choices);
+                self.queue.note(|stats| {
+                    stats.prompt_tokens += chosen.prompt_tokens as u64;
+                    stats.reused_tokens += chosen.reused_tokens as u64;
+                });
+                request.tell(Update::Chosen { index, chosen });
+            }
+            Err(error) => {
+                // Whatever made the numbers none may be in what was read.
+                self.eye.prefixes.forget(&question.image);
+                request.tell(Update::Failed { index, error: error.into() });
             }
         }
     }
@@ -434,8 +511,8 @@ impl<'m> Scheduler<'m> {
     }
 
     /// Something failed that all of these were part of.
-    fn fail_those(&mut self, error: &GenerateError, concerned: impl Fn(&Stage<'_>) -> bool) {
-        let seats = self.seats.iter().filter(|seat| concerned(&seat.stage));
+    fn fail_those(&mut self, error: &GenerateError, concerned: impl Fn(&Seat<'_>) -> bool) {
+        let seats = self.seats.iter().filter(|seat| concerned(seat));
         for (request, part) in seats.map(|seat| (seat.request, seat.part)).collect::<Vec<_>>() {
             self.tell_failed(request, part, Failure::Engine(error.to_string()));
         }
@@ -450,11 +527,11 @@ impl<'m> Scheduler<'m> {
 
     /// Frees the seats of parts that have ended.
     fn leave_ended_seats(&mut self) {
-        let (requests, batch) = (&self.requests, &mut self.batch);
+        let (requests, batch, choosing) = (&self.requests, &mut self.batch, &mut self.choosing);
         self.seats.retain(|seat| {
             let stays = requests.get(&seat.request).is_some_and(|request| request.is_open(seat.part));
-            if let (false, Stage::Decoding(decoding)) = (stays, &seat.stage) {
-                batch.end(decoding.id, Halt::Cancel);
+            if !stays {
+                seat.stop(batch, choosing);
             }
             stays
         });
@@ -502,6 +579,15 @@ impl<'m> Seat<'m> {
             stage => stage,
         };
         Ok(())
+    }
+
+    /// Lets go of what is written or chosen for it.
+    fn stop(&self, batch: &mut DecodeBatch<'_>, choosing: &mut Choosing<'_>) {
+        match &self.stage {
+            Stage::Decoding(decoding) => _ = batch.end(decoding.id, Halt::Cancel),
+            Stage::Choosing(question) => choosing.end(self.request, question.number),
+            Stage::Looking | Stage::Waiting { .. } | Stage::Reading(..) => {}
+        }
     }
 
     /// Back to before it joined, if it can; which sequence it was.
@@ -553,10 +639,11 @@ mod tests {
 
     use candle_core::{Device, Tensor};
     use gpt4roi::{
-        BBox, Chat, Config, Gpt4Roi, Image, Network, RegionId,
+        BBox, Chat, Choices, Config, Gpt4Roi, Image, Network, RegionId,
         asked::{Exchange, Said},
         bbox::Point,
         chat::{Answer, AskOptions},
+        choices::{Chosen, Scoring},
         generate::{FinishReason, Limits},
         image::DEFAULT_MAX_PIXELS,
         image_cache::ImageCache,
@@ -653,7 +740,7 @@ mod tests {
                 let looks = self.look();
                 if self.scheduler.requests.is_empty() && self.queue.is_empty() {
                     assert!(self.scheduler.seats.is_empty() && self.scheduler.batch.is_empty());
-                    assert!(self.scheduler.beginnings.is_empty());
+                    assert!(self.scheduler.beginnings.is_empty() && self.scheduler.choosing.is_empty());
                     return;
                 }
                 assert!(looks > 0 || self.scheduler.has_work(), "the thread would go to sleep here");
@@ -684,6 +771,7 @@ mod tests {
                 regions: vec![(RegionId(1), shape(1)), (RegionId(2), shape(2))],
                 rounds: Vec::new(),
                 question: said(text),
+                choices: None,
                 options: AskOptions { max_new_tokens: 12, ..AskOptions::default() },
                 deadline: self.in_an_hour(),
             }
@@ -697,7 +785,7 @@ mod tests {
             let shapes = (0..shapes).map(shape).collect();
             let Question { image, options, deadline, .. } = self.question(image, "");
             let question = "What is <region1>?".to_owned();
-            self.engine.describe(Bulk { image, shapes, question, options, deadline }).unwrap()
+            self.engine.describe(Bulk { image, shapes, question, choices: None, options, deadline }).unwrap()
         }
     }
 
@@ -740,6 +828,98 @@ mod tests {
         };
         assert_eq!(texts.iter().map(text).collect::<String>(), answer.text);
         answer.clone()
+    }
+
+    fn choices() -> Choices {
+        Choices::new(["a", "a cat", "a cat on a mat", "a dog", "dog"]).unwrap()
+    }
+
+    /// What was chosen for every part, by index.
+    fn chosen(reply: &mut Reply) -> Vec<Chosen> {
+        let mut chosen: Vec<_> = updates(reply)
+            .into_iter()
+            .filter_map(|update| match update {
+                Update::Started { .. } => None,
+                Update::Chosen { index, chosen } => Some((index, chosen)),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        chosen.sort_by_key(|(index, _)| *index);
+        assert!(chosen.iter().enumerate().all(|(place, (index, _))| place == *index));
+        chosen.into_iter().map(|(_, chosen)| chosen).collect()
+    }
+
+    #[track_caller]
+    fn assert_same_choice(got: &Chosen, expected: &Chosen) {
+        assert_eq!((&got.question, &got.regions, got.best()), (&expected.question, &expected.regions, expected.best()));
+        assert_eq!(got.prompt_tokens, expected.prompt_tokens);
+        for (got, expected) in got.choices.iter().zip(&expected.choices) {
+            assert_eq!((&got.text, got.tokens, got.complete), (&expected.text, expected.tokens, expected.complete));
+            assert!((got.log_probability - expected.log_probability).abs() < 1e-3, "{got:?} {expected:?}");
+        }
+    }
+
+    /// Beside others that are asked in words, and whose answers do not change.
+    #[test]
+    fn what_is_chosen_is_what_a_conversation_chooses() {
+        let model = tiny();
+        let likely = AskOptions { scoring: Scoring::Likely, ..AskOptions::default() };
+        let mut chat = Chat::new(&model, &picture(0)).unwrap();
+        let shapes: Vec<Shape> = (0..5).map(shape).collect();
+        let of_regions = chat.choose_for_regions(&shapes, "What is <region1>?", &choices(), &likely).unwrap();
+        for number in [1, 2] {
+            chat.add_region(bbox(number));
+        }
+        let of_one = chat.choose("Is <region2> [8, 6, 40, 30]?", &choices(), &likely).unwrap();
+
+        driven(tiny(), EngineOptions { max_sequences: 4, ..options() }, |driven| {
+            let image = picture(0);
+            let mut alone = driven.ask(&image, "What is <region1>?");
+            driven.settle();
+            let (mut words, mut many) = (driven.ask(&image, "What is <region1>?"), {
+                let Question { image, options, deadline, .. } = driven.question(&image, "");
+                let (shapes, question) = (shapes.clone(), "What is <region1>?".to_owned());
+                driven.engine.describe(Bulk { image, shapes, question, choices: Some(choices()), options, deadline })
+            });
+            let question = driven.question(&image, "Is <region2> [8, 6, 40, 30]?");
+            let mut one = driven.engine.ask(Question { choices: Some(choices()), ..question }).unwrap();
+            driven.settle();
+            assert_eq!(answer(&mut words).text, answer(&mut alone).text);
+            for (got, expected) in chosen(many.as_mut().unwrap()).iter().zip(&of_regions) {
+                assert_same_choice(got, expected);
+            }
+            assert_same_choice(&chosen(&mut one)[0], &of_one);
+            assert_eq!(driven.engine.stats().requests.answered, 4);
+        });
+    }
+
+    /// One goes away while the model reads its choices, one whose numbers are none fails, and one gets its choice.
+    #[test]
+    fn choosing_ends_for_those_alone_whom_it_concerns() {
+        driven(tiny(), options(), |driven| {
+            let image = picture(0);
+            let ask = |driven: &Driven<'_>, text: &str| {
+                let question = driven.question(&image, text);
+                driven.engine.ask(Question { choices: Some(choices()), ..question }).unwrap()
+            };
+            let gone = ask(driven, "What is <region1>?");
+            let (mut broken, mut other) = (ask(driven, POISON), ask(driven, "What is <region2>?"));
+            driven.until(|scheduler| !scheduler.choosing.is_empty());
+            drop(gone);
+            driven.settle();
+            assert!(matches!(failures(&mut broken)[..], [(0, Failure::Numbers)]));
+            assert_eq!(chosen(&mut other).len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_choice_that_does_not_fit_is_refused_when_it_is_asked_for() {
+        driven(tiny(), options(), |driven| {
+            let long = Choices::new(["a".to_owned(), "b ".repeat(4000)]).unwrap();
+            let question = driven.question(&picture(0), "What is <region1>?");
+            let refused = driven.engine.ask(Question { choices: Some(long), ..question }).unwrap_err();
+            assert!(matches!(refused, Refused::Question(gpt4roi::Error::Prompt(_))), "{refused}");
+        });
     }
 
     /// The failures of every part, by index.
@@ -882,6 +1062,7 @@ mod tests {
                     image: picture(0),
                     shapes: (0..8).map(shape).collect(),
                     question: "What is <region1>?".to_owned(),
+                    choices: None,
                     options: long,
                     deadline: driven.in_an_hour(),
                 };
@@ -936,7 +1117,8 @@ mod tests {
             let point = Shape::Point(Point::from_normalized([0.5, 0.5]).unwrap());
             let Question { image, options, deadline, .. } = driven.question(&picture(0), "");
             let (shapes, question) = (vec![shape(4), point], "Is <region1> [8, 6, 40, 30]?".to_owned());
-            let mut reply = driven.engine.describe(Bulk { image, shapes, question, options, deadline }).unwrap();
+            let mut reply =
+                driven.engine.describe(Bulk { image, shapes, question, choices: None, options, deadline }).unwrap();
             driven.settle();
             let Some(Update::Started { regions }) = reply.try_next() else { panic!() };
             assert_eq!(regions.iter().map(|region| region.id).collect::<Vec<_>>(), [1, 1], "one for each shape");
@@ -1042,7 +1224,8 @@ mod tests {
             assert!(refused(vec![Said::Region(RegionId(9))]));
             assert!(!refused(vec![Said::Literal("What is <region9>?".into())]));
             let Question { image, options, deadline, .. } = driven.question(&picture(0), "");
-            let bulk = Bulk { image, shapes: vec![shape(1)], question: "<region2>?".into(), options, deadline };
+            let bulk =
+                Bulk { image, shapes: vec![shape(1)], question: "<region2>?".into(), choices: None, options, deadline };
             assert!(matches!(driven.engine.describe(bulk), Err(Refused::Question(_))));
             // Nothing to describe is no failure.
             let mut nothing = driven.describe(&picture(0), 0);
@@ -1140,7 +1323,7 @@ mod tests {
             let image = picture(1);
             let Question { options, deadline, .. } = driven.question(&image, "");
             let (shapes, question) = (vec![shape(1); 8], "What is <region1>?".to_owned());
-            let bulk = Bulk { image: image.clone(), shapes, question, options, deadline };
+            let bulk = Bulk { image: image.clone(), shapes, question, choices: None, options, deadline };
             let mut bulk = driven.engine.describe(bulk).unwrap();
             let mut queued: Vec<_> = (0..4).map(|_| driven.ask(&image, "What is <region1>?")).collect();
             driven.settle();

@@ -73,7 +73,8 @@ impl Updates {
                     first_text.observe(self.since.elapsed().as_secs_f64());
                 }
             }
-            Some(Update::Answer { answer, .. }) => self.tally.add(answer),
+            Some(Update::Answer { answer, .. }) => self.tally.add(answer.prompt_tokens, answer.generated_tokens),
+            Some(Update::Chosen { chosen, .. }) => self.tally.add(chosen.prompt_tokens, 0),
             _ => {}
         }
         update.map_or(Happening::End, Happening::Update)

@@ -1,19 +1,20 @@
 //! Choices as a tree of tokens, and a walk that reads it behind many questions at once.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
-    batch::Reading, chat::AskOptions, choices::Scoring, generate::GenerateError, kv_cache::Branch, llama::Llama,
+    batch::Reading, choices::Scoring, generate::GenerateError, kv_cache::Branch, llama::Llama,
     sampling::LogProbabilities,
 };
 
 /// What choices that are given up may come to, all of them together.
 const GIVEN_UP: f64 = 1e-4;
-/// Tokens that are read in one pass at most: more are no faster, and the logits of each take memory.
-const TOKENS_AT_ONCE: usize = 256;
-
 /// The tokens of some choices. What several begin with in common stands in it once, so that it is read once.
 #[derive(Debug)]
 pub(crate) struct ChoiceTree {
@@ -78,17 +79,29 @@ pub(crate) struct Score {
     pub(crate) complete: bool,
 }
 
-/// Scores the choices of a tree behind questions. Every step reads nodes of all questions in one pass, as many as
-/// there is memory for, the deepest first, so that few branches have to be kept.
+/// Scores the choices of a tree behind questions, which come and go between steps. Every step reads nodes of all
+/// questions in one pass, as many as there is room for, the deepest first, so that few branches have to be kept.
 #[derive(Debug)]
-pub(crate) struct Walk<'a> {
-    llama: &'a Llama,
-    tree: &'a ChoiceTree,
+pub(crate) struct Walk<'m> {
+    llama: &'m Llama,
+    tree: Arc<ChoiceTree>,
     scoring: Scoring,
-    batch_bytes: usize,
-    questions: Vec<Question>,
+    questions: BTreeMap<usize, Question>,
+    added: usize,
     open: Vec<Open>,
 }
+
+/// What one step may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Tokens that it reads at most. One node is read in any case.
+    pub(crate) tokens: usize,
+    /// Bytes of keys and values beyond those of prefixes, what was read before included.
+    pub(crate) bytes: usize,
+}
+
+/// What became of a question: the scores of its choices, or an error if the model's numbers are none.
+pub(crate) type Scores = Result<Vec<Score>, GenerateError>;
 
 #[derive(Debug)]
 struct Question {
@@ -108,81 +121,98 @@ struct Open {
     unread: Option<Tensor>,
 }
 
-impl<'a> Walk<'a> {
-    pub(crate) fn new(llama: &'a Llama, tree: &'a ChoiceTree, options: &AskOptions) -> Self {
-        let (scoring, batch_bytes) = (options.scoring, options.batch_bytes);
-        Self { llama, tree, scoring, batch_bytes, questions: Vec::new(), open: Vec::new() }
+impl<'m> Walk<'m> {
+    pub(crate) fn new(llama: &'m Llama, tree: Arc<ChoiceTree>, scoring: Scoring) -> Self {
+        Self { llama, tree, scoring, questions: BTreeMap::new(), added: 0, open: Vec::new() }
     }
 
-    /// Adds a question, of which at least the last token is unread.
-    pub(crate) fn add(&mut self, reading: Reading) {
+    /// Adds a question, of which at least the last token is unread; returns its number.
+    pub(crate) fn add(&mut self, reading: Reading) -> usize {
         let (branch, unread) = reading.into_parts();
         let scores = vec![Score { log_probability: 0.0, complete: false }; self.tree.sorted.len()];
-        let root = Open {
-            question: self.questions.len(),
-            node: 0,
-            log_probability: 0.0,
-            behind: Arc::new(branch),
-            unread: Some(unread),
-        };
-        self.questions.push(Question { scores, failure: None });
+        let question = self.added;
+        self.added += 1;
+        let root = Open { question, node: 0, log_probability: 0.0, behind: Arc::new(branch), unread: Some(unread) };
+        self.questions.insert(question, Question { scores, failure: None });
         self.open.push(root);
+        question
     }
 
-    /// The scores of all choices behind each question; an error for one where the model's numbers are none.
+    /// Forgets a question.
+    pub(crate) fn end(&mut self, question: usize) {
+        self.questions.remove(&question);
+        self.open.retain(|open| open.question != question);
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.questions.is_empty()
+    }
+
+    /// Bytes of keys and values beyond those of prefixes.
+    pub(crate) fn bytes(&self) -> usize {
+        bytes(self.open.iter())
+    }
+
+    /// Reads on, and returns the questions with which it is done, by their numbers. They have left.
     ///
     /// # Errors
-    /// If the engine fails.
-    pub(crate) fn run(mut self) -> Result<Vec<Result<Vec<Score>, GenerateError>>, GenerateError> {
-        loop {
-            let next = self.next();
-            if next.is_empty() {
-                break;
-            }
+    /// If the engine fails; the walk can't go on then.
+    pub(crate) fn step(&mut self, room: Room) -> Result<Vec<(usize, Scores)>, GenerateError> {
+        let next = self.next(room);
+        if !next.is_empty() {
             self.read(next).map_err(|source| GenerateError::Tensor { step: 0, source })?;
         }
-        let scores = |question: Question| question.failure.map_or(Ok(question.scores), Err);
-        Ok(self.questions.into_iter().map(scores).collect())
+        Ok(self.take_done())
     }
 
-    /// Takes out what is to be read next: nothing, if no choice that is left can make a difference.
-    fn next(&mut self) -> Vec<Open> {
-        let least: Vec<f64> = self.questions.iter().map(|question| self.least(question)).collect();
+    /// Takes out the questions of which no choice that is left can make a difference.
+    fn take_done(&mut self) -> Vec<(usize, Scores)> {
+        let least = self.least();
+        let undecided = self.open.iter().filter(|open| open.log_probability >= least[&open.question]);
+        let going: HashSet<usize> = undecided.map(|open| open.question).collect();
+        self.open.retain(|open| going.contains(&open.question));
+        let done = self.questions.extract_if(.., |question, _| !going.contains(question));
+        done.map(|(number, Question { scores, failure })| (number, failure.map_or(Ok(scores), Err))).collect()
+    }
+
+    /// Takes out what is to be read next.
+    fn next(&mut self, room: Room) -> Vec<Open> {
+        let least = self.least();
         let (mut likely, left): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.open).into_iter().partition(|open| open.log_probability >= least[open.question]);
+            std::mem::take(&mut self.open).into_iter().partition(|open| open.log_probability >= least[&open.question]);
         likely.sort_by(|a, b| {
             (b.behind.len().cmp(&a.behind.len())).then(b.log_probability.total_cmp(&a.log_probability))
         });
-        let count = self.fitting(&likely);
+        let count = self.fitting(&likely, &left, room);
         self.open = left;
         self.open.extend(likely.drain(count..));
         likely
     }
 
-    /// The logarithm of the least probability with which a choice can still make a difference. The best choice is at
-    /// most as probable as the best beginning, so that whatever is read has to be read in any order.
-    fn least(&self, question: &Question) -> f64 {
-        match self.scoring {
+    /// For each question the logarithm of the least probability with which a choice can still make a difference. The
+    /// best choice is at most as probable as the best beginning, so that whatever is read has to be read in any order.
+    fn least(&self) -> BTreeMap<usize, f64> {
+        let least = |question: &Question| match self.scoring {
             Scoring::All => f64::NEG_INFINITY,
             Scoring::Likely => {
                 let best = question.scores.iter().map(|score| score.log_probability).fold(f64::NEG_INFINITY, f64::max);
                 best + (GIVEN_UP / question.scores.len() as f64).ln()
             }
-        }
+        };
+        self.questions.iter().map(|(&number, question)| (number, least(question))).collect()
     }
 
     /// How many of them can be read at once, beside what was read and is still needed; at least one.
-    fn fitting(&self, likely: &[Open]) -> usize {
-        let kept: HashMap<_, _> =
-            self.open.iter().chain(likely).map(|open| (Arc::as_ptr(&open.behind), open)).collect();
-        let mut bytes: usize = kept.values().map(|open| open.behind.own().bytes()).sum();
+    fn fitting(&self, likely: &[Open], left: &[Open], room: Room) -> usize {
+        let mut bytes = bytes(left.iter().chain(likely));
         let mut tokens = 0;
         let fits = |open: &&Open| {
             let unread = open.unread.as_ref().map_or(0, |unread| unread.dims()[1]);
             let new = unread + self.tree.nodes[open.node].tokens.len();
             tokens += new;
             bytes += open.behind.prefix().bytes_of(open.behind.own().len() + new);
-            tokens <= TOKENS_AT_ONCE && bytes <= self.batch_bytes
+            tokens <= room.tokens && bytes <= room.bytes
         };
         likely.iter().take_while(fits).count().max(1).min(likely.len())
     }
@@ -198,12 +228,14 @@ impl<'a> Walk<'a> {
         for (open, passage) in passages {
             let logits: Vec<Vec<f32>> = rows.by_ref().take(passage.rows).collect();
             let question = open.question;
-            if self.questions[question].failure.is_some() {
+            if self.questions.get(&question).is_none_or(|question| question.failure.is_some()) {
                 continue;
             }
             if let Err(error) = self.advance(open, passage.branch, &logits) {
                 self.open.retain(|open| open.question != question);
-                self.questions[question].failure = Some(error);
+                if let Some(question) = self.questions.get_mut(&question) {
+                    question.failure = Some(error);
+                }
             }
         }
         Ok(())
@@ -228,7 +260,7 @@ impl<'a> Walk<'a> {
     /// # Shapes
     /// logits `[V]` each
     fn advance(&mut self, open: Open, branch: Branch, logits: &[Vec<f32>]) -> Result<(), GenerateError> {
-        let (Open { question, node: place, mut log_probability, .. }, tree) = (open, self.tree);
+        let (Open { question, node: place, mut log_probability, .. }, tree) = (open, self.tree.clone());
         let node = &tree.nodes[place];
         // The first token of every node but the root was known before.
         let unknown = node.tokens.iter().enumerate().skip(usize::from(place != 0));
@@ -261,19 +293,27 @@ impl<'a> Walk<'a> {
 
     /// All choices behind a node are at most so probable.
     fn bound(&mut self, question: usize, node: usize, log_probability: f64) {
+        let Some(question) = self.questions.get_mut(&question) else { return };
         for &choice in &self.tree.sorted[self.tree.nodes[node].covers.clone()] {
-            self.questions[question].scores[choice].log_probability = log_probability;
+            question.scores[choice].log_probability = log_probability;
         }
     }
 
     /// So probable is everything up to the end of a node.
     fn note(&mut self, question: usize, node: usize, log_probability: f64) {
         self.bound(question, node, log_probability);
+        let Some(question) = self.questions.get_mut(&question) else { return };
         let node = &self.tree.nodes[node];
         for &choice in &self.tree.sorted[node.covers.clone()][..node.ended] {
-            self.questions[question].scores[choice].complete = true;
+            question.scores[choice].complete = true;
         }
     }
+}
+
+/// Bytes of what was read before some nodes, beyond prefixes. Siblings share it.
+fn bytes<'o>(opens: impl Iterator<Item = &'o Open>) -> usize {
+    let branches: HashMap<_, _> = opens.map(|open| (Arc::as_ptr(&open.behind), &open.behind)).collect();
+    branches.values().map(|branch| branch.own().bytes()).sum()
 }
 
 /// The logarithms of some tokens' probabilities, where so many tokens of a choice stand before them.
@@ -315,11 +355,7 @@ fn read<'p>(llama: &Llama, passages: impl Iterator<Item = &'p mut Passage>) -> T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        kv_cache::KvCache,
-        model::Gpt4Roi,
-        tiny::{short, tiny},
-    };
+    use crate::{kv_cache::KvCache, model::Gpt4Roi, tiny::tiny};
 
     /// Ten scripts: one is the beginning of another, several share one, two are the same, one is alone.
     fn scripts() -> Vec<Vec<u32>> {
@@ -395,17 +431,23 @@ mod tests {
         prompts: &[Tensor],
         shared: usize,
         scripts: &[Vec<u32>],
-        options: &AskOptions,
-    ) -> Vec<Result<Vec<Score>, GenerateError>> {
+        scoring: Scoring,
+        room: Room,
+    ) -> Vec<Scores> {
         let prefix = Arc::new(read_whole(model, &prompts[0].narrow(1, 0, shared).unwrap()).0);
-        let tree = ChoiceTree::new(scripts);
-        let mut walk = Walk::new(&model.network.llama, &tree, options);
+        let mut walk = Walk::new(&model.network.llama, Arc::new(ChoiceTree::new(scripts)), scoring);
         for prompt in prompts {
             let unread = prompt.narrow(1, shared, prompt.dim(1).unwrap() - shared).unwrap();
             walk.add(Reading::new(Branch::new(prefix.clone()), unread));
         }
-        walk.run().unwrap()
+        let mut done = BTreeMap::new();
+        while !walk.is_empty() {
+            done.extend(walk.step(room).unwrap());
+        }
+        done.into_values().collect()
     }
+
+    const AMPLE: Room = Room { tokens: usize::MAX, bytes: usize::MAX };
 
     /// Prompts of different lengths that begin with the same 20 tokens.
     fn prompts(model: &Gpt4Roi) -> Vec<Tensor> {
@@ -417,11 +459,10 @@ mod tests {
     fn every_choice_is_as_probable_as_read_alone() {
         let (model, mut scripts) = (tiny(), scripts());
         let prompts = prompts(&model);
-        for batch_bytes in [usize::MAX, 0, 20_000] {
-            let options = AskOptions { batch_bytes, ..short() };
+        for room in [AMPLE, Room { bytes: 0, ..AMPLE }, Room { tokens: 9, bytes: 20_000 }] {
             // In any order.
             scripts.rotate_left(3);
-            let all = walk(&model, &prompts, 20, &scripts, &options);
+            let all = walk(&model, &prompts, 20, &scripts, Scoring::All, room);
             assert_eq!(all.len(), prompts.len());
             for (prompt, scores) in prompts.iter().zip(all) {
                 for (script, score) in scripts.iter().zip(scores.unwrap()) {
@@ -437,8 +478,8 @@ mod tests {
     fn what_is_given_up_is_less_than_it_says() {
         let (model, scripts) = (tiny(), scripts());
         let prompts = prompts(&model);
-        let options = AskOptions { scoring: Scoring::Likely, ..short() };
-        for (prompt, scores) in prompts.iter().zip(walk(&model, &prompts, 20, &scripts, &options)) {
+        let all = walk(&model, &prompts, 20, &scripts, Scoring::Likely, AMPLE);
+        for (prompt, scores) in prompts.iter().zip(all) {
             let scores = scores.unwrap();
             let exact: Vec<f64> = scripts.iter().map(|script| alone(&model, prompt, script)).collect();
             let whole: f64 = exact.iter().map(|log_probability| log_probability.exp()).sum();
@@ -455,6 +496,32 @@ mod tests {
         }
     }
 
+    /// Whoever leaves between two steps takes nothing of the others along.
+    #[test]
+    fn questions_come_and_go_between_steps() {
+        let (model, scripts) = (tiny(), scripts());
+        let prompts = prompts(&model);
+        let nothing = || Branch::behind(model.network.llama.new_cache());
+        let mut walk = Walk::new(&model.network.llama, Arc::new(ChoiceTree::new(&scripts)), Scoring::All);
+        let (mut numbers, mut done) = (Vec::new(), Vec::new());
+        for prompt in &prompts {
+            numbers.push(walk.add(Reading::new(nothing(), prompt.clone())));
+            done.extend(walk.step(Room { tokens: 30, bytes: usize::MAX }).unwrap());
+        }
+        assert!(done.is_empty(), "scripts of twelve tokens take more steps");
+        walk.end(numbers[1]);
+        while !walk.is_empty() {
+            done.extend(walk.step(Room { tokens: 1, bytes: 0 }).unwrap());
+        }
+        done.sort_by_key(|(number, _)| *number);
+        assert_eq!(done.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [numbers[0], numbers[2]]);
+        for ((_, scores), prompt) in done.into_iter().zip([&prompts[0], &prompts[2]]) {
+            for (script, score) in scripts.iter().zip(scores.unwrap()) {
+                assert!((score.log_probability - alone(&model, prompt, script)).abs() < 1e-4);
+            }
+        }
+    }
+
     #[test]
     fn a_question_with_broken_numbers_takes_no_other_along() {
         let (model, scripts) = (tiny(), scripts());
@@ -462,7 +529,7 @@ mod tests {
         let broken =
             Tensor::cat(&[&prompts[1].narrow(1, 0, 20).unwrap(), &(prompt(&model, 2, 5) * f64::NAN).unwrap()], 1);
         prompts.insert(1, broken.unwrap());
-        let all = walk(&model, &prompts, 20, &scripts, &short());
+        let all = walk(&model, &prompts, 20, &scripts, Scoring::All, AMPLE);
         assert!(matches!(all[1], Err(GenerateError::Sampling { step: 0, .. })), "{:?}", all[1]);
         assert!(all.iter().enumerate().all(|(place, scores)| scores.is_ok() == (place != 1)));
     }

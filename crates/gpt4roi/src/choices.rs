@@ -3,18 +3,24 @@
 //! The probability of a choice is that of the model writing exactly it as its whole answer, up to the signal that ends
 //! an answer: the product of the probabilities of its tokens behind the question.
 
-use std::{collections::HashSet, ops::ControlFlow};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    asked::{Asked, question_text},
+    asked::{Asked, Rendered, question_text},
     batch::Reading,
     chat::{AskOptions, Chat, ResolvedRegion, UNKNOWN},
-    choice_tree::{ChoiceTree, Score, Walk},
+    choice_tree::{ChoiceTree, Room, Score, Walk},
     describe::Shared,
     error::Result,
+    generate::GenerateError,
     kv_cache::Branch,
+    model::Gpt4Roi,
     prompt::TURN,
     shape::Shape,
 };
@@ -213,6 +219,101 @@ fn first_highest(values: impl Iterator<Item = f64>) -> usize {
     highest.map_or(0, |(place, _)| place)
 }
 
+/// Choices as the tokens that a model writes for each.
+#[derive(Debug)]
+pub struct WrittenChoices {
+    choices: Choices,
+    scripts: Vec<Vec<u32>>,
+    tree: Arc<ChoiceTree>,
+}
+
+impl WrittenChoices {
+    /// For a question, or for others that have as many tokens.
+    ///
+    /// # Errors
+    /// If the longest does not fit behind the question.
+    pub fn new(model: &Gpt4Roi, question: &Rendered, choices: Choices) -> Result<Self> {
+        let scripts = question.scripts(model, &choices)?;
+        let tree = Arc::new(ChoiceTree::new(&scripts));
+        Ok(Self { choices, scripts, tree })
+    }
+
+    fn scored(&self, scores: &[Score]) -> Vec<ScoredChoice> {
+        let score = |((text, script), score): ((&String, &Vec<u32>), &Score)| ScoredChoice {
+            text: text.clone(),
+            log_probability: score.log_probability,
+            tokens: script.len(),
+            complete: score.complete,
+        };
+        self.choices.texts().iter().zip(&self.scripts).zip(scores).map(score).collect()
+    }
+}
+
+/// Questions with the same choices, which are scored together. They come and go between steps; what a question's
+/// choices come to depends on no other, but for the rounding of sums in another order.
+#[derive(Debug)]
+pub struct ChoiceBatch<'m> {
+    written: Arc<WrittenChoices>,
+    walk: Walk<'m>,
+}
+
+/// What became of a question: its choices in their order, or an error if the model's numbers are none.
+pub type ScoredChoices = std::result::Result<Vec<ScoredChoice>, GenerateError>;
+
+impl<'m> ChoiceBatch<'m> {
+    /// A batch without questions.
+    pub fn new(model: &'m Gpt4Roi, written: Arc<WrittenChoices>, scoring: Scoring) -> Self {
+        let walk = Walk::new(&model.network.llama, written.tree.clone(), scoring);
+        Self { written, walk }
+    }
+
+    /// Adds a question, of which at least the last token is unread; returns its number in this batch.
+    pub fn add(&mut self, reading: Reading) -> usize {
+        self.walk.add(reading)
+    }
+
+    /// Forgets a question.
+    pub fn end(&mut self, question: usize) {
+        self.walk.end(question);
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.walk.is_empty()
+    }
+
+    /// Bytes of keys and values beyond those of shared prefixes.
+    pub fn bytes(&self) -> usize {
+        self.walk.bytes()
+    }
+
+    /// Reads on by at most so many tokens, a few more if one beginning of choices has more, while keys and values take
+    /// no more than so many bytes beyond those of shared prefixes, if that can be. Returns the questions with which it
+    /// is done, by their numbers; they have left the batch.
+    ///
+    /// # Errors
+    /// If the engine fails, which ends all of its questions.
+    pub fn step(
+        &mut self,
+        tokens: usize,
+        bytes: usize,
+    ) -> std::result::Result<Vec<(usize, ScoredChoices)>, GenerateError> {
+        let done = self.walk.step(Room { tokens, bytes })?.into_iter();
+        Ok(done.map(|(question, scores)| (question, scores.map(|scores| self.written.scored(&scores)))).collect())
+    }
+
+    /// Scores all questions to their ends; in the order in which they were added.
+    fn run(mut self, bytes: usize) -> Result<Vec<ScoredChoices>> {
+        /// More are no faster, and the logits of each take memory.
+        const TOKENS: usize = 256;
+        let mut done = BTreeMap::new();
+        while !self.is_empty() {
+            done.extend(self.step(TOKENS, bytes)?);
+        }
+        Ok(done.into_values().collect())
+    }
+}
+
 impl Asked {
     /// What was chosen, with what it is an answer to.
     pub fn chosen(&self, reused_tokens: usize, choices: Vec<ScoredChoice>) -> Chosen {
@@ -238,17 +339,15 @@ impl Chat<'_> {
     /// as it was before.
     pub fn choose(&mut self, question: &str, choices: &Choices, options: &AskOptions) -> Result<Chosen> {
         let asked = self.asked(question, options)?;
-        let scripts = asked.rendered().scripts(self.model, choices)?;
+        let written = WrittenChoices::new(self.model, asked.rendered(), choices.clone())?;
         // The last token is left to be read: its logits are those of the choices' first.
         let (tokens, last) = (asked.rendered().tokens(), asked.rendered().tokens() - 1);
         let (prefix, reused) = self.read_prefix(&asked, last)?;
         let unread = asked.embed(self.model, &self.image, last..tokens)?;
-        let tree = ChoiceTree::new(&scripts);
-        let mut walk = Walk::new(&self.model.network.llama, &tree, options);
-        walk.add(Reading::new(Branch::new(prefix), unread));
-        let mut scores = walk.run()?;
-        let scores = scores.pop().unwrap_or_else(|| Ok(Vec::new()))?;
-        let chosen = asked.chosen(reused, scored(choices, &scripts, &scores));
+        let mut batch = ChoiceBatch::new(self.model, Arc::new(written), options.scoring);
+        batch.add(Reading::new(Branch::new(prefix), unread));
+        let scored = batch.run(options.batch_bytes)?.pop().unwrap_or_else(|| Ok(Vec::new()))?;
+        let chosen = asked.chosen(reused, scored);
         self.conclude(asked, chosen.text().to_owned());
         Ok(chosen)
     }
@@ -301,16 +400,14 @@ impl Chat<'_> {
         let shapes: Vec<Shape> = regions.iter().map(|&region| region.into()).collect();
         let Some(&first) = shapes.first() else { return Ok(()) };
         let shared = Shared::new(self, first, question, options)?;
-        let scripts = shared.rendered.scripts(self.model, choices)?;
-        let tree = ChoiceTree::new(&scripts);
+        let written = Arc::new(WrittenChoices::new(self.model, &shared.rendered, choices.clone())?);
         let mut index = 0;
         // Regions are encoded some at a time, as where they are described.
         for shapes in shapes.chunks(self.model.network.region.head.boxes_at_once()) {
             let (asked, readings): (Vec<_>, Vec<_>) = shared.readings(self, shapes)?.into_iter().unzip();
-            let mut walk = Walk::new(&self.model.network.llama, &tree, options);
-            readings.into_iter().for_each(|reading| walk.add(reading));
-            for (asked, scores) in asked.iter().zip(walk.run()?) {
-                let scored = scores.map(|scores| scored(choices, &scripts, &scores));
+            let mut batch = ChoiceBatch::new(self.model, written.clone(), options.scoring);
+            readings.into_iter().for_each(|reading| _ = batch.add(reading));
+            for (asked, scored) in asked.iter().zip(batch.run(options.batch_bytes)?) {
                 let chosen = scored.map(|scored| asked.chosen(shared.reused(index), scored));
                 if on_chosen(index, chosen.map_err(Into::into)).is_break() {
                     return Ok(());
@@ -322,20 +419,8 @@ impl Chat<'_> {
     }
 }
 
-fn scored(choices: &Choices, scripts: &[Vec<u32>], scores: &[Score]) -> Vec<ScoredChoice> {
-    let score = |((text, script), score): ((&String, &Vec<u32>), &Score)| ScoredChoice {
-        text: text.clone(),
-        log_probability: score.log_probability,
-        tokens: script.len(),
-        complete: score.complete,
-    };
-    choices.texts().iter().zip(scripts).zip(scores).map(score).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use candle_core::Device;
 
     use super::*;

@@ -109,6 +109,44 @@ fn what_was_said_before_counts() {
 }
 
 #[test]
+fn one_of_given_answers_is_chosen() {
+    let server = start(|_| {});
+    let choices = json!(["A cat.", "An octopus.", "A loaf of bread."]);
+    let mut body = question("What is <region1>?", &two());
+    body["choices"] = choices.clone();
+    let whole = server.chat(&body).json();
+    let message = &whole["choices"][0]["message"];
+    assert_eq!((&message["content"], &whole["choices"][0]["finish_reason"]), (&json!("An octopus."), &json!("stop")));
+    assert_eq!(message["regions"][0]["box"], json!(OCTOPUS));
+    let scored = message["choices"].as_array().unwrap();
+    let texts: Vec<_> = scored.iter().map(|choice| choice["text"].clone()).collect();
+    assert_eq!(Value::from(texts), choices);
+    let shares: Vec<f64> = scored.iter().map(|choice| choice["probability"].as_f64().unwrap()).collect();
+    assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9 && shares[1] > 0.9, "{shares:?}");
+    assert_eq!(message["probability"].as_f64().unwrap(), shares[1]);
+    let usage = &whole["usage"];
+    assert_eq!((&usage["completion_tokens"], &usage["total_tokens"]), (&json!(0), &usage["prompt_tokens"]));
+
+    body["stream"] = true.into();
+    let events = server.chat(&body).events();
+    let text: Vec<_> = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(text, ["", "An octopus."]);
+    let last = &events.last().unwrap()["choices"][0];
+    assert_eq!(
+        (last["delta"]["choices"][1]["text"].as_str(), &last["finish_reason"]),
+        (Some("An octopus."), &json!("stop"))
+    );
+
+    let body = json!({"image": data_url(PICTURE), "regions": two(), "choices": choices});
+    let described = server.post("/v1/regions/describe", &body).json();
+    let lines = described["data"].as_array().unwrap();
+    let texts: Vec<_> = lines.iter().map(|line| line["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["An octopus.", "A loaf of bread."]);
+    assert!(lines.iter().all(|line| line["status"] == "done" && line["probability"].as_f64().unwrap() > 0.9));
+    assert_eq!((&lines[1]["choices"][2]["text"], &lines[0]["coords"]), (&choices[2], &json!("pixel")));
+}
+
+#[test]
 fn a_stream_says_the_same_in_pieces() {
     let server = start(|_| {});
     let mut body = question("Describe <region1> in detail.", &two());

@@ -32,6 +32,11 @@ fn impossible_wishes_are_named() {
         ("seed", json!(1e30), "invalid_value"),
         ("stop", json!(["a", "b", "c", "d", "e"]), "too_many_stops"),
         ("stop", json!(""), "invalid_value"),
+        ("choices", json!(["a"]), "invalid_value"),
+        ("choices", json!(["a", "a"]), "invalid_value"),
+        ("choices", json!("a"), "invalid_value"),
+        ("choices", json!(vec!["a"; 1001]), "too_many_choices"),
+        ("choices", json!(["a", "b".repeat(16_000)]), "text_too_long"),
         ("stream", json!("yes"), "invalid_value"),
         ("mentions", json!("maybe"), "invalid_value"),
         ("zoom", json!("always"), "invalid_value"),
@@ -39,6 +44,11 @@ fn impossible_wishes_are_named() {
         let mut body = question("?", &Value::Null);
         body[field] = value;
         check(&server, &body, 400, code, field);
+    }
+    for (field, value) in [("temperature", json!(0.5)), ("stop", json!("a"))] {
+        let mut body = question("?", &Value::Null);
+        (body["choices"], body[field]) = (json!(["a", "b"]), value);
+        check(&server, &body, 400, "unsupported_parameter", field);
     }
     let mut body = question("?", &Value::Null);
     body["model"] = "gpt-4o".into();
