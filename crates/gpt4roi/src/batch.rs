@@ -1,7 +1,5 @@
 //! Many sequences decoding together.
 
-use std::sync::Arc;
-
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
@@ -107,18 +105,6 @@ pub struct NewSequence {
     pub sampler: Sampler,
     /// When to end; the model's positions may end it earlier.
     pub limits: Limits,
-}
-
-impl NewSequence {
-    /// A sequence that is to write exactly these tokens, behind which it has [ended](Event::Finished) for
-    /// [its length](FinishReason::Length): to hear how probable they are.
-    pub fn scripted(reading: Reading, script: impl Into<Arc<[u32]>>) -> Self {
-        // No token ends a script early: there is none with this id.
-        const NONE: u32 = u32::MAX;
-        let script = script.into();
-        let limits = Limits { eos: NONE, max_new_tokens: script.len() };
-        Self { reading, sampler: Sampler::scripted(script), limits }
-    }
 }
 
 /// What a step did to one sequence.
@@ -308,7 +294,7 @@ impl Sequence {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
+    use std::{ops::ControlFlow, sync::Arc};
 
     use super::*;
     use crate::{
@@ -441,27 +427,6 @@ mod tests {
         let [(first, eos), (second, limit)] = &ended[..] else { panic!("{ended:?}") };
         assert_eq!((*first, &eos.ids[..], eos.finish), (to_eos, &whole.ids[..=place], FinishReason::Eos));
         assert_eq!((*second, &limit.ids[..], limit.finish), (to_limit, &whole.ids[..2], FinishReason::Length));
-    }
-
-    /// What greedy decoding wrote, dictated: the same probabilities, whatever the tokens mean.
-    #[test]
-    fn a_script_is_written_to_its_end_beside_others() {
-        let model = tiny();
-        let prefix = read(&model, &prompt(&model, 12, 1));
-        let rest = prompt(&model, 3, 2);
-        let whole = Tensor::cat(&[&prompt(&model, 12, 1), &rest], 1).unwrap();
-        let greedy = alone(&model, &whole, &Sampling::Greedy, limits(5));
-        let eos = model.tokenizer.special().eos;
-        let other = vec![eos, 77, eos];
-        let mut batch = DecodeBatch::new(&model.network.llama);
-        for script in [&greedy.ids, &other] {
-            let reading = Reading::new(Branch::new(prefix.clone()), rest.clone());
-            batch.add(NewSequence::scripted(reading, &script[..])).unwrap();
-        }
-        let ended: Vec<_> = run(&mut batch).into_iter().map(|(_, generation)| generation.unwrap()).collect();
-        assert_same(&ended[0], &greedy);
-        assert_eq!((&ended[1].ids, ended[1].finish), (&other, FinishReason::Length));
-        assert!(ended[1].log_probabilities.iter().all(|log_probability| log_probability.is_finite()));
     }
 
     #[test]

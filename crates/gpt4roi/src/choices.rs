@@ -425,14 +425,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        batch::{DecodeBatch, Event, NewSequence},
         bbox::BBox,
         error::Error,
-        generate::{LlamaDecoder, generate},
+        generate::{Decoder, LlamaDecoder, generate},
         image::{DEFAULT_MAX_PIXELS, Image},
         model::Gpt4Roi,
         prompt::{PromptError, written_answer},
-        sampling::{Sampler, Sampling},
+        sampling::{LogProbabilities, Sampler, Sampling},
         tiny::{bbox, picture, short, tiny},
     };
 
@@ -513,34 +512,22 @@ mod tests {
         }
     }
 
-    /// The same by the other way that there is: each choice as a sequence of its own, dictated token by token.
+    /// The same by the other way that there is: each choice by itself, dictated token by token.
     fn dictated(chat: &Chat<'_>, asked: &Asked, choices: &Choices) -> Vec<ScoredChoice> {
         let llama = &chat.model.network.llama;
         let embeds = asked.embed(chat.model, &chat.image, 0..asked.rendered().tokens()).unwrap();
-        let mut batch = DecodeBatch::new(llama);
         let scripts = asked.rendered().scripts(chat.model, choices).unwrap();
-        let nothing = Arc::new(llama.new_cache());
-        let add = |script: &Vec<u32>| {
-            let reading = Reading::new(Branch::new(nothing.clone()), embeds.clone());
-            batch.add(NewSequence::scripted(reading, &script[..])).unwrap()
-        };
-        let ids: Vec<_> = scripts.iter().map(add).collect();
-        let mut scored: Vec<Option<ScoredChoice>> = vec![None; ids.len()];
-        while !batch.is_empty() {
-            for (id, event) in batch.step().unwrap() {
-                if let Event::Finished(ended) = event {
-                    let place = ids.iter().position(|&other| other == id).unwrap();
-                    assert_eq!(ended.generation.ids, scripts[place]);
-                    scored[place] = Some(ScoredChoice {
-                        text: choices.texts()[place].clone(),
-                        log_probability: ended.generation.log_probabilities.iter().sum(),
-                        tokens: scripts[place].len(),
-                        complete: true,
-                    });
-                }
+        let dictate = |(text, script): (&String, &Vec<u32>)| {
+            let mut cache = llama.new_cache();
+            let mut decoder = LlamaDecoder { llama, cache: &mut cache, embeds: &embeds };
+            let (mut logits, mut log_probability) = (decoder.prefill().unwrap(), 0.0);
+            for &token in script {
+                log_probability += LogProbabilities::new(&logits).unwrap().of(token).unwrap();
+                logits = decoder.step(token).unwrap();
             }
-        }
-        scored.into_iter().map(Option::unwrap).collect()
+            ScoredChoice { text: text.clone(), log_probability, tokens: script.len(), complete: true }
+        };
+        choices.texts().iter().zip(&scripts).map(dictate).collect()
     }
 
     #[test]

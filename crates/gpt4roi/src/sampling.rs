@@ -1,7 +1,5 @@
 //! From logits to the next token.
 
-use std::sync::Arc;
-
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -67,12 +65,6 @@ pub enum SamplingError {
         /// How many logits there were.
         tokens: usize,
     },
-    /// More was asked for than a [script](Sampler::scripted) has.
-    #[error("the script ends after {tokens} tokens, and one more was asked for")]
-    ScriptEnded {
-        /// Tokens of the script.
-        tokens: usize,
-    },
 }
 
 /// A token and how sure the model was of it.
@@ -87,15 +79,7 @@ pub struct Choice {
 /// Draws tokens, one after the other; the same seed and logits give the same tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    way: Way,
-}
-
-/// How a sampler comes to a token.
-#[derive(Clone, Debug)]
-enum Way {
-    Greedy,
-    Random(Box<Random>),
-    Script { tokens: Arc<[u32]>, next: usize },
+    random: Option<Random>,
 }
 
 #[derive(Clone, Debug)]
@@ -113,7 +97,7 @@ impl Sampler {
     /// [`SamplingError::Setting`] if the temperature is not finite and above 0, or top-p not in (0, 1].
     pub fn new(sampling: &Sampling) -> Result<Self, SamplingError> {
         let &Sampling::Random { temperature, top_k, top_p, seed } = sampling else {
-            return Ok(Self { way: Way::Greedy });
+            return Ok(Self { random: None });
         };
         if !(temperature.is_finite() && temperature > 0.0) {
             let expected = "a finite number above 0 (0 is what greedy decoding is for)";
@@ -123,14 +107,7 @@ impl Sampler {
             return Err(SamplingError::Setting { setting: "top-p", expected: "above 0 and at most 1", got: top_p });
         }
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        Ok(Self { way: Way::Random(Box::new(Random { temperature, top_k, top_p, rng })) })
-    }
-
-    /// One that takes the given tokens one after the other, whatever the logits are: how probable a text is to the
-    /// model is the sum of the logarithms that come with its tokens. Whoever asks for more tokens than there are gets
-    /// [`SamplingError::ScriptEnded`]: nothing is ever made up behind a script.
-    pub fn scripted(tokens: impl Into<Arc<[u32]>>) -> Self {
-        Self { way: Way::Script { tokens: tokens.into(), next: 0 } }
+        Ok(Self { random: Some(Random { temperature, top_k, top_p, rng }) })
     }
 
     /// The next token. Equal logits are ordered by id, so that nothing is left to chance but the draw.
@@ -140,18 +117,13 @@ impl Sampler {
     ///
     /// # Errors
     /// [`SamplingError::NotFinite`] and [`SamplingError::Impossible`]: a broken model must end the
-    /// answer, not colour it. Of a script also [`SamplingError::UnknownToken`] and [`SamplingError::ScriptEnded`].
+    /// answer, not colour it.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Choice, SamplingError> {
         let probabilities = LogProbabilities::new(logits)?;
         let best = probabilities.best;
-        let token = match &mut self.way {
-            Way::Greedy => best as u32,
-            Way::Random(random) => random.draw(logits, logits[best]) as u32,
-            Way::Script { tokens, next } => {
-                let token = *tokens.get(*next).ok_or(SamplingError::ScriptEnded { tokens: tokens.len() })?;
-                *next += 1;
-                token
-            }
+        let token = match &mut self.random {
+            None => best as u32,
+            Some(random) => random.draw(logits, logits[best]) as u32,
         };
         Ok(Choice { token, log_probability: probabilities.of(token)? })
     }
@@ -294,18 +266,15 @@ mod tests {
     }
 
     #[test]
-    fn a_script_is_followed_to_its_end_and_no_further() {
-        let mut sampler = Sampler::scripted([2, 0, 9]);
-        for (token, share) in [(2, 0.05f64), (0, 0.15)] {
-            let choice = sampler.sample(&known()).unwrap();
-            assert_eq!(choice.token, token);
-            assert!((choice.log_probability - share.ln()).abs() < 1e-6);
+    fn a_token_is_as_probable_as_its_logit_says() {
+        let known = known();
+        let probabilities = LogProbabilities::new(&known).unwrap();
+        for (token, share) in [(0, 0.15f64), (2, 0.05)] {
+            assert!((probabilities.of(token).unwrap() - share.ln()).abs() < 1e-6);
         }
-        assert_eq!(sampler.sample(&known()), Err(SamplingError::UnknownToken { token: 9, tokens: 4 }));
-        assert_eq!(sampler.sample(&known()), Err(SamplingError::ScriptEnded { tokens: 3 }));
+        assert_eq!(probabilities.of(9), Err(SamplingError::UnknownToken { token: 9, tokens: 4 }));
         let impossible = [0.0, f32::NEG_INFINITY];
-        let choice = Sampler::scripted([1]).sample(&impossible).unwrap();
-        assert_eq!((choice.token, choice.log_probability), (1, f64::NEG_INFINITY));
+        assert_eq!(LogProbabilities::new(&impossible).unwrap().of(1), Ok(f64::NEG_INFINITY));
     }
 
     #[test]
