@@ -34,7 +34,8 @@ pub(crate) struct ChoiceOptions {
 #[command(next_help_heading = "Choices")]
 pub(crate) struct ChoiceFile {
     /// A file of answers to choose between, one a line, or a COCO file, of which the names of its categories are meant.
-    /// What is far less probable than others is not scored to its end
+    /// A line may hold a label, a tab, and how the model says it ("octopus", "An octopus."). What is far less probable
+    /// than others is not scored to its end
     #[arg(long = "choices", id = "choices", value_name = "FILE", env = "GPT4ROI_CHOICES")]
     path: Option<PathBuf>,
 }
@@ -100,19 +101,20 @@ fn read(path: &Path) -> anyhow::Result<Choices> {
 /// Stands before a text that some editors write.
 const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
 
-/// One choice a line; blank lines are skipped, and errors name the others by their numbers.
+/// One choice a line, or a label, a tab and its wording; blank lines are skipped, and errors name the others by their
+/// numbers.
 fn lines(bytes: &[u8]) -> anyhow::Result<Choices> {
     let mut numbers = Vec::new();
-    let mut texts = Vec::new();
+    let mut choices = Vec::new();
     for (number, line) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
         let line = str::from_utf8(line).with_context(|| format!("line {number}: expected UTF-8"))?.trim();
         if !line.is_empty() {
             numbers.push(number);
-            texts.push(line);
+            choices.push(line.split_once('\t').unwrap_or((line, line)));
         }
     }
     let line = |choice: usize| numbers.get(choice - 1).copied().unwrap_or(0);
-    Choices::new(texts).map_err(|error| match error {
+    Choices::worded(choices).map_err(|error| match error {
         ChoicesError::Repeated { number, first, text } => {
             let (number, first) = (line(number), line(first));
             anyhow::anyhow!(
@@ -237,6 +239,15 @@ mod tests {
     }
 
     #[test]
+    fn a_line_may_have_a_label_and_its_wording() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "octopus\tAn octopus.\n\nA cat.\r\nbread \t A loaf\tof bread.\n").unwrap();
+        let choices = read(file.path()).unwrap();
+        assert_eq!(choices.texts(), ["octopus", "A cat.", "bread"]);
+        assert_eq!(choices.wordings(), ["An octopus.", "A cat.", "A loaf\tof bread."]);
+    }
+
+    #[test]
     fn a_bad_line_is_named() {
         for (text, expected) in [
             (&b""[..], "expected at least 2 choices, one a line, got 0"),
@@ -244,6 +255,7 @@ mod tests {
             (b"cat\n\ndog\n cat\n", "line 4: expected a choice that differs from the others, got \"cat\" as on line 1"),
             (b"cat\n\n###\n", "line 3: expected a choice without \"###\", which ends an answer, got \"###\""),
             (b"cat\nd\xFFg\n", "line 2: expected UTF-8"),
+            (b"cat\tA pet.\n\ndog\tA pet.\n", "line 3: expected a choice that differs from the others, got \"A pet.\""),
             (b"{\"categories\": [{\"name\": \"cat\"}]}", "\"categories\": expected at least 2 choices, got 1"),
             (b"{\"images\": []}", "expected one choice a line, or a COCO file: missing field `categories`"),
         ] {

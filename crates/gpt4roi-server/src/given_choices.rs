@@ -16,15 +16,34 @@ use crate::{
 /// The request's `choices`.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct GivenChoices(Few<String, MAX_CHOICES>);
+pub(crate) struct GivenChoices(Few<GivenChoice, MAX_CHOICES>);
+
+/// A choice as it is said, or with a label.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string, or an object with text and wording")]
+enum GivenChoice {
+    Said(String),
+    Labelled { text: String, wording: String },
+}
+
+impl GivenChoice {
+    /// The label, and what the model says.
+    fn parts(&self) -> (&str, &str) {
+        match self {
+            Self::Said(text) => (text, text),
+            Self::Labelled { text, wording } => (text, wording),
+        }
+    }
+}
 
 impl GivenChoices {
     /// # Errors
     /// If there are too few or too many, if one is empty or repeats another, or if something is wished of how tokens are
     /// drawn, since none are.
     pub(crate) fn read(&self, wishes: &Wishes) -> Result<Choices> {
-        let texts = self.0.all("choices", Unit::Choices)?;
-        let characters: usize = texts.iter().map(|text| text.chars().count()).sum();
+        let choices = self.0.all("choices", Unit::Choices)?.iter().map(GivenChoice::parts);
+        let length = |(text, wording): (&str, &str)| text.chars().count().max(wording.chars().count());
+        let characters: usize = choices.clone().map(length).sum();
         if characters > MAX_TEXT {
             return Err(Fault::TooMany {
                 param: "choices".into(),
@@ -37,7 +56,7 @@ impl GivenChoices {
             return Err(Fault::Unsupported { param: "temperature".into(), why: NOTHING_IS_DRAWN });
         }
         let field = |message| Fault::Field { param: Some("choices".into()), message };
-        Choices::new(texts).map_err(|error| field(error.to_string()))
+        Choices::worded(choices).map_err(|error| field(error.to_string()))
     }
 }
 
@@ -71,6 +90,9 @@ mod tests {
     fn impossible_choices_are_refused() {
         let none = Wishes::default();
         assert_eq!(read(&json!(["a", " b "]), none).unwrap().texts(), ["a", "b"]);
+        let labelled = read(&json!([{"text": "cat", "wording": "A cat."}, "A dog."]), none).unwrap();
+        assert_eq!((labelled.texts()[0].as_str(), labelled.wordings()[0].as_str()), ("cat", "A cat."));
+        assert_eq!((&labelled.texts()[1], &labelled.wordings()[1]), (&"A dog.".into(), &"A dog.".into()));
         for (choices, wishes, expected) in [
             (json!(["a"]), none, "choices: expected at least 2 choices, got 1"),
             (json!(["a", ""]), none, "choices: choice 2: expected words, got none"),

@@ -152,7 +152,7 @@ impl Rendered {
     /// [`PromptError::TooLong`](prompt::PromptError::TooLong) if the longest does not fit behind the question.
     pub(crate) fn scripts(&self, model: &Gpt4Roi, choices: &Choices) -> Result<Vec<Vec<u32>>> {
         let write = |text: &String| prompt::written_answer(text, &model.tokenizer);
-        let scripts: Vec<Vec<u32>> = choices.texts().iter().map(write).collect();
+        let scripts: Vec<Vec<u32>> = choices.wordings().iter().map(write).collect();
         let longest = scripts.iter().map(Vec::len).max().unwrap_or(0);
         self.encoded.check_length(model.config.llama.max_position_embeddings, longest)?;
         Ok(scripts)

@@ -27,7 +27,11 @@ use crate::{
 
 /// The answers to choose between: at least two, all different. White space at their ends does not count.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choices(Vec<String>);
+pub struct Choices {
+    texts: Vec<String>,
+    /// How the model says each.
+    wordings: Vec<String>,
+}
 
 /// Texts that are no choices. They are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,35 +70,64 @@ pub enum ChoicesError {
 }
 
 impl Choices {
-    /// The given texts, in their order.
+    /// The given texts, in their order. The model says them as they are.
     ///
     /// # Errors
     /// If there are fewer than two, if one is empty or repeats another, or if one contains `###`.
     pub fn new(texts: impl IntoIterator<Item = impl AsRef<str>>) -> std::result::Result<Self, ChoicesError> {
-        let texts: Vec<String> = texts.into_iter().map(|text| text.as_ref().trim().to_owned()).collect();
-        if texts.len() < 2 {
-            return Err(ChoicesError::TooFew { got: texts.len() });
-        }
-        let mut known = HashSet::new();
-        for (number, text) in (1..).zip(&texts) {
-            if text.is_empty() {
-                return Err(ChoicesError::Empty { number });
-            }
-            if text.contains(TURN) {
-                return Err(ChoicesError::Unwritable { number, text: text.clone() });
-            }
-            if !known.insert(text) {
-                let first = 1 + texts.iter().position(|other| other == text).unwrap_or(0);
-                return Err(ChoicesError::Repeated { number, first, text: text.clone() });
-            }
-        }
-        Ok(Self(texts))
+        let texts = trimmed(texts);
+        check(&texts)?;
+        Ok(Self { wordings: texts.clone(), texts })
     }
 
-    /// What they say, without white space at the ends.
-    pub fn texts(&self) -> &[String] {
-        &self.0
+    /// Labels, each with what the model says where it means that: `octopus` with `An octopus.`, for one that answers in
+    /// sentences. What is scored, and what a conversation goes on with, are the wordings; what is reported, the labels.
+    ///
+    /// # Errors
+    /// As [`Self::new`], of labels and of wordings.
+    pub fn worded<L: AsRef<str>, W: AsRef<str>>(
+        choices: impl IntoIterator<Item = (L, W)>,
+    ) -> std::result::Result<Self, ChoicesError> {
+        let (labels, wordings): (Vec<L>, Vec<W>) = choices.into_iter().unzip();
+        let (texts, wordings) = (trimmed(labels), trimmed(wordings));
+        check(&texts)?;
+        check(&wordings)?;
+        Ok(Self { texts, wordings })
     }
+
+    /// What is reported of each, without white space at the ends.
+    pub fn texts(&self) -> &[String] {
+        &self.texts
+    }
+
+    /// What the model says for each.
+    pub fn wordings(&self) -> &[String] {
+        &self.wordings
+    }
+}
+
+fn trimmed(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
+    texts.into_iter().map(|text| text.as_ref().trim().to_owned()).collect()
+}
+
+fn check(texts: &[String]) -> std::result::Result<(), ChoicesError> {
+    if texts.len() < 2 {
+        return Err(ChoicesError::TooFew { got: texts.len() });
+    }
+    let mut known = HashSet::new();
+    for (number, text) in (1..).zip(texts) {
+        if text.is_empty() {
+            return Err(ChoicesError::Empty { number });
+        }
+        if text.contains(TURN) {
+            return Err(ChoicesError::Unwritable { number, text: text.clone() });
+        }
+        if !known.insert(text) {
+            let first = 1 + texts.iter().position(|other| other == text).unwrap_or(0);
+            return Err(ChoicesError::Repeated { number, first, text: text.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// How far choices are scored.
@@ -111,9 +144,9 @@ pub enum Scoring {
 /// A choice, and how probable the model finds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScoredChoice {
-    /// What it says.
+    /// What it says, or its label.
     pub text: String,
-    /// The natural logarithm of the probability that the model's answer is this text and nothing else. The highest that
+    /// The natural logarithm of the probability that the model's answer is this text, or its wording, and nothing else. The highest that
     /// it can be, if the choice was given up. −∞, which JSON has as `null`, if the model can't write it.
     #[serde(deserialize_with = "impossible_if_null")]
     pub log_probability: f64,
@@ -165,7 +198,7 @@ impl Chosen {
         best_by_token(&self.choices)
     }
 
-    /// What the most probable choice says.
+    /// What the most probable choice says, or its label.
     pub fn text(&self) -> &str {
         self.choices.get(self.best()).map_or("", |choice| &choice.text)
     }
@@ -348,7 +381,8 @@ impl Chat<'_> {
         batch.add(Reading::new(Branch::new(prefix), unread));
         let scored = batch.run(options.batch_bytes)?.pop().unwrap_or_else(|| Ok(Vec::new()))?;
         let chosen = asked.chosen(reused, scored);
-        self.conclude(asked, chosen.text().to_owned());
+        let wording = choices.wordings.get(chosen.best()).cloned().unwrap_or_default();
+        self.conclude(asked, wording);
         Ok(chosen)
     }
 
@@ -462,6 +496,25 @@ mod tests {
         ] {
             assert_eq!(Choices::new(texts).unwrap_err().to_string(), expected);
         }
+    }
+
+    /// The labels are reported, the wordings are scored, and the conversation goes on with what was said.
+    #[test]
+    fn labels_stand_for_what_the_model_says() {
+        let (model, picture) = (tiny(), picture());
+        let worded = Choices::worded([("cat", "a cat on a mat"), ("dog", " a dog ")]).unwrap();
+        let (mut chat, mut plain) = (Chat::new(&model, &picture).unwrap(), Chat::new(&model, &picture).unwrap());
+        let by_label = chat.choose("What is it?", &worded, &short()).unwrap();
+        let by_wording = plain.choose("What is it?", &choices(&["a cat on a mat", "a dog"]), &short()).unwrap();
+        let scores = |chosen: &Chosen| -> Vec<(f64, usize)> {
+            chosen.choices.iter().map(|choice| (choice.log_probability, choice.tokens)).collect()
+        };
+        assert_eq!(scores(&by_label), scores(&by_wording));
+        assert_eq!(by_label.choices.iter().map(|choice| &*choice.text).collect::<Vec<_>>(), ["cat", "dog"]);
+        assert_eq!(chat.transcript(), plain.transcript());
+        let error = Choices::worded([("cat", "A pet."), ("dog", "A pet.")]).unwrap_err();
+        assert!(matches!(error, ChoicesError::Repeated { number: 2, first: 1, .. }), "{error}");
+        assert!(matches!(Choices::worded([("cat", "a"), ("cat", "b")]), Err(ChoicesError::Repeated { .. })));
     }
 
     fn chosen(scores: &[(f64, usize)]) -> Chosen {
