@@ -43,8 +43,9 @@ pub struct GroupScores {
     pub pictures: usize,
     /// How often the answer is one of those that are right, without case, article and final punctuation.
     pub exact: Accuracy,
-    /// Of lines whose choices were all scored to their ends: how often the choice with the highest mean logarithm of its
-    /// tokens' probabilities is right. Nothing if there are none.
+    /// Of lines with choices: how often the choice with the highest mean logarithm of its tokens' probabilities is right.
+    /// Nothing if there are none, or if one of them has a choice that was given up: the others are no fair sample, since
+    /// choices are given up where the model is sure.
     pub exact_by_token: Option<Accuracy>,
     /// Scores of captions.
     #[serde(flatten)]
@@ -166,7 +167,8 @@ fn corpus_scores(lines: &[&Line<'_>], seed: u64) -> GroupScores {
 }
 
 fn group(lines: &[&Line<'_>], corpus: &Corpus, seed: u64) -> GroupScores {
-    let by_token: Vec<bool> = lines.iter().filter_map(|line| line.right_by_token).collect();
+    let with_choices = lines.iter().filter(|line| !line.prediction.choices.is_empty());
+    let by_token: Vec<bool> = with_choices.map(|line| line.right_by_token).collect::<Option<_>>().unwrap_or_default();
     let right_by_token = by_token.iter().filter(|right| **right).count();
     GroupScores {
         n: lines.len(),
@@ -245,7 +247,10 @@ mod tests {
         let whole = report.every_round.expect("two conversations of two rounds");
         assert_eq!((whole.accuracy, whole.n), (0.5, 2));
         assert_eq!((report.all.exact.accuracy, report.all.exact.n), (3.0 / 6.0, 6));
-        let by_token = report.all.exact_by_token.expect("four lines");
+        assert_eq!(report.all.exact_by_token, None, "a choice of the fifth line was given up");
+        let mut known = predictions.to_vec();
+        known.remove(4);
+        let by_token = score(&known, scoring).all.exact_by_token.expect("four lines");
         assert_eq!((by_token.accuracy, by_token.n), (0.5, 4));
         let rounds: Vec<_> =
             report.by_round.iter().map(|(round, group)| (*round, group.n, group.exact.accuracy)).collect();
