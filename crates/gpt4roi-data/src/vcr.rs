@@ -6,7 +6,8 @@
 //!
 //! The words around the regions are those with which GPT4RoI was trained on VCR (`VCRDataset` in its
 //! `gpt4roi/datasets/vcr.py`): all objects first, and then each by its class and region. There, by mistake, a mention
-//! has the class of the next object; here it has its own.
+//! has the class of the next object; here it has its own. And there the region's features stand at the beginning alone;
+//! here each mention in the question brings them again, as everywhere in this program.
 
 use std::{
     collections::HashMap,
