@@ -1,16 +1,21 @@
 //! Answers that a client gives to choose between, and how what was chosen is told.
 
+use std::fmt;
+
 use gpt4roi::{
     Choices,
     choices::{Chosen, ScoredChoice},
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use serde_json::{Value, json};
 
 use crate::{
     fault::{Fault, Result},
     generation::Wishes,
-    limits::{Few, MAX_CHOICES, MAX_TEXT, Unit},
+    limits::{Few, MAX_CHOICES, MAX_SCORED, MAX_TEXT, Unit},
 };
 
 /// The request's `choices`.
@@ -18,30 +23,56 @@ use crate::{
 #[serde(transparent)]
 pub(crate) struct GivenChoices(Few<GivenChoice, MAX_CHOICES>);
 
-/// A choice as it is said, or with a label.
+/// A choice: its label, and what the model says, which is the same if there is no label.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string, or an object with text and wording")]
-enum GivenChoice {
-    Said(String),
-    Labelled { text: String, wording: String },
+struct Labelled {
+    text: String,
+    wording: String,
 }
 
-impl GivenChoice {
-    /// The label, and what the model says.
-    fn parts(&self) -> (&str, &str) {
-        match self {
-            Self::Said(text) => (text, text),
-            Self::Labelled { text, wording } => (text, wording),
+/// A string, or an object with `text` and `wording`.
+#[derive(Debug)]
+struct GivenChoice(Labelled);
+
+impl<'de> Deserialize<'de> for GivenChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct ChoiceVisitor;
+        impl<'de> Visitor<'de> for ChoiceVisitor {
+            type Value = GivenChoice;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, or an object with text and wording")
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<GivenChoice, E> {
+                Ok(GivenChoice(Labelled { text: text.to_owned(), wording: text.to_owned() }))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> std::result::Result<GivenChoice, A::Error> {
+                Labelled::deserialize(MapAccessDeserializer::new(fields)).map(GivenChoice)
+            }
         }
+        deserializer.deserialize_any(ChoiceVisitor)
     }
 }
 
 impl GivenChoices {
     /// # Errors
+    /// If they are too many for so many regions, each of which is told how probable all of them are.
+    pub(crate) fn check_regions(&self, regions: usize) -> Result<()> {
+        let (most, got) = (MAX_SCORED / regions.max(1), self.0.total());
+        if got > most {
+            return Err(Fault::TooMany { param: "choices".into(), unit: Unit::Choices, most, got });
+        }
+        Ok(())
+    }
+
+    /// # Errors
     /// If there are too few or too many, if one is empty or repeats another, or if something is wished of how tokens are
     /// drawn, since none are.
     pub(crate) fn read(&self, wishes: &Wishes) -> Result<Choices> {
-        let choices = self.0.all("choices", Unit::Choices)?.iter().map(GivenChoice::parts);
+        let choices = self.0.all("choices", Unit::Choices)?.iter();
+        let choices = choices.map(|GivenChoice(Labelled { text, wording })| (text.as_str(), wording.as_str()));
         let length = |(text, wording): (&str, &str)| text.chars().count().max(wording.chars().count());
         let characters: usize = choices.clone().map(length).sum();
         if characters > MAX_TEXT {
@@ -111,7 +142,14 @@ mod tests {
         ] {
             assert_eq!(read(&choices, wishes).unwrap_err().to_string(), expected);
         }
-        assert!(from_json::<GivenChoices>(r#"["a", 7]"#).is_err());
+        for (text, expected) in [
+            (r#"["a", 7]"#, "[1]: invalid type: integer `7`, expected a string, or an object with text and wording"),
+            (r#"["a", {"text": "b"}]"#, "[1]: missing field `wording`"),
+            (r#"["a", {"text": "b", "wording": [[1]]}]"#, "[1].wording: invalid type: sequence, expected a string"),
+        ] {
+            let error = from_json::<GivenChoices>(text).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) const MAX_RUNS: usize = 100_000;
 pub(crate) const MAX_STOPS: usize = 4;
 /// Answers to choose between.
 pub(crate) const MAX_CHOICES: usize = 1000;
+/// Choices that are scored for one request: as many as there are, for each region. Each is told.
+pub(crate) const MAX_SCORED: usize = 100_000;
 /// Characters of all text in a conversation.
 pub(crate) const MAX_TEXT: usize = 16_000;
 

@@ -133,12 +133,13 @@ impl Request {
     /// The ids as they were given, and the shapes.
     ///
     /// # Errors
-    /// If there are none or too many, if one can't be, or if too much is in memory for a mask.
+    /// If there are none or too many, also for the choices, if one can't be, or if too much is in memory for a mask.
     pub(crate) fn shapes(&self, size: ImageSize, memory: &Memory) -> Result<(Vec<String>, Vec<Shape>)> {
         let regions = self.regions.all("regions", Unit::Regions)?;
         if regions.is_empty() {
             return Err(Fault::Value { param: "regions".into(), expected: "at least one region".into() });
         }
+        self.choices.as_ref().map_or(Ok(()), |choices| choices.check_regions(regions.len()))?;
         let (mut ids, mut shapes) = (Vec::new(), Vec::new());
         for (region, index) in regions.iter().zip(0..) {
             let param = format!("regions[{index}]");

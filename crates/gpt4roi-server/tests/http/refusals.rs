@@ -55,6 +55,20 @@ fn impossible_wishes_are_named() {
     check(&server, &body, 404, "model_not_found", "model");
 }
 
+/// Each region is told how probable each choice is.
+#[test]
+fn many_choices_are_for_few_regions() {
+    let server = start(|_| {});
+    let describe = |regions: usize, choices: usize| {
+        let regions: Vec<Value> = (0..regions).map(|_| json!({"box": OCTOPUS})).collect();
+        let choices: Vec<String> = (0..choices).map(|number| number.to_string()).collect();
+        let body = json!({"image": data_url(PICTURE), "regions": regions, "choices": choices});
+        server.post("/v1/regions/describe", &body)
+    };
+    assert_eq!(describe(200, 501).error(), (400, "too_many_choices".into(), "choices".into()));
+    assert_eq!(describe(2, 501).status, 200);
+}
+
 /// Each costs a run of the tower, during which others wait.
 #[test]
 fn no_question_has_many_regions_looked_at_closely() {
