@@ -1,7 +1,7 @@
 // Where questions are written: mentions in their colours, completed as they are typed, spoken words.
 
 import { element } from './element.ts';
-import { completion, inserted, mention, parts } from './mentions.ts';
+import { completion, inserted, mention, parts, written } from './mentions.ts';
 import { colourClass } from './palette.ts';
 import { described, type Region } from './regions.ts';
 
@@ -61,6 +61,12 @@ export class Composer {
     const start = typed?.start ?? this.field.selectionStart;
     this.write(inserted(this.field.value, start, this.field.selectionEnd, id));
     this.#offer([]);
+  }
+
+  /** Writes what was heard behind what stands there: a field that is not written in has no caret to rely on. */
+  hear(words: string): void {
+    const end = this.text.length;
+    this.write(written(this.text, end, end, words));
   }
 
   write({ text, caret }: { readonly text: string; readonly caret: number }): void {

@@ -240,7 +240,7 @@ byId('ask').addEventListener('submit', (event) => {
   event.preventDefault();
   void ask(composer.text);
 });
-listen(byId('voice'), (text) => composer.write({ text, caret: text.length }), notify);
+listen(byId('voice'), (words) => composer.hear(words), notify);
 
 // Files out and in.
 

@@ -66,14 +66,19 @@ export interface Edit {
   readonly caret: number;
 }
 
-/** Writes a mention over what is selected, with a space on either side where words would touch it. */
+/** Writes a mention over what is selected. */
 export function inserted(text: string, start: number, end: number, id: number): Edit {
+  return written(text, start, end, mention(id));
+}
+
+/** Writes words over what is selected, with a space on either side where other words would touch them. */
+export function written(text: string, start: number, end: number, words: string): Edit {
   const before = text.slice(0, start);
   const after = text.slice(end);
   const left = before === '' || /[\s([]$/.test(before) ? before : `${before} `;
   const right = /^[\s.,;:!?)\]]/.test(after) ? after : ` ${after}`;
-  const caret = left.length + mention(id).length + (right.startsWith(' ') ? 1 : 0);
-  return { text: left + mention(id) + right, caret };
+  const caret = left.length + words.length + (right.startsWith(' ') ? 1 : 0);
+  return { text: left + words + right, caret };
 }
 
 export interface Completion {

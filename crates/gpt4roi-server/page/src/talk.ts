@@ -2,7 +2,7 @@
 
 import { element, icon } from './element.ts';
 import { type Conversation, type Round, spoken } from './conversation.ts';
-import { parts } from './mentions.ts';
+import { mention, mentioned, parts } from './mentions.ts';
 import { colourClass } from './palette.ts';
 import type { Region } from './regions.ts';
 
@@ -12,9 +12,17 @@ export interface TalkWishes {
   select(id: number): void;
 }
 
+/** A round as it is shown. */
+interface Shown {
+  readonly node: HTMLElement;
+  /** The regions that were on the picture when it was looked at last. */
+  readonly present: string;
+  /** Those of its mentions that were not. */
+  readonly gone: string;
+}
+
 export class Talk {
-  #nodes = new WeakMap<Round, HTMLElement>();
-  #present = '';
+  #shown = new WeakMap<Round, Shown>();
 
   constructor(
     private readonly list: HTMLElement,
@@ -25,9 +33,7 @@ export class Talk {
   render(conversation: Conversation | null, regions: readonly Region[]): void {
     const rounds = conversation?.rounds ?? [];
     const present = regions.map(({ id }) => id).join();
-    if (present !== this.#present) this.#nodes = new WeakMap();
-    this.#present = present;
-    const nodes = rounds.map((round, index) => this.#node(round, index, regions));
+    const nodes = rounds.map((round, index) => this.#node(round, index, regions, present));
     const same = nodes.length === this.list.children.length && nodes.every((node, index) => node === this.list.children[index]);
     if (same) return;
     const scroller = this.list.parentElement as HTMLElement;
@@ -47,10 +53,14 @@ export class Talk {
     while (this.list.children.length > nodes.length) this.list.lastElementChild?.remove();
   }
 
-  #node(round: Round, index: number, regions: readonly Region[]): HTMLElement {
-    const made = this.#nodes.get(round) ?? this.#made(round, index, regions);
-    this.#nodes.set(round, made);
-    return made;
+  /** Of other regions on the picture a round takes no notice, so that it keeps focus and selection while they are drawn. */
+  #node(round: Round, index: number, regions: readonly Region[], present: string): HTMLElement {
+    const shown = this.#shown.get(round);
+    if (shown?.present === present) return shown.node;
+    const gone = goneFrom(regions, round);
+    const node = shown?.gone === gone ? shown.node : this.#made(round, index, regions);
+    this.#shown.set(round, { node, present, gone });
+    return node;
   }
 
   #made(round: Round, index: number, regions: readonly Region[]): HTMLElement {
@@ -70,7 +80,7 @@ export class Talk {
 
   #descriptions(round: Round, words: (text: string) => Node[]): HTMLElement {
     const rows = round.each.map(({ region, text, probability }) =>
-      element('li', {}, ...words(`<region${region}>`), element('span', {}, ...words(text), ' ', sureness(probability))));
+      element('li', {}, ...words(mention(region)), element('span', {}, ...words(text), ' ', sureness(probability))));
     return element('ul', { class: 'descriptions' }, ...rows);
   }
 
@@ -90,8 +100,7 @@ export class Talk {
   }
 
   #words(text: string, round: Round, regions: readonly Region[]): Node[] {
-    const asked = (id: number) => round.regions.some((region) => region.id === id);
-    return parts(text, asked).map((part) => {
+    return parts(text, isAskedIn(round)).map((part) => {
       if (!('region' in part)) return document.createTextNode(part.text);
       return this.#chip(part.region, regions.some(({ id }) => id === part.region));
     });
@@ -102,6 +111,17 @@ export class Talk {
     const select = () => this.wishes.select(id);
     return element('button', { type: 'button', class: `chip ${colourClass(id)}`, 'data-chip': id, onclick: select }, `region ${id}`);
   }
+}
+
+function isAskedIn({ regions }: Round): (id: number) => boolean {
+  return (id) => regions.some((region) => region.id === id);
+}
+
+/** The regions that a round mentions and that are no longer on the picture. */
+function goneFrom(regions: readonly Region[], round: Round): string {
+  const texts = [round.question, round.answer, ...round.each.flatMap(({ region, text }) => [mention(region), text])];
+  const ids = texts.flatMap((text) => mentioned(text, isAskedIn(round)));
+  return ids.filter((id) => !regions.some((region) => region.id === id)).join();
 }
 
 /** How sure the model is of its words. */

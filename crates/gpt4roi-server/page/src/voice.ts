@@ -8,6 +8,8 @@ interface Recognition extends EventTarget {
 }
 
 interface Heard extends Event {
+  /** The first of the results that was not there before. */
+  readonly resultIndex: number;
   readonly results: ArrayLike<ArrayLike<{ readonly transcript: string }>>;
 }
 
@@ -15,8 +17,8 @@ type Recognizer = new () => Recognition;
 
 const NUMBERS = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten'];
 
-/** Makes a button listen when it is pressed; it stays hidden where nobody can listen. */
-export function listen(button: HTMLElement, hear: (text: string) => void, fail: (words: string) => void): void {
+/** Makes a button listen when it is pressed, and hands on what is new of what is heard; it stays hidden where nobody can listen. */
+export function listen(button: HTMLElement, hear: (words: string) => void, fail: (words: string) => void): void {
   const { SpeechRecognition, webkitSpeechRecognition } = window as unknown as Record<string, Recognizer | undefined>;
   const Recognizer = SpeechRecognition ?? webkitSpeechRecognition;
   if (!Recognizer) return;
@@ -30,12 +32,19 @@ export function listen(button: HTMLElement, hear: (text: string) => void, fail: 
     if (running) return running.stop();
     running = new Recognizer();
     running.lang = 'en';
-    running.addEventListener('result', (event) => hear(withDigits(Array.from((event as Heard).results, (result) => result[0]?.transcript).join(' '))));
+    running.addEventListener('result', (event) => {
+      const words = newWords(event as Heard);
+      if (words !== '') hear(withDigits(words));
+    });
     running.addEventListener('error', () => fail('The browser could not listen. Allow it the microphone, or type.'));
     running.addEventListener('end', ended);
     running.start();
     button.setAttribute('aria-pressed', 'true');
   });
+}
+
+function newWords({ results, resultIndex }: Heard): string {
+  return Array.from(results, (result) => result[0]?.transcript.trim() ?? '').slice(resultIndex).join(' ');
 }
 
 /** “Region two” is a mention, once its number is a digit. */

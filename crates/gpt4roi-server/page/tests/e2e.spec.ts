@@ -308,6 +308,53 @@ test('a region that is gone is struck through where it was talked about, and its
   ]);
 });
 
+test('rounds that do not mention a region are left alone when it is drawn or deleted', async ({ page }) => {
+  await openSample(page);
+  await drag(page, OCTOPUS);
+  await ask(page, 'What is <region1>?');
+  const round = page.locator('.round');
+  await round.evaluate((node) => Object.assign(node, { kept: true }));
+  const kept = () => round.evaluate((node) => 'kept' in node);
+  await drag(page, BREAD);
+  await expect(page.locator('#regions [data-chip="2"]')).toBeVisible();
+  expect(await kept()).toBe(true);
+  await page.keyboard.press('Delete');
+  await expect(page.locator('#regions [data-chip="2"]')).toHaveCount(0);
+  expect(await kept()).toBe(true);
+  await page.locator('#regions [data-chip="1"]').click();
+  await page.getByRole('button', { name: 'Delete', exact: true }).click();
+  await expect(round.locator('.question s.gone')).toHaveText('region 1');
+});
+
+/** A browser that hears one piece after the other whenever it listens. */
+function hearing(pieces: readonly string[]): void {
+  let heard = 0;
+  class SpeechRecognition extends EventTarget {
+    start(): void {
+      const transcript = pieces[heard++] ?? '';
+      setTimeout(() => {
+        this.dispatchEvent(Object.assign(new Event('result'), { resultIndex: 0, results: [[{ transcript }]] }));
+        this.dispatchEvent(new Event('end'));
+      });
+    }
+  }
+  Object.assign(window, { SpeechRecognition });
+}
+
+test('what is spoken joins what was typed', async ({ page }) => {
+  await page.addInitScript(hearing, ['what is region two', 'and why']);
+  await openSample(page);
+  const speak = () => page.getByRole('button', { name: 'Speak the question' }).click();
+  await question(page).fill('Tell me:');
+  await speak();
+  await expect(question(page)).toHaveValue('Tell me: what is region 2 ');
+  await speak();
+  await expect(question(page)).toHaveValue('Tell me: what is region 2 and why ');
+  await question(page).press('Home');
+  await question(page).pressSequentially('Please. ');
+  await expect(question(page)).toHaveValue('Please. Tell me: what is region 2 and why ');
+});
+
 test('everything by keyboard', async ({ page }) => {
   await page.goto(server.url);
   const sample = page.getByRole('button', { name: 'Use the sample' });

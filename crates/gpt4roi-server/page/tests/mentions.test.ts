@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { completion, inserted, mentioned, parts, renumbered, withMentions } from '../src/mentions.ts';
+import { completion, inserted, mentioned, parts, renumbered, withMentions, written } from '../src/mentions.ts';
 
 const known = (id: number) => id <= 3;
 
@@ -62,6 +62,20 @@ test('a mention is inserted with the spaces that it needs', () => {
     assert.equal(`${text.slice(0, end)}|${text.slice(end)}`, after);
   }
   assert.equal(inserted('What is @2 here', 8, 10, 2).text, 'What is <region2> here');
+});
+
+test('words that were heard join those that were typed', () => {
+  const cases: [string, string, string][] = [
+    ['|', 'what is this', 'what is this |'],
+    ['What is this|', 'and why', 'What is this and why |'],
+    ['What is |?', 'this', 'What is this|?'],
+    ['Is <region1> |red', 'really', 'Is <region1> really |red'],
+  ];
+  for (const [before, heard, after] of cases) {
+    const caret = before.indexOf('|');
+    const { text, caret: end } = written(before.replace('|', ''), caret, caret, heard);
+    assert.equal(`${text.slice(0, end)}|${text.slice(end)}`, after);
+  }
 });
 
 test('a mention that is being typed is completed', () => {
