@@ -16,7 +16,7 @@ use crate::{
     failure::{Refusal, tell, warn},
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::RegionOptions,
-    session::{Session, Timings, print, print_json, write_annotated},
+    session::{OpenedPicture, Session, Timings, print, print_json, write_annotated},
 };
 
 /// Ask one question about a picture and its regions
@@ -150,14 +150,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.check_arguments()?;
     let choices = args.choices.resolve(&mut options)?;
     args.output.check(&args.picture, &args.regions, args.choices.path())?;
-    let session = Session::open(&args.model, &args.picture, &args.output)?;
-    let size = session.image.size();
+    let picture = OpenedPicture::open(&args.picture)?;
+    let size = picture.size();
     let shapes = args.regions.shapes(size)?;
     let given: Vec<_> = (1..=shapes.len() as u32).map(RegionId).collect();
     let question = mention::parse(&args.question, &given, size).map_err(gpt4roi::Error::from)?;
     let unmentioned = unmentioned(&question, &given)?;
     unmentioned.iter().for_each(|id| warn(&format!("the question does not mention {id}, so it plays no part")));
 
+    let session = picture.with_model(&args.model, &args.output)?;
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
     shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;

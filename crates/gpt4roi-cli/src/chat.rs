@@ -23,7 +23,7 @@ use crate::{
     interrupts::Interrupts,
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::{self, CoordinateOptions, RegionOptions},
-    session::{Session, write_annotated},
+    session::{OpenedPicture, Session, write_annotated},
     side_file,
 };
 
@@ -77,8 +77,9 @@ const COMMANDS: &str = commands!();
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.generation.resolve()?;
     let output = OutputOptions { json: false, quiet: args.quiet, annotate: None };
-    let session = Session::open(&args.model, &args.picture, &output)?;
-    let shapes = args.regions.shapes(session.image.size())?;
+    let picture = OpenedPicture::open(&args.picture)?;
+    let shapes = args.regions.shapes(picture.size())?;
+    let session = picture.with_model(&args.model, &output)?;
     let mut chat = session.encode(&mut session.timings())?;
     shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
     let coordinates = args.regions.coordinates;

@@ -19,7 +19,7 @@ use crate::{
     failure::Refusal,
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::RegionOptions,
-    session::{Session, Timings, print, print_json, write_annotated},
+    session::{OpenedPicture, Timings, print, print_json, write_annotated},
 };
 
 /// Describe a picture, or each of its regions
@@ -114,10 +114,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut options = args.generation.resolve()?;
     let choices = args.choices.resolve(&mut options)?;
     args.output.check(&args.picture, &args.regions, args.choices.path())?;
-    let session = Session::open(&args.model, &args.picture, &args.output)?;
-    let size = session.image.size();
+    let picture = OpenedPicture::open(&args.picture)?;
+    let size = picture.size();
     let shapes = args.regions.shapes(size)?;
     let question = args.question(&shapes, size)?;
+    let session = picture.with_model(&args.model, &args.output)?;
     let mut timings = session.timings();
     let mut chat = session.encode(&mut timings)?;
 

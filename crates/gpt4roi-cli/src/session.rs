@@ -2,7 +2,7 @@
 
 use std::{io, path::Path, time::Instant};
 
-use gpt4roi::{Chat, Gpt4Roi, Image, chat::ResolvedRegion};
+use gpt4roi::{Chat, Gpt4Roi, Image, ImageSize, chat::ResolvedRegion};
 use serde::Serialize;
 
 use crate::{
@@ -10,6 +10,14 @@ use crate::{
     failure::{Refusal, tell},
     options::{ModelOptions, OutputOptions, PictureOptions},
 };
+
+/// A picture in memory, and no model yet: what is asked about it is read in between, so that nobody waits for a model
+/// to be told of a slip.
+#[derive(Debug)]
+pub(crate) struct OpenedPicture {
+    image: Image,
+    begin: Instant,
+}
 
 /// A model and a picture, both in memory.
 #[derive(Debug)]
@@ -35,20 +43,32 @@ pub(crate) struct Timings {
     pub(crate) total_seconds: f64,
 }
 
-impl Session {
-    /// Opens the picture first, since it fails faster.
-    pub(crate) fn open(model: &ModelOptions, picture: &PictureOptions, output: &OutputOptions) -> anyhow::Result<Self> {
+impl OpenedPicture {
+    /// Opens the picture.
+    pub(crate) fn open(picture: &PictureOptions) -> anyhow::Result<Self> {
         let begin = Instant::now();
-        let image = picture.open()?;
+        Ok(Self { image: picture.open()?, begin })
+    }
+
+    /// What the coordinates of regions and questions refer to.
+    pub(crate) fn size(&self) -> ImageSize {
+        self.image.size()
+    }
+
+    /// Loads the model.
+    pub(crate) fn with_model(self, model: &ModelOptions, output: &OutputOptions) -> anyhow::Result<Session> {
+        let Self { image, begin } = self;
         let loading = Instant::now();
         let loaded = model.open()?;
         let load_seconds = loading.elapsed().as_secs_f64();
         if !output.quiet && !output.json {
             note_if_embedded(model);
         }
-        Ok(Self { model: loaded, image, load_seconds, begin })
+        Ok(Session { model: loaded, image, load_seconds, begin })
     }
+}
 
+impl Session {
     /// Encodes the picture.
     pub(crate) fn encode(&self, timings: &mut Timings) -> anyhow::Result<Chat<'_>> {
         let encoding = Instant::now();

@@ -394,6 +394,27 @@ fn a_question_too_long_is_refused_and_not_cut() {
         .stderr(contains("expected at most 2048").and(contains("hint: shorten the question")));
 }
 
+/// With a model that can't be loaded, what is said of it shows whether anybody tried.
+#[test]
+fn a_slip_in_a_question_or_a_region_is_told_before_the_model_is_loaded() {
+    let place = Place::new();
+    let chat = ["chat", "scene.png", "--region", "8,6,90,30"];
+    for (arguments, says) in [
+        (&["ask", "scene.png", "What is <region1>?", "--region", "8,6,90,30"][..], "x2: expected 0 to 80"),
+        (&["ask", "scene.png", "What is <region2>?", "--region", "8,6,40,30"], "<region2> is not declared"),
+        (&["ask", "scene.png", "What?", "--region", "8,6,40,30"], "the question does not mention <region1>"),
+        (&["ask", "scene.png", "What is at (90, 5)?"], "x: expected 0 to 80"),
+        (&["describe", "scene.png", "--point", "90,5"], "x: expected 0 to 80"),
+        (&["describe", "scene.png", "--point", "9,5", "--question", "What?"], "--question does not mention"),
+        (&chat, "x2: expected 0 to 80"),
+    ] {
+        let told = contains(says).and(contains("nowhere").not());
+        place.gpt4roi(arguments).args(["--model", "nowhere"]).assert().code(2).stderr(told);
+    }
+    let whole = ["ask", "scene.png", "What is <region1>?", "--region", "8,6,40,30", "--model", "nowhere"];
+    place.gpt4roi(&whole).assert().code(1).stderr(contains("nowhere is neither"));
+}
+
 #[test]
 fn a_model_directory_that_is_none_is_named() {
     let place = Place::new();
