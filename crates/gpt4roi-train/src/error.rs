@@ -93,6 +93,14 @@ pub enum TrainError {
     /// Scenes or questions could not be made.
     #[error("data: {0}")]
     Data(String),
+    /// Conversations about pictures that are not there, or about places outside of them.
+    #[error("expected records that fit their pictures, got problems: {}{}", .first.len() + .more, listed(.first, *.more))]
+    Records {
+        /// The first of them, each with its file and its place there.
+        first: Vec<String>,
+        /// How many others there are.
+        more: usize,
+    },
     /// The model refused.
     #[error(transparent)]
     Model(Box<gpt4roi::Error>),
@@ -107,6 +115,12 @@ pub enum TrainError {
         /// Why not.
         source: std::io::Error,
     },
+}
+
+/// A line for each, and one for those that are only counted.
+fn listed(first: &[String], more: usize) -> String {
+    let more = (more > 0).then(|| format!("and {more} more"));
+    first.iter().chain(&more).map(|line| format!("\n  {line}")).collect()
 }
 
 impl TrainError {

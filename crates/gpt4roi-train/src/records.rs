@@ -3,7 +3,8 @@
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use gpt4roi::{
-    BBox, Config, ImageSize, RegionId,
+    BBox, Config, Image, ImageSize, RegionId,
+    image::DEFAULT_MAX_PIXELS,
     mention::{self, Part},
     prompt::{Piece, Round},
     tokenizer::Tokenizer,
@@ -62,17 +63,19 @@ pub struct RecordLessons {
 }
 
 impl RecordLessons {
-    /// Reads the files; pictures are opened when it is their turn.
+    /// Reads the files, and of every picture the header, so that a box outside of its picture or a lost one does not
+    /// end a run that has begun. The pictures themselves are opened when it is their turn.
     ///
     /// # Errors
-    /// If a file can't be read or holds what is no record, or if there is no answer in any of them.
+    /// If a file can't be read or holds what is no record; if there is no answer in any of them; if a picture can't be
+    /// read, or coordinates lie outside of one.
     pub fn open(files: &RecordsConfig, config: &Config, tokenizer: Arc<Tokenizer>, seed: u64) -> Result<Self> {
         let pictures = learnable(pictures(files)?);
         if pictures.is_empty() {
             return Err(TrainError::Data(format!("no answer in any of {:?}: nothing to learn", files.files)));
         }
         let dialogues = || pictures.iter().flat_map(|picture| &picture.dialogues);
-        Ok(Self {
+        let lessons = Self {
             about_regions: dialogues().any(is_about_regions),
             dialogues_per_picture: files.dialogues_per_picture,
             tokenizer,
@@ -82,12 +85,33 @@ impl RecordLessons {
             max_positions: config.llama.max_position_embeddings,
             point_reach: config.region.point_reach,
             pictures,
-        })
+        };
+        lessons.check()?;
+        Ok(lessons)
     }
 
     /// How many pictures there are to learn from.
     pub fn pictures(&self) -> usize {
         self.pictures.len()
+    }
+
+    /// Holds all records against their pictures.
+    fn check(&self) -> Result<()> {
+        const TOLD: usize = 5;
+        let mut problems = self.pictures.iter().flat_map(|picture| self.problems(picture));
+        let first: Vec<String> = problems.by_ref().take(TOLD).collect();
+        match first.is_empty() {
+            true => Ok(()),
+            false => Err(TrainError::Records { more: problems.count(), first }),
+        }
+    }
+
+    /// What is wrong with a picture, or with what is said about it.
+    fn problems(&self, picture: &Picture) -> Vec<String> {
+        match size(picture) {
+            Ok(size) => picture.dialogues.iter().filter_map(|dialogue| self.transcript(dialogue, size).err()).collect(),
+            Err(error) => vec![error.to_string()],
+        }
     }
 
     /// The picture of an index: a permutation of all of them per epoch, which needs no memory of what was before.
@@ -98,17 +122,17 @@ impl RecordLessons {
 
     fn pack(&self, dialogues: &[&Dialogue], size: ImageSize) -> Result<Packed> {
         let transcripts = dialogues.iter().map(|dialogue| self.transcript(dialogue, size));
-        let transcripts = transcripts.collect::<Result<Vec<_>>>()?;
+        let transcripts = transcripts.collect::<std::result::Result<Vec<_>, _>>().map_err(TrainError::Data)?;
         let packed = pack(&transcripts, &self.tokenizer, self.patches, self.region_tokens);
         let packed = packed.map_err(|error| match error {
-            DataError::Prompt { index, source } => refusal(dialogues[index], &source.to_string()),
+            DataError::Prompt { index, source } => TrainError::Data(refusal(dialogues[index], &source.to_string())),
             error => TrainError::Data(error.to_string()),
         })?;
         for (dialogue, branch) in dialogues.iter().zip(&packed.branches) {
             let tokens = packed.prefix() + branch.len();
             if tokens > self.max_positions {
                 let message = format!("{tokens} tokens, expected at most {}, the model's", self.max_positions);
-                return Err(refusal(dialogue, &message));
+                return Err(TrainError::Data(refusal(dialogue, &message)));
             }
         }
         Ok(packed)
@@ -116,8 +140,9 @@ impl RecordLessons {
 
     /// The rounds up to the first that nobody has answered. Coordinates in a question become regions, as they do
     /// wherever a question is asked.
-    fn transcript(&self, dialogue: &Dialogue, size: ImageSize) -> Result<Transcript> {
-        let mut transcript = Transcript { rounds: Vec::new(), boxes: dialogue.boxes(size).map_err(data)? };
+    fn transcript(&self, dialogue: &Dialogue, size: ImageSize) -> std::result::Result<Transcript, String> {
+        let boxes = dialogue.boxes(size).map_err(|error| error.to_string())?;
+        let mut transcript = Transcript { rounds: Vec::new(), boxes };
         for round in &dialogue.rounds {
             let Some(answer) = round.answers.first() else { break };
             let question = self.question(&round.typed(), size, &mut transcript.boxes);
@@ -198,6 +223,14 @@ fn learnable(mut pictures: Vec<Picture>) -> Vec<Picture> {
     pictures
 }
 
+/// The size of a picture, of which no more than the header is read.
+fn size(picture: &Picture) -> std::result::Result<ImageSize, DataError> {
+    Image::size_of_file(&picture.path, DEFAULT_MAX_PIXELS).map_err(|source| DataError::OwnPicture {
+        place: picture.dialogues.first().map_or_else(|| picture.name.clone(), |dialogue| dialogue.place.to_string()),
+        source,
+    })
+}
+
 fn is_about_regions(dialogue: &Dialogue) -> bool {
     !dialogue.regions.is_empty() || dialogue.rounds.iter().any(|round| has_coordinates(&round.typed()))
 }
@@ -242,8 +275,8 @@ fn lowest_free(boxes: &[(RegionId, BBox)]) -> RegionId {
     RegionId((1..).find(|id| !taken(id)).unwrap_or(u32::MAX))
 }
 
-fn refusal(dialogue: &Dialogue, message: &str) -> TrainError {
-    TrainError::Data(format!("{}: {message}", dialogue.place))
+fn refusal(dialogue: &Dialogue, message: &str) -> String {
+    format!("{}: {message}", dialogue.place)
 }
 
 fn data(error: DataError) -> TrainError {
@@ -383,21 +416,67 @@ mod tests {
         }
     }
 
+    /// An octopus is asked about at these places, one a line, in pictures of 28×28 pixels.
+    fn asked_about(places: &[(&str, [i32; 4])]) -> Vec<Value> {
+        let rounds = json!([{"question": "What is <region1>?", "answer": "An octopus."}]);
+        let line = |&(image, bbox): &(&str, [i32; 4])| {
+            let region = json!({"id": 1, "bbox": bbox});
+            json!({"image": image, "regions": [region], "rounds": rounds})
+        };
+        places.iter().map(line).collect()
+    }
+
     #[test]
-    fn what_cannot_be_learned_is_named_by_its_place() {
-        let region = |bbox: [i32; 4]| json!([{"id": 1, "bbox": bbox}]);
-        let asked = json!([{"question": "What is <region1>?", "answer": "A cat."}]);
+    fn what_does_not_fit_its_picture_is_found_before_the_first_lesson() {
+        let inside = ("a.png", [0, 0, 9, 9]);
         for (line, expected) in [
-            (said("a.png", "What is it?", &"a very long story ".repeat(900)), "tokens, expected at most 2048"),
             (
-                json!({"image": "a.png", "regions": region([0, 0, 40, 9]), "rounds": asked}),
-                "region 1: bbox: x2: expected",
+                asked_about(&[("b.png", [0, 0, 40, 9])])[0].clone(),
+                "region 1: bbox: x2: expected 0 to 28 (pixels), got 40",
             ),
+            (said("b.png", "What is in [0, 0, 9, 40]?", "A cat."), "y2: expected 0 to 28 (pixels), got 40"),
             (said("lost.png", "What is it?", "A cat."), "lost.png"),
         ] {
-            let error = error_of(line);
-            assert!(error.contains("0.jsonl, line 1") && error.contains(expected), "{error}, not {expected}");
+            let (_folder, files) = folder(&[&[asked_about(&[inside])[0].clone(), line]]);
+            let error = lessons(&files, 1).unwrap_err().to_string();
+            assert!(error.contains("0.jsonl, line 2") && error.contains(expected), "{error}, not {expected}");
+            assert!(error.starts_with("expected records that fit their pictures, got problems: 1\n"), "{error}");
         }
         assert!(lessons(&[Path::new("nowhere.jsonl").into()], 1).unwrap_err().to_string().contains("nowhere.jsonl"));
+    }
+
+    #[test]
+    fn of_many_problems_the_first_are_told_and_the_others_counted() {
+        let mut places = vec![("a.png", [0, 0, 40, 9]); 6];
+        places.push(("a.png", [0, 0, 9, 9]));
+        places.push(("lost.png", [0, 0, 9, 9]));
+        places.push(("lost.png", [0, 0, 40, 9]));
+        let (_folder, files) = folder(&[&asked_about(&places)]);
+        let error = lessons(&files, 1).unwrap_err().to_string();
+        let lines: Vec<&str> = error.lines().collect();
+        assert_eq!(lines.len(), 1 + 5 + 1, "{error}");
+        // Six boxes, and a picture, which is lost once.
+        assert_eq!(lines[0], "expected records that fit their pictures, got problems: 7");
+        for (line, number) in lines[1..6].iter().zip(1..) {
+            assert!(line.contains(&format!("0.jsonl, line {number}: region 1")), "{error}");
+        }
+        assert_eq!(lines[6], "  and 2 more");
+    }
+
+    /// A photograph that lies on its side is held against its boxes as it is seen upright.
+    #[test]
+    fn boxes_are_held_against_the_upright_picture() {
+        let (folder, files) = folder(&[&asked_about(&[("turned.png", [0, 0, 5, 7])])]);
+        // 7×5 pixels that are to be turned by a quarter.
+        let turned = include_bytes!("../../gpt4roi/tests/data/pictures/turned-6.png");
+        std::fs::write(folder.path().join("turned.png"), turned).unwrap();
+        let lesson = lessons(&files, 1).unwrap().lesson(first_picture(3)).unwrap().unwrap();
+        assert_eq!(lesson.packed.boxes, [BBox::from_normalized([0.0, 0.0, 1.0, 1.0]).unwrap()]);
+    }
+
+    #[test]
+    fn what_is_too_long_is_named_by_its_place() {
+        let error = error_of(said("a.png", "What is it?", &"a very long story ".repeat(900)));
+        assert!(error.contains("0.jsonl, line 1") && error.contains("tokens, expected at most 2048"), "{error}");
     }
 }

@@ -4,13 +4,17 @@
 //! repeated here: colours as `convert("RGB")` gives them, and the bicubic filter bit for bit.
 
 use std::{
-    io::{BufRead, Cursor, Seek},
-    path::PathBuf,
+    fs::File,
+    io::{BufRead, BufReader, Cursor, Read, Seek},
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use candle_core::{Device, Tensor};
-use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Pixel, RgbImage, metadata::Orientation};
+use image::{
+    ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Pixel, RgbImage,
+    metadata::Orientation,
+};
 use rayon::prelude::*;
 
 use crate::{bbox::ImageSize, config::VisionConfig};
@@ -81,23 +85,17 @@ pub struct Image {
 
 impl Image {
     /// Opens a PNG, JPEG or WebP file of at most `max_pixels`; see [`Image::decode`].
-    pub fn open(path: impl AsRef<std::path::Path>, max_pixels: u64) -> Result<Self, ImageError> {
-        let path = path.as_ref();
-        let in_file = |error| match error {
-            ImageError::Unread(source) => ImageError::File { path: path.to_path_buf(), source },
-            source => ImageError::InFile { path: path.to_path_buf(), source: Box::new(source) },
-        };
-        let unread = |source| in_file(ImageError::Unread(source));
-        let file = std::fs::File::open(path).map_err(unread)?;
-        let metadata = file.metadata().map_err(unread)?;
-        if metadata.is_dir() {
-            return Err(in_file(ImageError::Directory));
-        }
-        // What is no ordinary file, such as a pipe, has no length to go by.
-        if metadata.is_file() && metadata.len() == 0 {
-            return Err(in_file(ImageError::NoBytes));
-        }
-        read(std::io::BufReader::new(file), max_pixels).map_err(in_file)
+    pub fn open(path: impl AsRef<Path>, max_pixels: u64) -> Result<Self, ImageError> {
+        in_file(path.as_ref(), |file| read(file, max_pixels))
+    }
+
+    /// The size that [`Image::open`] would find, told by the file's header alone. Whether the rest of the file is whole
+    /// does not show.
+    ///
+    /// # Errors
+    /// If the file can't be read, or its header can't, or tells of more than `max_pixels` or of none.
+    pub fn size_of_file(path: impl AsRef<Path>, max_pixels: u64) -> Result<ImageSize, ImageError> {
+        in_file(path.as_ref(), |file| upright_size(file, max_pixels))
     }
 
     /// Decodes a PNG, JPEG or WebP file of at most `max_pixels`, of which the first frame counts.
@@ -172,6 +170,42 @@ impl Image {
     }
 }
 
+/// Opens a file and reads it; errors name it.
+fn in_file<T>(path: &Path, read: impl FnOnce(BufReader<File>) -> Result<T, ImageError>) -> Result<T, ImageError> {
+    let in_file = |error| match error {
+        ImageError::Unread(source) => ImageError::File { path: path.to_path_buf(), source },
+        source => ImageError::InFile { path: path.to_path_buf(), source: Box::new(source) },
+    };
+    let unread = |source| in_file(ImageError::Unread(source));
+    let file = File::open(path).map_err(unread)?;
+    let metadata = file.metadata().map_err(unread)?;
+    if metadata.is_dir() {
+        return Err(in_file(ImageError::Directory));
+    }
+    // What is no ordinary file, such as a pipe, has no length to go by.
+    if metadata.is_file() && metadata.len() == 0 {
+        return Err(in_file(ImageError::NoBytes));
+    }
+    read(BufReader::new(file)).map_err(in_file)
+}
+
+/// Bytes of a JPEG file in which its header nearly always ends; EXIF data with a small picture in them come first.
+const JPEG_HEAD: u64 = 64 << 10;
+
+/// The size of the upright picture, for which no more of the file is read than needed.
+fn upright_size<R: BufRead + Seek>(mut reader: R, max_pixels: u64) -> Result<ImageSize, ImageError> {
+    // The decoder of JPEG files takes in the whole file before it looks at the header.
+    if image::guess_format(reader.fill_buf().map_err(ImageError::Unread)?).is_ok_and(|is| is == ImageFormat::Jpeg) {
+        let mut head = Vec::new();
+        reader.by_ref().take(JPEG_HEAD).read_to_end(&mut head).map_err(ImageError::Unread)?;
+        if let Ok(opened) = open(Cursor::new(head), max_pixels) {
+            return Ok(opened.upright_size());
+        }
+        reader.rewind().map_err(ImageError::Unread)?;
+    }
+    Ok(open(reader, max_pixels)?.upright_size())
+}
+
 fn read<R: BufRead + Seek>(reader: R, max_pixels: u64) -> Result<Image, ImageError> {
     Ok(Image::from_rgb(to_rgb(open(reader, max_pixels)?.upright()?)))
 }
@@ -216,9 +250,21 @@ impl<D: ImageDecoder> Opened<D> {
     /// Bytes of pixels until then: those of two pictures where width and height change places, for which there is a
     /// copy, and of one otherwise.
     pub(crate) fn upright_bytes(&self) -> u64 {
-        use Orientation::{FlipHorizontal, FlipVertical, NoTransforms, Rotate180};
-        let in_place = matches!(self.orientation, NoTransforms | Rotate180 | FlipHorizontal | FlipVertical);
-        self.decoder.total_bytes().saturating_mul(if in_place { 1 } else { 2 })
+        self.decoder.total_bytes().saturating_mul(if self.lies_on_its_side() { 2 } else { 1 })
+    }
+
+    /// Width and height of the picture once it is turned.
+    fn upright_size(&self) -> ImageSize {
+        match (self.decoder.dimensions(), self.lies_on_its_side()) {
+            ((width, height), false) => ImageSize { width, height },
+            ((width, height), true) => ImageSize { width: height, height: width },
+        }
+    }
+
+    /// Whether width and height change places.
+    fn lies_on_its_side(&self) -> bool {
+        use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+        matches!(self.orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
     }
 }
 
@@ -455,7 +501,7 @@ mod tests {
     }
 
     fn file(name: &str) -> Vec<u8> {
-        std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures").join(name)).unwrap()
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures").join(name)).unwrap()
     }
 
     /// An axis of which every place is looked at.
@@ -517,6 +563,39 @@ mod tests {
     fn size_is_that_of_the_upright_picture() {
         let upright = Image::decode(&file("turned-6.png"), 35).unwrap();
         assert_eq!(upright.size(), ImageSize { width: 5, height: 7 });
+    }
+
+    #[test]
+    fn the_header_tells_the_size_that_opening_finds() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures");
+        let (mut files, mut turned) = (0, 0);
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let size = Image::size_of_file(&path, 1000).unwrap();
+            assert_eq!(size, Image::open(&path, 1000).unwrap().size(), "{}", path.display());
+            files += 1;
+            turned += usize::from(size == ImageSize { width: 5, height: 7 });
+        }
+        assert!(files == 26 && turned > 0, "{turned} of {files}");
+    }
+
+    /// The file is one of 12×10 pixels that are to be turned by a quarter.
+    #[test]
+    fn a_size_is_told_without_the_pixels_and_behind_a_long_header() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cut.jpeg");
+        let whole = file("turned-6.jpeg");
+        let scan = whole.windows(2).position(|marker| marker == [0xFF, 0xDA]).unwrap();
+        std::fs::write(&path, &whole[..scan + 16]).unwrap();
+        assert_eq!(Image::size_of_file(&path, 120).unwrap(), ImageSize { width: 10, height: 12 });
+
+        // Comments, of 65535 bytes each with their length, right behind the first marker.
+        let comment = [&[0xFF, 0xFE, 0xFF, 0xFF][..], &[b' '; 65533]].concat();
+        let long = [&whole[..2], &comment, &comment, &whole[2..]].concat();
+        std::fs::write(&path, long).unwrap();
+        assert_eq!(Image::size_of_file(&path, 120).unwrap(), ImageSize { width: 10, height: 12 });
+        let error = Image::size_of_file(&path, 119).unwrap_err().to_string();
+        assert!(error.contains("cut.jpeg: expected a picture of at most 119 pixels, got 12×10"), "{error}");
     }
 
     #[test]
@@ -616,7 +695,7 @@ mod tests {
     proptest! {
         #[test]
         fn damage_is_never_a_panic(which in 0..26_usize, at in 0..800_usize, byte in any::<u8>(), cut in any::<bool>()) {
-            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures");
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures");
             let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
             files.sort();
             let mut bytes = std::fs::read(&files[which]).unwrap();
