@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     auth::Keys,
-    body,
+    body::{self, Received},
     engine::{Engine, Reply},
     fault::{Fault, Result},
     fetch::Fetcher,
@@ -75,9 +75,11 @@ impl Parts {
             body::discard(headers, body, &self.limits, &self.times).await;
             return Err(fault);
         }
-        let received = body::receive(body, &self.limits, &self.times, &self.memory).await?;
+        let Received { bytes, mut held } = body::receive(body, &self.limits, &self.times, &self.memory).await?;
         self.engine.check_room()?;
-        Ok((body::json(headers, received.bytes).await?, received.held))
+        // The words in a body stand beside it while it is parsed, and a picture's file beside its data URL after that.
+        held.join(self.memory.take(bytes.len())?);
+        Ok((body::json(headers, bytes).await?, held))
     }
 
     /// Does what takes the processor for long, such as decoding a picture, off the threads that serve

@@ -420,6 +420,20 @@ fn memory_that_all_requests_share_runs_out_with_a_word() {
     assert_eq!((response.status, response.header("retry-after")), (429, Some("1")));
 }
 
+/// 60 kB of JSON take a buffer of 64 KiB, and while they are parsed as much again as is in it.
+#[test]
+fn a_body_takes_its_memory_twice_while_it_is_read() {
+    let handle = format!("sha256:{}", "0f".repeat(32));
+    let content = json!([{"type": "image_ref", "id": handle}, {"type": "text", "text": "?"}]);
+    let mut body = json!({"messages": [{"role": "user", "content": content}], "user": ""});
+    body["user"] = "y".repeat(60_000 - body.to_string().len()).into();
+    for (memory, status) in [(64 << 10, 429), (120_000, 429), (126_000, 404)] {
+        let server = start(|options| options.limits.memory_bytes = memory);
+        assert_eq!(server.chat(&body).status, status, "{memory}");
+        assert_eq!(server.chat(&body).status, status, "{memory}: what was taken is given back");
+    }
+}
+
 /// Four times 16 bits a pixel take 8 bytes until they are colours of 3: 110 kB for 100×100 pixels, of which 30 stay.
 #[test]
 fn decoding_takes_its_memory_before_it_begins() {
