@@ -221,7 +221,12 @@ pub(crate) fn open<'r, R: BufRead + Seek + 'r>(
     reader: R,
     max_pixels: u64,
 ) -> Result<Opened<impl ImageDecoder + 'r>, ImageError> {
-    let mut reader = ImageReader::new(reader).with_guessed_format().map_err(ImageError::Unread)?;
+    let reader = ImageReader::new(reader).with_guessed_format().map_err(ImageError::Unread)?;
+    let (format, mut reader) = (reader.format(), reader.into_inner());
+    let of_webp = (format == Some(ImageFormat::WebP)).then(|| webp_orientation(&mut reader));
+    let of_webp = of_webp.transpose().map_err(ImageError::Unread)?;
+    let mut reader = ImageReader::new(reader);
+    format.into_iter().for_each(|format| reader.set_format(format));
     // The decoders' own scratch space counts too, hence not only the bytes of the pixels.
     let mut limits = image::Limits::no_limits();
     limits.max_alloc = Some(max_pixels.saturating_mul(LARGEST_PIXEL).saturating_add(SCRATCH));
@@ -235,8 +240,56 @@ pub(crate) fn open<'r, R: BufRead + Seek + 'r>(
         return Err(ImageError::TooLarge { width, height, max_pixels });
     }
     // Orientation is a courtesy of the camera: where it can't be read, the picture lies as it is.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let orientation = of_webp.unwrap_or_else(|| decoder.orientation().ok());
+    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     Ok(Opened { decoder, orientation })
+}
+
+/// The orientation that a WebP file tells in its EXIF data, if any. The decoder would take as much memory for these as
+/// they are said to have bytes, which are up to 4 GB in a file of a few.
+///
+/// Source: RFC 9649, section 2.
+fn webp_orientation<R: BufRead + Seek>(reader: &mut R) -> std::io::Result<Option<Orientation>> {
+    let exif = webp_exif(reader);
+    reader.rewind()?;
+    match exif {
+        Ok(exif) => Ok(exif.as_deref().and_then(Orientation::from_exif_chunk)),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The EXIF data of a WebP file in its extended form, the only one that has any; no more than the largest that a JPEG
+/// file can have.
+fn webp_exif<R: BufRead + Seek>(reader: &mut R) -> std::io::Result<Option<Vec<u8>>> {
+    const LARGEST: u32 = 1 << 16;
+    let (_, mut left) = webp_chunk(reader)?;
+    left = left.saturating_sub(4);
+    reader.seek_relative(4)?; // `WEBP`
+    let mut is_extended = false;
+    while left > 0 {
+        let (name, length) = webp_chunk(reader)?;
+        is_extended |= name == *b"VP8X";
+        if !is_extended {
+            return Ok(None);
+        }
+        if name == *b"EXIF" {
+            let mut exif = Vec::new();
+            reader.take(length.min(LARGEST).into()).read_to_end(&mut exif)?;
+            return Ok(Some(exif));
+        }
+        reader.seek_relative(i64::from(length) + i64::from(length % 2))?;
+        left = left.saturating_sub(8).saturating_sub(length);
+    }
+    Ok(None)
+}
+
+/// The name and the length of a chunk.
+fn webp_chunk(reader: &mut impl Read) -> std::io::Result<([u8; 4], u32)> {
+    let (mut name, mut length) = ([0; 4], [0; 4]);
+    reader.read_exact(&mut name)?;
+    reader.read_exact(&mut length)?;
+    Ok((name, u32::from_le_bytes(length)))
 }
 
 impl<D: ImageDecoder> Opened<D> {
@@ -596,6 +649,20 @@ mod tests {
         assert_eq!(Image::size_of_file(&path, 120).unwrap(), ImageSize { width: 10, height: 12 });
         let error = Image::size_of_file(&path, 119).unwrap_err().to_string();
         assert!(error.contains("cut.jpeg: expected a picture of at most 119 pixels, got 12×10"), "{error}");
+    }
+
+    /// 7×5 pixels that are to be turned by a quarter. The EXIF data are said to be 4 GB, for which the decoder would take
+    /// the memory before it looks; what there is of them counts.
+    #[test]
+    fn exif_data_of_a_webp_file_are_not_as_long_as_they_say() {
+        let mut picture = file("turned-8.webp");
+        let exif = picture.windows(4).position(|name| name == b"EXIF").unwrap();
+        picture[exif + 4..exif + 8].copy_from_slice(&u32::MAX.to_le_bytes());
+        let turned = Image::decode(&picture, 35).unwrap();
+        assert_eq!(turned, Image::decode(&file("turned-8.webp"), 35).unwrap());
+        assert_eq!(turned.size(), ImageSize { width: 5, height: 7 });
+        picture.truncate(exif + 8);
+        assert_eq!(Image::decode(&picture, 35).unwrap().size(), ImageSize { width: 7, height: 5 });
     }
 
     #[test]
