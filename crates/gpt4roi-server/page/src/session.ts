@@ -170,20 +170,28 @@ export class Session {
   }
 
   async #save(): Promise<void> {
-    const { conversation, editing } = this.store.state;
-    if (!conversation || (this.#saved === conversation && conversation.regions === this.regions)) return;
+    const { conversation, picture, editing } = this.store.state;
+    if (!conversation || !picture || (this.#saved === conversation && conversation.regions === this.regions)) return;
     const whole = revised({ ...conversation, regions: this.regions });
     this.#saved = whole;
     this.store.update({ conversation: whole });
     // A reload ends the changing of a question, which is still in its round; what was typed before would be nowhere.
     const draft = editing?.draft || whole.draft;
-    const saved = await this.around.storage.save({ ...whole, draft }).catch((error: unknown) => {
+    const saved = await this.#keepWith(picture, { ...whole, draft }).catch((error: unknown) => {
       this.around.notify(`The browser could not save the conversation: ${wordsOf(error)}. Export it if you need it.`);
       return true;
     });
     if (saved || this.store.state.conversation?.id !== whole.id) return;
     this.#goOnInCopy();
     await this.#save();
+  }
+
+  /** Another page may have deleted the conversation that this one goes on with, and its picture along with it. */
+  async #keepWith(picture: Picture, conversation: Conversation): Promise<boolean> {
+    const { storage } = this.around;
+    const saved = await storage.save(conversation);
+    if (saved && !(await storage.picture(picture.id))) await storage.savePicture(picture);
+    return saved;
   }
 
   // Regions.

@@ -431,6 +431,24 @@ test('two pages with one conversation leave each other’s words alone', async (
   await expect(page.locator('.question')).toHaveText('What is region 1?');
 });
 
+test('a conversation that another page deletes is there again, with its picture, when this one goes on', async ({ page, context }) => {
+  await openSample(page);
+  await ask(page, 'What is in the picture?');
+  await page.waitForTimeout(500);
+  const other = await context.newPage();
+  watch(other);
+  await other.goto(server.url);
+  await other.getByRole('button', { name: 'Conversations' }).click();
+  await other.getByRole('button', { name: /^Delete “/ }).click();
+  await expect(other.locator('#conversations .conversation')).toHaveCount(0);
+  await question(page).fill('And what else?');
+  await page.waitForTimeout(500);
+  await page.reload();
+  await expect(page.getByRole('img', { name: 'sample.png' })).toBeVisible();
+  await expect(page.locator('.question')).toHaveText('What is in the picture?');
+  await expect(question(page)).toHaveValue('And what else?');
+});
+
 test('a second picture begins a conversation; conversations are renamed, deleted and brought back', async ({ page }) => {
   await openSample(page);
   await drag(page, OCTOPUS);
