@@ -21,8 +21,15 @@ use crate::failure::{Refusal, warn};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Choices")]
 pub(crate) struct ChoiceOptions {
-    /// An answer to choose between: given at least twice, the model says which of them is the most probable
-    #[arg(long = "choice", value_name = "TEXT", conflicts_with = "choices")]
+    /// An answer to choose between: given at least twice, the model says which of them is the most probable. In the
+    /// variable each has a line
+    #[arg(
+        long = "choice",
+        value_name = "TEXT",
+        env = "GPT4ROI_CHOICE",
+        value_delimiter = '\n',
+        conflicts_with = "choices"
+    )]
     typed: Vec<String>,
 
     #[command(flatten)]

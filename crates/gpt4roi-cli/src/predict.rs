@@ -49,7 +49,7 @@ pub(crate) struct Args {
     question: Option<String>,
 
     /// Which split of a file that has several is asked about (Visual7W: train, val or test). Without it, all are
-    #[arg(long, value_name = "NAME", env = "GPT4ROI_DATA_SPLIT")]
+    #[arg(long, value_name = "NAME", env = "GPT4ROI_SPLIT")]
     split: Option<String>,
 
     #[command(flatten)]

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::LazyLock};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use candle_core::Device;
 use gpt4roi::{
-    Gpt4Roi, ImageSize, RegionId,
+    Choices, Gpt4Roi, ImageSize, RegionId,
     asked::Said,
     bbox::Point,
     mention::{self, Part},
@@ -50,6 +50,7 @@ pub fn chat(bytes: &[u8]) {
             is_about_one_picture(&chat, bytes);
             regions_are_few_and_inside(&chat);
             mentions_are_bound(&chat);
+            choices_differ(chat.choices());
         }
         Err(refusal) => is_told_well(&refusal),
     }
@@ -138,10 +139,24 @@ fn mentions_are_bound(chat: &Chat) {
     }
 }
 
+/// There is something to choose between, and not too much.
+fn choices_differ(choices: Option<&Choices>) {
+    let Some(choices) = choices else { return };
+    for texts in [choices.texts(), choices.wordings()] {
+        let all: BTreeSet<&String> = texts.iter().collect();
+        assert_eq!(all.len(), texts.len(), "{texts:?}");
+        assert!((2..=1000).contains(&texts.len()) && !all.contains(&String::new()), "{texts:?}");
+        assert!(texts.iter().map(|text| text.chars().count()).sum::<usize>() <= 16_000, "{texts:?}");
+    }
+}
+
 fn asks_about_each(describe: &Describe) {
     assert_eq!(describe.ids.len(), describe.shapes.len());
     assert!((1..=1000).contains(&describe.shapes.len()) && describe.ids.iter().all(|id| id.len() <= 256));
     describe.shapes.iter().for_each(lies_inside);
+    choices_differ(describe.choices.as_ref());
+    let scored = describe.choices.as_ref().map_or(0, |choices| choices.texts().len() * describe.shapes.len());
+    assert!(scored <= 100_000, "{scored}");
     let this = RegionId(1);
     let parts = mention::parse(&describe.question, &[this], SIZE).expect("a question that was read can be read");
     assert!(parts.contains(&Part::Mention(this)), "{}", describe.question);

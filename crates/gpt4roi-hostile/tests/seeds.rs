@@ -149,11 +149,11 @@ fn the_good_seeds_are_read() {
     assert_eq!(values("a.weight"), [1.0, 2.0, 3.0, 4.0]);
     assert_eq!(values("b.weight"), (0..32).map(|number| number as f32 / 2.0).collect::<Vec<_>>());
     let size = ImageSize { width: 200, height: 100 };
-    for name in ["forms", "rounds", "beside", "literal", "again"] {
+    for name in ["forms", "rounds", "beside", "literal", "again", "choices"] {
         let chat = reading::chat(&seed(&format!("chat/{name}.json")), size);
         assert!(chat.is_ok(), "{name}: {}", chat.unwrap_err());
     }
-    for name in ["describe", "describe-detail"] {
+    for name in ["describe", "describe-detail", "describe-choices"] {
         let describe = reading::describe(&seed(&format!("chat/{name}.json")), size);
         assert!(describe.is_ok(), "{name}: {}", describe.unwrap_err());
     }

@@ -497,6 +497,7 @@ fn no_value_in_any_field_breaks_the_server() {
         "top_k",
         "seed",
         "stop",
+        "choices",
         "n",
         "stream",
         "stream_options",
@@ -520,7 +521,9 @@ fn no_value_in_any_field_breaks_the_server() {
             let response = server.chat(&broken);
             assert!((200..500).contains(&response.status), "{field} {extreme}: {} {}", response.status, response.body);
         }
-        for field in ["image", "regions", "question", "detail", "stream", "max_tokens", "temperature", "seed"] {
+        for field in
+            ["image", "regions", "question", "detail", "choices", "stream", "max_tokens", "temperature", "seed"]
+        {
             let mut broken = json!({"image": id, "regions": [region], "max_tokens": 1});
             broken[field] = extreme.clone();
             let response = server.post("/v1/regions/describe", &broken);
