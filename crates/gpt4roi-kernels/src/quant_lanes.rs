@@ -8,7 +8,10 @@
 //! Sixteen lanes are one register of AVX-512 or two of AVX2. The modules have the same functions, in whose terms
 //! [`add_row!`] says once what a format's product is.
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::{
+    arch::x86_64::{_MM_HINT_T0, _mm_prefetch},
+    hint::black_box,
+};
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
@@ -45,11 +48,15 @@ pub(crate) fn prefetch(tile: &[u8]) {
     }
 }
 
-/// The same for so many bytes from the beginning of this tile, which may end behind it.
+/// The same for so many bytes from the beginning of this tile, which may end behind it. Unrolled, a step of decoding
+/// took 0.25 s where AVX2 alone was used, with this 0.15 s.
 #[inline]
 #[target_feature(enable = "sse")]
 pub(crate) fn prefetch_ahead(tile: &[u8], bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(line).cast());
+    let (mut line, end) = (tile.as_ptr(), tile.as_ptr().wrapping_add(bytes));
+    while line < end {
+        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+        // What the compiler can't foresee it doesn't unroll.
+        line = black_box(line.wrapping_add(64));
     }
 }

@@ -210,8 +210,8 @@ mod avx2 {
     use crate::quant_lanes::prefetch_ahead;
 
     const HALF: usize = LANES / 2;
-    /// Bytes asked for ahead of one row's products: four tiles of `q4_k`.
-    const AHEAD: usize = 4 * 144 * LANES;
+    /// Bytes asked for ahead of one row's products: two tiles of `q4_k`.
+    const AHEAD: usize = 2 * 144 * LANES;
 
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn add_stretch<F: BlockFormat>(
