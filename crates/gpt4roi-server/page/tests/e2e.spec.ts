@@ -505,8 +505,11 @@ test('a closer look at small regions is switched on and off, by keyboard, too, a
   await drag(page, OCTOPUS);
   const closer = page.getByRole('button', { name: 'Look closer at small regions' });
   const sent = async (route: RegExp, act: () => Promise<void>) => {
+    const rounds = await page.locator('.round').count();
     const request = page.waitForRequest(route);
     await act();
+    // The round before it is done, too.
+    await expect(page.locator('.round')).toHaveCount(rounds + 1);
     await expect(page.locator('.round:last-child .answer.done')).toBeVisible();
     return (await request).postDataJSON();
   };
@@ -520,10 +523,12 @@ test('a closer look at small regions is switched on and off, by keyboard, too, a
   await page.waitForTimeout(500);
   await page.reload();
   await expect(closer).toHaveAttribute('aria-pressed', 'true');
+  await expect(page.locator('.round')).toHaveCount(2);
   await drag(page, BREAD);
   expect(await sent(/describe$/, () => page.getByRole('button', { name: 'Describe all' }).click())).toHaveProperty('zoom', 'auto');
   // The two that were drawn are not small, and those are.
   await page.locator('#regions-file').setInputFiles(grid(17));
+  await expect(regions(page)).toHaveCount(19);
   await question(page).fill(Array.from({ length: 17 }, (_, index) => `<region${index + 3}>`).join(' '));
   await question(page).press('Enter');
   await expect(page.getByRole('alert')).toContainText('too many regions for a closer look');
