@@ -49,7 +49,7 @@ pub(crate) fn prefetch(tile: &[u8]) {
 }
 
 /// The same for so many bytes from the beginning of this tile, which may end behind it. Unrolled, a step of decoding
-/// took 0.25 s where AVX2 alone was used, with this 0.15 s.
+/// took 0.25 s where AVX2 alone was used and four tiles were asked for, with this 0.18 s.
 #[inline]
 #[target_feature(enable = "sse")]
 pub(crate) fn prefetch_ahead(tile: &[u8], bytes: usize) {
