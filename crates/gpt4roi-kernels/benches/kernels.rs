@@ -125,19 +125,21 @@ fn decoding(criterion: &mut Criterion) {
     let (layers, heads, head_dim, tokens) = (32, 32, 128, 345);
     let width = heads * head_dim;
     let remembered: Vec<f16> = values(2 * layers * tokens * width).into_iter().map(f16::from_f32).collect();
-    let q = values(width);
-    let mut out = vec![0.0; width];
-    let mut group = criterion.benchmark_group("attention of one query");
-    group.throughput(Throughput::Bytes(2 * remembered.len() as u64));
-    group.bench_function("f16", |bencher| {
-        bencher.iter(|| {
-            for layer in remembered.chunks_exact(2 * tokens * width) {
-                let (keys, values) = layer.split_at(tokens * width);
-                let branch = Branch { keys, values, queries: 1 };
-                branched_attention(&q, Prefix { keys: &[], values: &[] }, &[branch], heads, head_dim, &mut out);
-            }
+    for queries in [1, 2, 4, 8, 16] {
+        let q = values(queries * width);
+        let mut out = vec![0.0; q.len()];
+        let mut group = criterion.benchmark_group(format!("attention of {queries} queries"));
+        group.throughput(Throughput::Bytes(2 * remembered.len() as u64));
+        group.bench_function("f16", |bencher| {
+            bencher.iter(|| {
+                for layer in remembered.chunks_exact(2 * tokens * width) {
+                    let (keys, values) = layer.split_at(tokens * width);
+                    let branch = Branch { keys, values, queries };
+                    branched_attention(&q, Prefix { keys: &[], values: &[] }, &[branch], heads, head_dim, &mut out);
+                }
+            });
         });
-    });
+    }
 }
 
 const FORMATS: [(&str, QuantFormat); 3] =
@@ -157,11 +159,11 @@ fn blocks(format: QuantFormat, rows: usize, columns: usize) -> Vec<u8> {
     blocks
 }
 
-/// Every way to store a matrix of the 7B, against one row and against a prompt's worth of them.
+/// Every way to store a matrix of the 7B, against one row, a few, and a prompt's worth of them.
 fn linear_layers(criterion: &mut Criterion) {
     let (rows, columns) = (4096, 11008);
     let floats = values(rows * columns);
-    for n in [1, 64, 320] {
+    for n in [1, 2, 4, 8, 64, 320] {
         let x = values(n * columns);
         let mut y = vec![0.0; n * rows];
         let mut group = criterion.benchmark_group(format!("linear, {n} rows"));

@@ -27,7 +27,7 @@ fn main() -> Result<(), QuantError> {
         let matrices = (0..MATRICES).map(|_| QuantMatrix::new(format, ROWS, COLUMNS, &blocks));
         let matrices = matrices.collect::<Result<Vec<_>, _>>()?;
         let packing = (MATRICES * blocks.len()) as f64 / started.elapsed().as_secs_f64() / 1e9;
-        for n in [1, 4, 16, 320] {
+        for n in [1, 2, 4, 8, 16, 320] {
             let seconds = product_seconds(&matrices, n);
             let bandwidth = matrices[0].bytes() as f64 / seconds / 1e9;
             let speed = 2.0 * (n * ROWS * COLUMNS) as f64 / seconds / 1e9;

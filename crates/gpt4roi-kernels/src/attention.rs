@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use crate::{
     exp::exp1,
+    few_queries::{FEW, attend_few},
     gemm::{MatMut, MatRef, gemm_serial},
-    one_query::attend_one,
     parallel::map_indices,
     remembered::{Remembered, StridedRows},
     simd::{max, sum2},
@@ -159,11 +159,8 @@ pub fn branched_attention<T: Remembered>(
         assert_eq!((branch.keys.len(), branch.values.len()), (own, own), "a branch in part");
         assert!(branch.queries <= tokens(branch), "{} queries, {} tokens", branch.queries, tokens(branch));
     }
-    if queries == 1 {
-        // Nothing is read twice, so that only the order of reading counts.
-        let asking = branches.iter().filter(|branch| branch.queries > 0).map(|branch| (branch.keys, branch.values));
-        let parts: Vec<_> = std::iter::once((prefix.keys, prefix.values)).chain(asking).collect();
-        return attend_one(q, &parts, shape, out);
+    if queries <= FEW {
+        return attend_few(q, prefix, branches, shape, out);
     }
     let merged = map_indices(heads, |head| attend_branches(q, prefix, branches, shape, head));
     shape.merge(&merged, queries, out);

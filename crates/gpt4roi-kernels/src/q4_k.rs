@@ -5,7 +5,7 @@ use crate::{
     quant_block::{BlockFormat, LANES, Panel, half, lanes},
 };
 #[cfg(target_arch = "x86_64")]
-use crate::{quant_lanes::add_row, quant_product::Totals, quant_rows::RowStretch};
+use crate::{quant_lanes::add_rows, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q4_K` (`ggml/src/ggml-common.h`), 4.5 bits a weight:
 ///
@@ -59,14 +59,14 @@ impl BlockFormat for Q4K {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn add_row_avx512(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
-        avx512::add_row(tile, x, totals);
+    unsafe fn add_rows_avx512<const N: usize>(tile: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
+        avx512::add_rows(tile, x, totals);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_row_avx2(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
-        avx2::add_row(tile, x, totals);
+    unsafe fn add_rows_avx2<const N: usize>(tile: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
+        avx2::add_rows(tile, x, totals);
     }
 }
 
@@ -104,9 +104,9 @@ impl Factors {
     }
 }
 
-// One row of activations straight from a tile.
+// A few rows of activations straight from a tile.
 #[cfg(target_arch = "x86_64")]
-add_row! { |tile, x, totals| {
+add_rows! { |tile, x, totals| {
     let (head, values) = tile.as_chunks::<WORD>().0.split_at(HEAD);
     let halves = load_words(&head[0]);
     let (d, dmin) = (low_halves(halves), low_halves(shift_right::<16>(halves)));
@@ -114,21 +114,26 @@ add_row! { |tile, x, totals| {
     let with_top = |low, top| or(masked(low, 0x0f), masked(shift_right::<2>(top), 0x30));
     let scales = [masked(scales, 0x3f), with_top(rest, scales)];
     let mins = [masked(mins, 0x3f), with_top(shift_right::<4>(rest), mins)];
-    let mut sum = load(totals);
-    let parts = values.as_chunks::<WORDS>().0.iter().zip(x.values.as_chunks::<64>().0);
-    for (part, (values, x_values)) in parts.enumerate() {
-        let (mut low, mut high) = (splat(0), splat(0));
+    let mut sums = load_rows(totals);
+    for (part, values) in values.as_chunks::<WORDS>().0.iter().enumerate() {
+        let mut dots = [[splat(0); N]; 2];
         for (word, packed) in values.iter().enumerate() {
             let packed = load_words(packed);
-            low = add_products(low, masked(packed, 0x0f), four_columns(x_values, word));
-            high = add_products(high, masked(shift_right::<4>(packed), 0x0f), four_columns(x_values, WORDS + word));
+            let nibbles = [masked(packed, 0x0f), masked(shift_right::<4>(packed), 0x0f)];
+            for (group, dots) in dots.iter_mut().enumerate() {
+                for (dots, x) in dots.iter_mut().zip(x) {
+                    *dots = add_products(*dots, nibbles[group], four_columns(&x.values, WORDS * (2 * part + group) + word));
+                }
+            }
         }
-        for (group, dots) in [(2 * part, low), (2 * part + 1, high)] {
+        for (group, dots) in dots.into_iter().enumerate() {
+            let group = 2 * part + group;
             let scale = multiply(d, byte_as_float(scales[group / 4], group % 4));
-            sum = add_scaled(sum, dots, scale, x.scales[group]);
             let min = multiply(dmin, byte_as_float(mins[group / 4], group % 4));
-            sum = subtract_min(sum, min, x.sums[group]);
+            for ((sum, dots), x) in sums.iter_mut().zip(dots).zip(x) {
+                *sum = subtract_min(add_scaled(*sum, dots, scale, x.scales[group]), min, x.sums[group]);
+            }
         }
     }
-    store(sum, totals);
+    store_rows(sums, totals);
 } }

@@ -5,7 +5,7 @@ use crate::{
     quant_block::{BlockFormat, LANES, Panel, halves, lanes},
 };
 #[cfg(target_arch = "x86_64")]
-use crate::{quant_lanes::add_row, quant_product::Totals, quant_rows::RowStretch};
+use crate::{quant_lanes::add_rows, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q6_K` (`ggml/src/ggml-common.h`), 6.5625 bits a weight:
 ///
@@ -66,50 +66,50 @@ impl BlockFormat for Q6K {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn add_row_avx512(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
-        avx512::add_row(tile, x, totals);
+    unsafe fn add_rows_avx512<const N: usize>(tile: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
+        avx512::add_rows(tile, x, totals);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_row_avx2(tile: &[u8], x: &RowStretch, totals: &mut Totals) {
-        avx2::add_row(tile, x, totals);
+    unsafe fn add_rows_avx2<const N: usize>(tile: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
+        avx2::add_rows(tile, x, totals);
     }
 }
 
-// One row of activations straight from a tile.
+// A few rows of activations straight from a tile.
 #[cfg(target_arch = "x86_64")]
-add_row! { |tile, x, totals| {
+add_rows! { |tile, x, totals| {
     let words = tile.as_chunks::<WORD>().0;
     let d = load_halves(&tile[Q6K::WORDS * WORD..]);
     // Two bits of `top` go on top of four of `low`.
     let with_top = |low, top| or(masked(low, 0x0f), masked(top, 0x30));
-    let mut sum = load(totals);
-    for (half, x_values) in x.values.as_chunks::<128>().0.iter().enumerate() {
-        let mut dots = [splat(0); 8];
-        for (group, dots) in dots.iter_mut().enumerate() {
-            *dots = splat(x.starts[8 * half + group]);
+    let mut sums = load_rows(totals);
+    // One group after the other, as a panel has them, though a word holds columns of several.
+    for group in 0..GROUPS {
+        let (half, quarter) = (group / 8, group % 8 / 2);
+        let low = |word: usize| load_words(&words[2 * WORDS * half + word]);
+        let high = |word: usize| load_words(&words[HIGH + WORDS * half + word]);
+        let mut dots = [splat(0); N];
+        for (dots, x) in dots.iter_mut().zip(x) {
+            *dots = splat(x.starts[group]);
         }
-        for word in 0..WORDS {
-            let first = load_words(&words[2 * WORDS * half + word]);
-            let second = load_words(&words[2 * WORDS * half + WORDS + word]);
-            let high = load_words(&words[HIGH + WORDS * half + word]);
-            let quarters = [
-                with_top(first, shift_left::<4>(high)),
-                with_top(second, shift_left::<2>(high)),
-                with_top(shift_right::<4>(first), high),
-                with_top(shift_right::<4>(second), shift_right::<2>(high)),
-            ];
-            for (quarter, values) in quarters.into_iter().enumerate() {
-                let dots = &mut dots[2 * quarter + word / 4];
-                *dots = add_products(*dots, values, four_columns(x_values, WORDS * quarter + word));
+        for place in 0..WORDS / 2 {
+            let word = WORDS / 2 * (group % 2) + place;
+            let weights = match quarter {
+                0 => with_top(low(word), shift_left::<4>(high(word))),
+                1 => with_top(low(WORDS + word), shift_left::<2>(high(word))),
+                2 => with_top(shift_right::<4>(low(word)), high(word)),
+                _ => with_top(shift_right::<4>(low(WORDS + word)), shift_right::<2>(high(word))),
+            };
+            for (dots, x) in dots.iter_mut().zip(x) {
+                *dots = add_products(*dots, weights, four_columns(&x.values, WORDS / 2 * group + place));
             }
         }
-        for (group, dots) in dots.into_iter().enumerate() {
-            let place = 8 * half + group;
-            let scale = signed_byte_as_float(load_words(&words[SCALES + place / 4]), place % 4);
-            sum = add_scaled(sum, dots, multiply(d, scale), x.scales[place / 2]);
+        let scale = multiply(d, signed_byte_as_float(load_words(&words[SCALES + group / 4]), group % 4));
+        for ((sum, dots), x) in sums.iter_mut().zip(dots).zip(x) {
+            *sum = add_scaled(*sum, dots, scale, x.scales[group / 2]);
         }
     }
-    store(sum, totals);
+    store_rows(sums, totals);
 } }

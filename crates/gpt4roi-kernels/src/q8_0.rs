@@ -5,7 +5,7 @@ use crate::{
     quant_block::{BlockFormat, LANES, Panel, halves},
 };
 #[cfg(target_arch = "x86_64")]
-use crate::{quant_lanes::add_row, quant_product::Totals, quant_rows::RowStretch};
+use crate::{quant_lanes::add_rows, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q8_0` (`ggml/src/ggml-common.h`), 8.5 bits a weight:
 ///
@@ -42,29 +42,37 @@ impl BlockFormat for Q8_0 {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn add_row_avx512(tiles: &[u8], x: &RowStretch, totals: &mut Totals) {
-        avx512::add_row(tiles, x, totals);
+    unsafe fn add_rows_avx512<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
+        avx512::add_rows(tiles, x, totals);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_row_avx2(tiles: &[u8], x: &RowStretch, totals: &mut Totals) {
-        avx2::add_row(tiles, x, totals);
+    unsafe fn add_rows_avx2<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
+        avx2::add_rows(tiles, x, totals);
     }
 }
 
-// One row of activations straight from tiles.
+// A few rows of activations straight from tiles.
 #[cfg(target_arch = "x86_64")]
-add_row! { |tiles, x, totals| {
-    let mut sum = load(totals);
-    let tiles = tiles.as_chunks::<{ LANES * Q8_0::BYTES }>().0;
-    for (group, (tile, x_values)) in tiles.iter().zip(x.values.as_chunks::<COLUMNS>().0).enumerate() {
+add_rows! { |tiles, x, totals| {
+    let mut sums = load_rows(totals);
+    for (group, tile) in tiles.as_chunks::<{ LANES * Q8_0::BYTES }>().0.iter().enumerate() {
         let (values, d) = tile.split_at(Q8_0::WORDS * WORD);
-        let mut dots = signed_start(x.starts[group]);
-        for (word, values) in values.as_chunks::<WORD>().0.iter().enumerate() {
-            dots = add_signed_products(dots, load_words(values), four_columns(x_values, word));
+        let mut dots = [splat(0); N];
+        for (dots, x) in dots.iter_mut().zip(x) {
+            *dots = signed_start(x.starts[group]);
         }
-        sum = add_scaled(sum, dots, load_halves(d), x.scales[group]);
+        for (word, values) in values.as_chunks::<WORD>().0.iter().enumerate() {
+            let values = load_words(values);
+            for (dots, x) in dots.iter_mut().zip(x) {
+                *dots = add_signed_products(*dots, values, four_columns(&x.values, Q8_0::WORDS * group + word));
+            }
+        }
+        let scale = load_halves(d);
+        for ((sum, dots), x) in sums.iter_mut().zip(dots).zip(x) {
+            *sum = add_scaled(*sum, dots, scale, x.scales[group]);
+        }
     }
-    store(sum, totals);
+    store_rows(sums, totals);
 } }

@@ -60,19 +60,19 @@ pub(crate) trait BlockFormat: Sync {
     /// Takes the tiles of a stretch apart.
     fn unpack(tiles: &[u8], panel: &mut Panel);
 
-    /// Adds the products of the tiles of a stretch with one row of activations, as a panel would give them.
+    /// Adds the products of the tiles of a stretch with a few rows of activations, as a panel would give them.
     ///
     /// # Safety
     /// The processor has to have AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn add_row_avx512(tiles: &[u8], x: &RowStretch, totals: &mut Totals);
+    unsafe fn add_rows_avx512<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]);
 
-    /// As [`Self::add_row_avx512`].
+    /// As [`Self::add_rows_avx512`].
     ///
     /// # Safety
     /// The processor has to have AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn add_row_avx2(tiles: &[u8], x: &RowStretch, totals: &mut Totals);
+    unsafe fn add_rows_avx2<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]);
 }
 
 /// A stretch of sixteen rows, ready to be multiplied.

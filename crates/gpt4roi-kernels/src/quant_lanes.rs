@@ -1,12 +1,12 @@
-//! Vector code for one row of activations times sixteen rows of weights, straight from their tiles.
+//! Vector code for a few rows of activations times sixteen rows of weights, straight from their tiles.
 //!
-//! Decoding reads every weight once for every token. Taken apart into a [`Panel`](crate::quant_block::Panel) first,
-//! a weight is stored and read again for a single product; here it goes from its tile through a register into the sum.
-//! The arithmetic is that of the panel in the same order, so that a token's numbers do not depend on how many others
-//! are computed with it.
+//! Decoding reads every weight once for one token, or for a few that are read together. Taken apart into a
+//! [`Panel`](crate::quant_block::Panel) first, a weight is stored and read again for few products; here it goes from
+//! its tile through a register into the sums. The arithmetic is that of the panel in the same order, so that a token's
+//! numbers do not depend on how many others are computed with it.
 //!
 //! Sixteen lanes are one register of AVX-512 or two of AVX2. The modules have the same functions, in whose terms
-//! [`add_row!`] says once what a format's product is.
+//! [`add_rows!`] says once what a format's product is.
 
 use std::{
     arch::x86_64::{_MM_HINT_T0, _mm_prefetch},
@@ -16,11 +16,11 @@ use std::{
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 
-/// Compiles one row's product for both kinds of registers, as `avx512::add_row` and `avx2::add_row`.
-macro_rules! add_row {
+/// Compiles a product with N rows for both kinds of registers, as `avx512::add_rows` and `avx2::add_rows`.
+macro_rules! add_rows {
     (|$tiles:ident, $x:ident, $totals:ident| $body:block) => {
-        $crate::quant_lanes::add_row! { avx512, "avx512f,avx512bw,avx512vl,avx512vnni", |$tiles, $x, $totals| $body }
-        $crate::quant_lanes::add_row! { avx2, "avx2,fma,f16c", |$tiles, $x, $totals| $body }
+        $crate::quant_lanes::add_rows! { avx512, "avx512f,avx512bw,avx512vl,avx512vnni", |$tiles, $x, $totals| $body }
+        $crate::quant_lanes::add_rows! { avx2, "avx2,fma,f16c", |$tiles, $x, $totals| $body }
     };
     ($level:ident, $features:literal, |$tiles:ident, $x:ident, $totals:ident| $body:block) => {
         mod $level {
@@ -28,11 +28,11 @@ macro_rules! add_row {
             use crate::quant_lanes::$level::*;
 
             #[target_feature(enable = $features)]
-            pub(super) fn add_row($tiles: &[u8], $x: &RowStretch, $totals: &mut Totals) $body
+            pub(super) fn add_rows<const N: usize>($tiles: &[u8], $x: &[RowStretch; N], $totals: &mut [Totals; N]) $body
         }
     };
 }
-pub(crate) use add_row;
+pub(crate) use add_rows;
 
 /// Asks for a whole tile at once. Its lines would come one after the other otherwise, as far as the processor looks
 /// ahead, and two cores would reach two thirds of what memory can give.

@@ -101,6 +101,18 @@ fn portable<F: BlockFormat>(panel: &Panel, groups: usize, x: &RowStretch, totals
     }
 }
 
+/// Multiplies as many rows as one of the numbers says straight from their tiles, and returns; other numbers of rows go on
+/// behind it.
+#[cfg(target_arch = "x86_64")]
+macro_rules! straight_from_tiles {
+    ($add_rows:ident, ($tiles:ident, $x:ident, $totals:ident), $($rows:literal)*) => {$(
+        if let (Some(x), Some(totals)) = ($x.as_array::<$rows>(), $totals.as_mut_array::<$rows>()) {
+            // SAFETY: The features of the function around it are those that it needs.
+            return unsafe { F::$add_rows($tiles, x, totals) };
+        }
+    )*};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
@@ -117,10 +129,7 @@ mod avx512 {
         totals: &mut [Totals],
     ) {
         prefetch(tiles);
-        if let ([x], [totals]) = (x, &mut *totals) {
-            // SAFETY: This function's features are those that it needs.
-            return unsafe { F::add_row_avx512(tiles, x, totals) };
-        }
+        straight_from_tiles!(add_rows_avx512, (tiles, x, totals), 1 2 3 4 5 6 7 8);
         F::unpack(tiles, panel);
         let (many, few) = x.as_chunks::<ROWS_TOGETHER>();
         let (many_totals, few_totals) = totals.as_chunks_mut::<ROWS_TOGETHER>();
@@ -221,11 +230,10 @@ mod avx2 {
         panel: &mut Panel,
         totals: &mut [Totals],
     ) {
-        if let ([x], [totals]) = (x, &mut *totals) {
+        if x.len() <= 4 {
             prefetch_ahead(tiles, AHEAD);
-            // SAFETY: This function's features are those that it needs.
-            return unsafe { F::add_row_avx2(tiles, x, totals) };
         }
+        straight_from_tiles!(add_rows_avx2, (tiles, x, totals), 1 2 3 4);
         F::unpack(tiles, panel);
         let ((fours, ones), (four_totals, one_totals)) = (x.as_chunks::<4>(), totals.as_chunks_mut::<4>());
         for half in 0..2 {

@@ -70,6 +70,25 @@ pub(crate) fn store(sum: Floats, totals: &mut Totals) {
     }
 }
 
+/// The sums of each row so far.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn load_rows<const N: usize>(totals: &[Totals; N]) -> [Floats; N] {
+    let mut sums = [[_mm256_setzero_ps(); 2]; N];
+    for (sum, totals) in sums.iter_mut().zip(totals) {
+        *sum = load(totals);
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn store_rows<const N: usize>(sums: [Floats; N], totals: &mut [Totals; N]) {
+    for (sum, totals) in sums.into_iter().zip(totals) {
+        store(sum, totals);
+    }
+}
+
 /// The bits of `mask` in every byte.
 #[inline]
 #[target_feature(enable = "avx2")]

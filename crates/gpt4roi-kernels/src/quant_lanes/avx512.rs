@@ -54,6 +54,25 @@ pub(crate) fn store(sum: Floats, totals: &mut Totals) {
     unsafe { _mm512_storeu_ps(totals.as_mut_ptr(), sum) };
 }
 
+/// The sums of each row so far.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn load_rows<const N: usize>(totals: &[Totals; N]) -> [Floats; N] {
+    let mut sums = [_mm512_setzero_ps(); N];
+    for (sum, totals) in sums.iter_mut().zip(totals) {
+        *sum = load(totals);
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn store_rows<const N: usize>(sums: [Floats; N], totals: &mut [Totals; N]) {
+    for (sum, totals) in sums.into_iter().zip(totals) {
+        store(sum, totals);
+    }
+}
+
 /// The bits of `mask` in every byte.
 #[inline]
 #[target_feature(enable = "avx512f")]
