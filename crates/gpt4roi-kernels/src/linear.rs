@@ -12,7 +12,7 @@ use crate::{
     interleave::SixteenRows,
     level::Level,
     panel::{PANEL, Rows, multiply_panel},
-    parallel::{SharedRows, for_each_index_in, map_chunks, map_indices},
+    parallel::{SharedRows, for_each_index, for_each_index_in, map_chunks},
     quant_block::LANES,
     quant_product::Level as QuantLevel,
 };
@@ -23,6 +23,8 @@ const MANY_ROWS: usize = 64;
 const FEW_ROWS: usize = 16;
 /// Inputs and outputs from which on the two ways beat the general product.
 const WIDE: usize = 512;
+/// For two rows or more, but few: what the general product packs is not worth packing.
+const NARROW: usize = 128;
 
 /// y += x·Wᵀ.
 ///
@@ -34,7 +36,8 @@ const WIDE: usize = 512;
 pub fn linear(x: &[f32], weight: &[f32], (input, output): (usize, usize), y: &mut [f32]) {
     let rows = check(x, weight, (input, output), y);
     match rows {
-        1..=FEW_ROWS if input >= WIDE && output >= WIDE => few_rows(Level::best(), x, weight, (input, output), y),
+        2..=FEW_ROWS if input >= NARROW && output >= NARROW => few_rows(Level::best(), x, weight, (input, output), y),
+        1 if input >= WIDE && output >= WIDE => few_rows(Level::best(), x, weight, (input, output), y),
         MANY_ROWS.. if input >= WIDE && output >= WIDE => many_rows(Level::best(), x, weight, (input, output), y),
         _ => {
             let weight = MatRef::new(weight, output, input).transposed();
@@ -119,11 +122,13 @@ const TASK: usize = 16;
 const STRETCH: usize = 4096;
 /// Rows of x, and rows of weights, whose products are summed in registers together.
 const SIDE: usize = 4;
+/// Products of values that lie in the caches, in the time that reading one from memory is said to take.
+const PRODUCTS: usize = 64;
 
 fn few_rows(level: Level, x: &[f32], weight: &[f32], (input, output): (usize, usize), y: &mut [f32]) {
     let rows = check(x, weight, (input, output), y);
     let y = SharedRows::new(y, output);
-    map_indices(output.div_ceil(TASK), |index| {
+    for_each_index(output.div_ceil(TASK), rows * weight.len() / PRODUCTS, |index| {
         let columns = index * TASK..output.min((index + 1) * TASK);
         let weight = &weight[columns.start * input..columns.end * input];
         let mut sums = vec![0.0; rows * columns.len()];
@@ -149,12 +154,17 @@ impl WithSimd for Dots<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let columns = self.weight.len() / self.input;
+        let (rows, columns) = (self.x.len() / self.input, self.weight.len() / self.input);
         for start in (0..self.input).step_by(STRETCH) {
             let end = self.input.min(start + STRETCH);
             for column in (0..columns).step_by(SIDE) {
-                for row in (0..self.x.len() / self.input).step_by(SIDE) {
-                    self.tile(simd, row, column, start..end);
+                for row in (0..rows).step_by(SIDE) {
+                    match rows - row {
+                        1 => self.tile::<S, 1>(simd, row, column, start..end),
+                        2 => self.tile::<S, 2>(simd, row, column, start..end),
+                        3 => self.tile::<S, 3>(simd, row, column, start..end),
+                        _ => self.tile::<S, SIDE>(simd, row, column, start..end),
+                    }
                 }
             }
         }
@@ -162,14 +172,14 @@ impl WithSimd for Dots<'_> {
 }
 
 impl Dots<'_> {
-    /// Up to 4×4 dot products over some inputs. Where fewer rows are left, the last stands in for those missing.
+    /// Up to R×4 dot products over some inputs. Where fewer rows of weights are left, the last stands in for those missing.
     #[inline(always)]
-    fn tile<S: Simd>(&mut self, simd: S, row: usize, column: usize, inputs: Range<usize>) {
-        let (rows, columns) = (self.x.len() / self.input, self.weight.len() / self.input);
-        let left = [0, 1, 2, 3].map(|i| stretch(self.x, (row + i).min(rows - 1), self.input, &inputs));
+    fn tile<S: Simd, const R: usize>(&mut self, simd: S, row: usize, column: usize, inputs: Range<usize>) {
+        let columns = self.weight.len() / self.input;
+        let left: [&[f32]; R] = std::array::from_fn(|i| stretch(self.x, row + i, self.input, &inputs));
         let right = [0, 1, 2, 3].map(|i| stretch(self.weight, (column + i).min(columns - 1), self.input, &inputs));
         let (lefts, rights) = (left.map(|x| S::as_simd_f32s(x)), right.map(|w| S::as_simd_f32s(w)));
-        let mut sums = [[simd.splat_f32s(0.0); SIDE]; SIDE];
+        let mut sums = [[simd.splat_f32s(0.0); SIDE]; R];
         let length = lefts[0].0.len();
         let (left, right) = (lefts.map(|x| &x.0[..length]), rights.map(|w| &w.0[..length]));
         for k in 0..length {
@@ -179,7 +189,7 @@ impl Dots<'_> {
                 }
             }
         }
-        for (i, (sums, left)) in sums.into_iter().zip(&lefts).enumerate().take(rows - row) {
+        for (i, (sums, left)) in sums.into_iter().zip(&lefts).enumerate() {
             for (j, (sum, right)) in sums.into_iter().zip(&rights).enumerate().take(columns - column) {
                 let rest: f32 = left.1.iter().zip(right.1).map(|(x, w)| x * w).sum();
                 self.sums[(row + i) * columns + column + j] += simd.reduce_sum_f32s(sum) + rest;
@@ -223,8 +233,12 @@ mod tests {
 
     /// More inputs than one stretch, and row counts on both sides of the limits.
     #[test]
-    fn wide_layers_agree_with_the_general_product() {
-        let (input, output) = (STRETCH + 700, WIDE + 5);
+    fn layers_agree_with_the_general_product() {
+        [(STRETCH + 700, WIDE + 5), (NARROW + 3, NARROW), (NARROW - 1, 400)].map(agrees_with_the_general_product);
+    }
+
+    #[track_caller]
+    fn agrees_with_the_general_product((input, output): (usize, usize)) {
         let weight = values(output * input, 1);
         for rows in [0, 1, 3, FEW_ROWS, FEW_ROWS + 1, MANY_ROWS - 1, MANY_ROWS + 3] {
             let x = values(rows * input, 2);
