@@ -116,18 +116,24 @@ pub(crate) struct Tokens {
     prompt: usize,
     reused: usize,
     generated: usize,
+    drafted: usize,
 }
 
 impl From<&Answer> for Tokens {
     fn from(answer: &Answer) -> Self {
-        Self { prompt: answer.prompt_tokens, reused: answer.reused_tokens, generated: answer.generated_tokens }
+        Self {
+            prompt: answer.prompt_tokens,
+            reused: answer.reused_tokens,
+            generated: answer.generated_tokens,
+            drafted: answer.drafted_tokens,
+        }
     }
 }
 
 impl From<&Chosen> for Tokens {
     /// Given answers are read and not generated.
     fn from(chosen: &Chosen) -> Self {
-        Self { prompt: chosen.prompt_tokens, reused: chosen.reused_tokens, generated: 0 }
+        Self { prompt: chosen.prompt_tokens, reused: chosen.reused_tokens, generated: 0, drafted: 0 }
     }
 }
 

@@ -6,8 +6,8 @@ use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use clap::{ValueEnum, builder::FalseyValueParser};
 use gpt4roi::{
-    Config, clip::ClipVision, config::LlamaConfig, cost::Cost, device, quantized::RandomQuantized,
-    random_weights::RandomWeights, region::RegionModule, weights::Weights,
+    Config, clip::ClipVision, config::LlamaConfig, cost::Cost, device, drafter::DEFAULT_DRAFT,
+    quantized::RandomQuantized, random_weights::RandomWeights, region::RegionModule, weights::Weights,
 };
 use gpt4roi_kernels::QuantFormat;
 use serde::Serialize;
@@ -24,8 +24,8 @@ use crate::{
 /// Each stage runs once untimed, then --runs times; the median counts. The ceiling is measured in the same run: the
 /// fastest multiply-adds in registers, and the fastest reading of memory; on a GPU a product of large matrices, and a
 /// copy. GFLOP are those of the definition, so that an algorithm that gets by with fewer multiplications, or multiplies
-/// small integers, can be above 100 %. The language model reads 320 tokens (prefill), one behind them (decode), and
-/// writes captions of 24 tokens (batch).
+/// small integers, can be above 100 %. The language model reads 320 tokens (prefill), one behind them (decode) or four
+/// together (draft), and writes captions of 24 tokens (batch).
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -118,6 +118,8 @@ enum Stage {
     Prefill,
     /// Writing one token behind it
     Decode,
+    /// Checking a draft: reading one token behind it together with three that are drafted
+    Draft,
     /// Writing captions of one picture, all at once
     Batch,
 }
@@ -278,6 +280,14 @@ impl Bench<'_> {
                 let mut context = model.context()?;
                 let seconds = self.time(|| model.decode(&mut context))?;
                 return Ok(self.report(stage, model.decode_cost(&context), &seconds).with_tokens(1));
+            }
+            Stage::Draft => {
+                let model = self.language()?;
+                let mut context = model.context()?;
+                let seconds = self.time(|| model.check_draft(&mut context))?;
+                return Ok(self
+                    .report(stage, model.check_draft_cost(&context), &seconds)
+                    .with_tokens(1 + DEFAULT_DRAFT));
             }
             Stage::Batch => return self.captions(self.language()?),
         };

@@ -7,6 +7,7 @@ use gpt4roi::{
     batch::{DecodeBatch, NewSequence, Reading},
     config::LlamaConfig,
     cost::Cost,
+    drafter::{DEFAULT_DRAFT, Tail},
     generate::Limits,
     kv_cache::{Branch, KvCache},
     llama::Llama,
@@ -54,6 +55,17 @@ impl LanguageModel {
         self.read(1, context)
     }
 
+    /// Reads a draft along with one token behind the prompt, and forgets both at the next call.
+    pub(crate) fn check_draft(&self, context: &mut KvCache) -> anyhow::Result<Tensor> {
+        context.truncate(CONTEXT);
+        let hidden = self.llama.forward(&self.embed(1 + DEFAULT_DRAFT)?, context)?;
+        Ok(self.llama.logits(&hidden)?)
+    }
+
+    pub(crate) fn check_draft_cost(&self, context: &KvCache) -> Cost {
+        Cost::language(&self.config, self.step_bytes(context), CONTEXT, 1 + DEFAULT_DRAFT, 1 + DEFAULT_DRAFT)
+    }
+
     pub(crate) fn decode_cost(&self, context: &KvCache) -> Cost {
         Cost::language(&self.config, self.step_bytes(context), CONTEXT, 1, 1)
     }
@@ -67,6 +79,7 @@ impl LanguageModel {
                 reading: Reading::new(Branch::new(prompt.clone()), self.embed(QUESTION)?),
                 sampler: Sampler::new(&Sampling::Greedy)?,
                 limits: Limits { eos: u32::MAX, max_new_tokens: CAPTION },
+                tail: Tail::default(),
             })?;
         }
         while !batch.is_empty() {
@@ -120,6 +133,8 @@ mod tests {
         assert_eq!(context.len(), CONTEXT + 1);
         let second: Vec<f32> = model.decode(&mut context).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!((context.len(), first), (CONTEXT + 1, second));
+        assert_eq!(model.check_draft(&mut context).unwrap().dims(), [1, 1 + DEFAULT_DRAFT, 70]);
+        assert_eq!(context.len(), CONTEXT + 1 + DEFAULT_DRAFT);
         model.captions(&Arc::new(model.context().unwrap()), 3).unwrap();
     }
 

@@ -14,6 +14,7 @@ use gpt4roi::{
     DeviceChoice, Gpt4Roi, Image, Precision,
     chat::AskOptions,
     device,
+    drafter::DEFAULT_DRAFT,
     model::ModelFiles,
     nano::NANO,
     sampling::{Sampler, Sampling},
@@ -227,7 +228,27 @@ pub(crate) struct GenerationOptions {
     pub(crate) abstain: Option<f64>,
 
     #[command(flatten)]
+    pub(crate) draft: DraftOptions,
+
+    #[command(flatten)]
     pub(crate) zoom: ZoomOptions,
+}
+
+/// How far texts are drafted ahead.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Generation")]
+pub(crate) struct DraftOptions {
+    /// Tokens that are drafted ahead at most, by what was said before, and read together with the one that was drawn.
+    /// Answers come sooner, most of all where they resemble each other, and stay the same; 0 drafts none
+    #[arg(long, value_name = "N", env = "GPT4ROI_DRAFT", default_value_t = DEFAULT_DRAFT)]
+    draft: usize,
+}
+
+impl DraftOptions {
+    /// As the library takes it.
+    pub(crate) fn resolve(self) -> usize {
+        self.draft
+    }
 }
 
 /// Whether small regions are looked at more closely.
@@ -269,8 +290,8 @@ impl GenerationOptions {
         };
         // Refused here, before a model is loaded for nothing.
         Sampler::new(&sampling).map_err(|error| Refusal::usage(error.to_string()))?;
-        let (max_new_tokens, zoom) = (self.max_new_tokens, self.zoom.resolve());
-        Ok(AskOptions { max_new_tokens, sampling, zoom, ..AskOptions::default() })
+        let (max_new_tokens, zoom, draft) = (self.max_new_tokens, self.zoom.resolve(), self.draft.resolve());
+        Ok(AskOptions { max_new_tokens, sampling, zoom, draft, ..AskOptions::default() })
     }
 }
 

@@ -7,6 +7,7 @@ use gpt4roi::{
     BBox, Chat, Choices, Gpt4Roi, ImageSize, RegionId,
     chat::AskOptions,
     choices::{Chosen, Scoring},
+    drafter::Drafter,
     prompt::Piece,
 };
 use gpt4roi_data::{Picture, RecordOptions, Records, records::Form};
@@ -138,6 +139,7 @@ impl Args {
         let mut interview = Interview {
             model: &model,
             options,
+            drafter: Drafter::new(),
             vocabulary,
             abstain,
             predictions,
@@ -197,6 +199,8 @@ fn outcome(incomplete: usize, pictures: usize) -> anyhow::Result<()> {
 struct Interview<'m> {
     model: &'m Gpt4Roi,
     options: AskOptions,
+    /// Learns from the answers about all pictures.
+    drafter: Drafter,
     /// What can be answered where the records say nothing of it; nothing: free text.
     vocabulary: Option<Choices>,
     /// The least probability of an answer that is told.
@@ -251,7 +255,7 @@ impl<'m> Interview<'m> {
 
     fn look(&self, picture: &Picture) -> anyhow::Result<(ImageSize, Chat<'m>)> {
         let image = picture.open()?;
-        Ok((image.size(), Chat::new(self.model, &image)?))
+        Ok((image.size(), Chat::new(self.model, &image)?.drafting_by(&self.drafter)))
     }
 
     /// The dialogues whose boxes lie inside the picture.

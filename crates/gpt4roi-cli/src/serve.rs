@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::{
     failure::{Refusal, tell},
-    options::ModelOptions,
+    options::{DraftOptions, ModelOptions},
 };
 
 /// Answer questions over HTTP, and serve the page where one draws boxes and talks
@@ -132,6 +132,9 @@ struct LimitOptions {
     /// Seconds that an uploaded picture is kept since its last use
     #[arg(long, value_name = "SECONDS", env = "GPT4ROI_KEEP_IMAGES", default_value_t = 3600)]
     keep_images: u64,
+
+    #[command(flatten)]
+    draft: DraftOptions,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
@@ -260,7 +263,8 @@ impl AccessOptions {
 
 impl LimitOptions {
     fn engine(&self) -> EngineOptions {
-        EngineOptions { max_queue: self.max_queue, max_sequences: self.max_sequences, ..EngineOptions::default() }
+        let (max_queue, max_sequences, draft) = (self.max_queue, self.max_sequences, self.draft.resolve());
+        EngineOptions { max_queue, max_sequences, draft, ..EngineOptions::default() }
     }
 }
 

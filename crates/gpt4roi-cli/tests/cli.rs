@@ -1369,16 +1369,22 @@ fn bench_measures_the_stages_that_it_is_asked_for() {
 #[test]
 fn bench_measures_a_language_model_in_any_bits() {
     for quantize in ["none", "q8_0"] {
-        let arguments = ["bench", "--preset", "nano", "--stages", "prefill,decode,batch", "--runs", "1", "--json"];
+        let arguments =
+            ["bench", "--preset", "nano", "--stages", "prefill,decode,draft,batch", "--runs", "1", "--json"];
         let output = bare().args(arguments).args(["--captions", "2", "--quantize", quantize]).assert().success();
         let report: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
-        let [prefill, decode, batch] = [0, 1, 2].map(|stage| &report["stages"][stage]);
+        let [prefill, decode, draft, batch] = [0, 1, 2, 3].map(|stage| &report["stages"][stage]);
         assert!(prefill["tokens_per_second"].as_f64() > decode["tokens_per_second"].as_f64(), "{report}");
         assert!(batch["times_one_caption"].as_f64() > Some(0.0) && decode["times_one_caption"].is_null(), "{report}");
         // Four layers of 192·(4·192 + 3·512) weights, of which each takes 4 bytes or 34/32.
         let weights = 4.0 * 192.0 * (4.0 * 192.0 + 3.0 * 512.0) * if quantize == "none" { 4.0 } else { 34.0 / 32.0 };
         assert!(decode["gbyte"].as_f64() > Some(1e-9 * weights), "{report}");
         assert!(decode["gbyte"].as_f64() < Some(3e-9 * weights), "{report}");
+        // Four tokens see 320, 321, 322 and 323 others, and all else is four times as much as for one.
+        assert_eq!((&draft["stage"], &draft["gbyte"]), (&"draft".into(), &decode["gbyte"]));
+        let operations = |report: &serde_json::Value| report["gflop"].as_f64().unwrap() * 1e9;
+        let pairs = 4.0 * 4.0 * 192.0 * f64::from(1 + 2 + 3);
+        assert!((operations(draft) - 4.0 * operations(decode) - pairs).abs() < 1.0, "{report}");
     }
 }
 

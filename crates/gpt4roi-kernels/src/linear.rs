@@ -234,11 +234,12 @@ mod tests {
     /// More inputs than one stretch, and row counts on both sides of the limits.
     #[test]
     fn layers_agree_with_the_general_product() {
-        [(STRETCH + 700, WIDE + 5), (NARROW + 3, NARROW), (NARROW - 1, 400)].map(agrees_with_the_general_product);
+        let shapes = [(STRETCH + 700, WIDE + 5), (NARROW + 3, NARROW), (NARROW - 1, 400)];
+        shapes.into_iter().for_each(|(input, output)| assert_agrees_with_the_general_product(input, output));
     }
 
     #[track_caller]
-    fn agrees_with_the_general_product((input, output): (usize, usize)) {
+    fn assert_agrees_with_the_general_product(input: usize, output: usize) {
         let weight = values(output * input, 1);
         for rows in [0, 1, 3, FEW_ROWS, FEW_ROWS + 1, MANY_ROWS - 1, MANY_ROWS + 3] {
             let x = values(rows * input, 2);

@@ -23,6 +23,7 @@ use gpt4roi::{
     bbox::BoxPrecision,
     chat::{Answer, AskOptions, ResolvedRegion},
     choices::{Chosen, WrittenChoices},
+    drafter::DEFAULT_DRAFT,
     generate::GenerateError,
     image_cache::ImageCache,
     prefix_cache::PrefixCache,
@@ -65,6 +66,8 @@ pub struct EngineOptions {
     /// Tokens of prompts that a step reads at most: between two such pieces, answers under way go on, and
     /// questions can be cancelled.
     pub piece: usize,
+    /// Tokens that are drafted ahead at most; that of a question's own options does not count.
+    pub draft: usize,
     /// In which precision boxes reach the model; that of a question's own options does not count.
     pub box_precision: BoxPrecision,
     /// How words are read that look like structure; that of a question's own options does not count.
@@ -81,6 +84,7 @@ impl Default for EngineOptions {
             cache_bytes: 512 << 20,
             prefix_bytes: 1 << 30,
             piece: 128,
+            draft: DEFAULT_DRAFT,
             box_precision: BoxPrecision::F32,
             text_mode: TextMode::Literal,
         }

@@ -135,6 +135,7 @@ impl Collector for OfEngine {
             ("prompt_tokens", "Tokens of prompts, pictures included", stats.prompt_tokens),
             ("prefix_cache_hits", "Tokens of prompts that were not read again", stats.reused_tokens),
             ("generation_tokens", "Tokens written", stats.generated_tokens),
+            ("drafted_tokens", "Tokens written that came as drafted", stats.drafted_tokens),
             ("image_cache_hits", "Pictures that had been encoded before", stats.image_hits),
             ("image_cache_misses", "Pictures that had to be encoded", stats.image_misses),
         ];

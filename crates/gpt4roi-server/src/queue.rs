@@ -34,6 +34,8 @@ pub struct Stats {
     pub reused_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Those of them that came as drafted.
+    pub drafted_tokens: u64,
     /// Pictures that were found encoded.
     pub image_hits: u64,
     /// Pictures that had to be encoded.

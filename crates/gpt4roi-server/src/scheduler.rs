@@ -20,6 +20,7 @@ use gpt4roi::{
     batch::{DecodeBatch, Ended, Event, NewSequence, Reading, SequenceId},
     chat::AnswerStream,
     choices::ScoredChoices,
+    drafter::Drafter,
     generate::{GenerateError, Halt},
     image_cache::EncodedImage,
     tokenizer::Tokenizer,
@@ -43,6 +44,8 @@ pub(crate) struct Scheduler<'m> {
     seats: Vec<Seat<'m>>,
     beginnings: VecDeque<Beginning>,
     batch: DecodeBatch<'m>,
+    /// Learns from all prompts and answers.
+    drafter: Drafter,
     choosing: Choosing<'m>,
     looks: VecDeque<Look>,
     /// Whether parts of many may join; not from when the batch has outgrown its memory to when an
@@ -117,6 +120,7 @@ impl Beginning {
 
 impl<'m> Scheduler<'m> {
     pub(crate) fn new(eye: &'m Eye<'m>, queue: &'m Queue, options: &'m EngineOptions) -> Self {
+        let drafter = Drafter::new();
         Self {
             eye,
             queue,
@@ -124,7 +128,8 @@ impl<'m> Scheduler<'m> {
             requests: BTreeMap::new(),
             seats: Vec::new(),
             beginnings: VecDeque::new(),
-            batch: DecodeBatch::new(&eye.model.network.llama),
+            batch: DecodeBatch::new(&eye.model.network.llama).drafting(drafter.clone(), options.draft),
+            drafter,
             choosing: Choosing::new(eye.model),
             looks: VecDeque::new(),
             open: true,
@@ -389,7 +394,7 @@ impl<'m> Scheduler<'m> {
             if !fits && !self.batch.is_empty() {
                 break;
             }
-            match seat.join(&mut self.batch, &self.eye.model.tokenizer, request.streams()) {
+            match seat.join(&mut self.batch, &self.drafter, &self.eye.model.tokenizer, request.streams()) {
                 Ok(()) => {
                     seat.reserved = bytes;
                     (unread, joined, reserved) = (unread + tokens, true, reserved + bytes);
@@ -496,6 +501,7 @@ impl<'m> Scheduler<'m> {
             stats.prompt_tokens += answer.prompt_tokens as u64;
             stats.reused_tokens += answer.reused_tokens as u64;
             stats.generated_tokens += answer.generated_tokens as u64;
+            stats.drafted_tokens += answer.drafted_tokens as u64;
         });
         if request.streams() {
             self.eye.prefixes.keep(&image, &asked, &ended.generation.ids, ended.branch);
@@ -564,6 +570,7 @@ impl<'m> Seat<'m> {
     fn join(
         &mut self,
         batch: &mut DecodeBatch<'m>,
+        drafter: &Drafter,
         tokenizer: &'m Tokenizer,
         streams: bool,
     ) -> Result<(), GenerateError> {
@@ -572,7 +579,8 @@ impl<'m> Seat<'m> {
                 let (sampler, limits) = (asked.rendered().sampler(), asked.rendered().limits());
                 // A copy of a long prompt would have to be copied for good as soon as the answer begins.
                 let again = (!streams).then(|| reading.clone());
-                let id = batch.add(NewSequence { reading, sampler, limits })?;
+                let tail = asked.show(drafter, reused);
+                let id = batch.add(NewSequence { reading, sampler, limits, tail })?;
                 let stream = AnswerStream::new(tokenizer, asked.rendered().stop());
                 Stage::Decoding(Box::new(Decoding { id, image, asked, reused, stream, again }))
             }
@@ -644,6 +652,7 @@ mod tests {
         bbox::Point,
         chat::{Answer, AskOptions},
         choices::{Chosen, Scoring},
+        drafter::Tail,
         generate::{FinishReason, Limits},
         image::DEFAULT_MAX_PIXELS,
         image_cache::ImageCache,
@@ -1422,6 +1431,7 @@ mod tests {
                 reading: Reading::new(nothing, misfit),
                 sampler: Sampler::new(&Sampling::Greedy).unwrap(),
                 limits: Limits { eos: 2, max_new_tokens: 5 },
+                tail: Tail::default(),
             });
             driven.step();
             driven.scheduler.batch.end(wrong.unwrap(), Halt::Cancel);

@@ -18,6 +18,7 @@ use gpt4roi::{
     BBox, Gpt4Roi, Image,
     batch::{DecodeBatch, NewSequence, Reading},
     bbox::BoxPrecision,
+    drafter::Tail,
     generate::Limits,
     image::DEFAULT_MAX_PIXELS,
     image_cache::EncodedImage,
@@ -89,6 +90,7 @@ fn caption(
             reading: Reading::new(Branch::new(prefix.clone()), question),
             sampler: Sampler::new(&Sampling::Greedy)?,
             limits: Limits { eos: u32::MAX, max_new_tokens: tokens },
+            tail: Tail::default(),
         })?;
     }
     while !batch.is_empty() {

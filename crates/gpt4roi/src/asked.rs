@@ -9,6 +9,7 @@ use crate::{
     bbox::{BBox, ImageSize, RegionId},
     chat::{Answer, AskOptions, ChatError, Origin, Region, ResolvedRegion},
     choices::Choices,
+    drafter::{Drafter, Tail},
     error::Result,
     generate::{Generation, Limits},
     image_cache::EncodedImage,
@@ -68,6 +69,7 @@ pub struct Rendered {
     point_box: PointBox,
     sampler: Sampler,
     limits: Limits,
+    draft: usize,
     stop: StopStrings,
 }
 
@@ -123,6 +125,7 @@ impl Rendered {
             point_box,
             sampler,
             limits: Limits { eos: tokenizer.special().eos, max_new_tokens },
+            draft: options.draft,
             stop: options.stop.clone(),
         })
     }
@@ -198,6 +201,11 @@ impl Rendered {
     /// When the answer ends of its own accord.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// How many tokens are drafted ahead at most.
+    pub fn draft(&self) -> usize {
+        self.draft
     }
 
     /// What ends the answer besides.
@@ -358,6 +366,19 @@ impl Asked {
         zoom::look(model, image, boxes_in(&self.prompt[range], model.config.region.tokens))
     }
 
+    /// Lets a drafter read the prompt from its token `start` on, as far as it is made of words, and returns its end.
+    pub fn show(&self, drafter: &Drafter, start: usize) -> Tail {
+        let mut tail = Tail::default();
+        for (place, slot) in self.prompt.iter().enumerate() {
+            match *slot {
+                Slot::Token(token) if place < start => tail.push(token),
+                Slot::Token(token) => drafter.read(&mut tail, token),
+                Slot::Region(..) => tail = Tail::default(),
+            }
+        }
+        tail
+    }
+
     /// The answer, with what it is an answer to.
     pub fn answer(&self, reused_tokens: usize, generation: &Generation, text: String) -> Answer {
         let generated_tokens = generation.ids.len();
@@ -369,6 +390,7 @@ impl Asked {
             prompt_tokens: self.rendered.tokens(),
             reused_tokens,
             generated_tokens,
+            drafted_tokens: generation.drafted,
             finish: generation.finish,
             mean_log_probability: (generated_tokens > 0).then(|| sum / generated_tokens as f64),
         }
@@ -511,7 +533,8 @@ mod tests {
             let asked = asked.locate(&chat.image).unwrap();
             assert_eq!(asked.rendered().tokens(), answer.prompt_tokens);
             assert_eq!(asked.regions, chat.regions());
-            let generation = Generation { ids: Vec::new(), log_probabilities: Vec::new(), finish: answer.finish };
+            let generation =
+                Generation { ids: Vec::new(), log_probabilities: Vec::new(), drafted: 0, finish: answer.finish };
             let report = asked.answer(0, &generation, String::new());
             assert_eq!((report.question, report.regions), (answer.question, answer.regions));
             rounds.push(Exchange { question: text(question), answer: answer.text });
@@ -533,8 +556,12 @@ mod tests {
         let ids = asked.regions().iter().map(|region| (region.id, region.origin)).collect::<Vec<_>>();
         let expected = [(7, Origin::Given), (2, Origin::Given), (1, Origin::Coordinates), (3, Origin::Point)];
         assert_eq!(ids, expected);
-        let generation =
-            Generation { ids: vec![], log_probabilities: vec![], finish: crate::generate::FinishReason::Eos };
+        let generation = Generation {
+            ids: vec![],
+            log_probabilities: vec![],
+            drafted: 0,
+            finish: crate::generate::FinishReason::Eos,
+        };
         let answer = asked.answer(0, &generation, String::new());
         assert_eq!(answer.question, "Is <region7> <region9> <region1> or <region2> or <region3>?");
         assert_eq!(answer.regions.iter().map(|region| region.id).collect::<Vec<_>>(), [7, 1, 2, 3]);

@@ -3,6 +3,7 @@
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
+    drafter::{Ahead, Draft, Drafter, Tail},
     generate::{FinishReason, GenerateError, Generation, Halt, Limits},
     kv_cache::Branch,
     llama::Llama,
@@ -16,12 +17,23 @@ use crate::{
 /// Sequences come and go between steps; the batch decides nothing about when. Each draws with a sampler
 /// of its own and sees nothing of the others: whom it shares a batch with never changes what it says,
 /// but for the rounding of sums in another order.
+///
+/// While they are few, drafts of what comes next can be read along ([`Self::drafting`]); as long as a step can be taken
+/// from what was read ahead, none of them is read on.
 #[derive(Debug)]
 pub struct DecodeBatch<'m> {
     llama: &'m Llama,
+    drafting: Option<Drafting>,
     /// Those behind the same prefix stand together.
     sequences: Vec<Sequence>,
     added: u64,
+}
+
+/// By what, and how far ahead.
+#[derive(Debug)]
+struct Drafting {
+    drafter: Drafter,
+    most: usize,
 }
 
 /// A sequence of one batch.
@@ -105,6 +117,8 @@ pub struct NewSequence {
     pub sampler: Sampler,
     /// When to end; the model's positions may end it earlier.
     pub limits: Limits,
+    /// The end of the prompt, which drafts begin behind.
+    pub tail: Tail,
 }
 
 /// What a step did to one sequence.
@@ -131,18 +145,35 @@ pub struct Ended {
 struct Sequence {
     id: SequenceId,
     branch: Branch,
+    /// Tokens of the prompt that belong to the branch.
+    prompt: usize,
     /// The part of the prompt that was not read yet.
     unread: Option<Tensor>,
+    /// What the next token is drawn from, once it was read.
+    logits: Option<Vec<f32>>,
+    /// What was read behind it.
+    ahead: Ahead,
+    /// The end of what was said.
+    tail: Tail,
     sampler: Sampler,
     limits: Limits,
     ids: Vec<u32>,
     log_probabilities: Vec<f64>,
+    /// How many of the ids came as drafted.
+    drafted: usize,
 }
 
 impl<'m> DecodeBatch<'m> {
     /// A batch without sequences.
     pub fn new(llama: &'m Llama) -> Self {
-        Self { llama, sequences: Vec::new(), added: 0 }
+        Self { llama, drafting: None, sequences: Vec::new(), added: 0 }
+    }
+
+    /// Reads drafts along, of so many tokens for each sequence at most. A drafter that others use, too, drafts by what
+    /// it learns from them.
+    pub fn drafting(self, drafter: Drafter, most: usize) -> Self {
+        let drafting = (most > 0).then_some(Drafting { drafter, most });
+        Self { drafting, ..self }
     }
 
     /// Sequences that have not ended.
@@ -166,7 +197,7 @@ impl<'m> DecodeBatch<'m> {
     /// [`GenerateError::Prompt`] if nothing is to be read or the prompt has more tokens than the model
     /// positions.
     pub fn add(&mut self, new: NewSequence) -> Result<SequenceId, GenerateError> {
-        let NewSequence { reading, sampler, limits } = new;
+        let NewSequence { reading, sampler, limits, tail } = new;
         let unread = reading.unread();
         let Reading { branch, unread: embeds } = reading;
         let (tokens, max) = (branch.len() + unread, self.llama.max_positions());
@@ -179,12 +210,17 @@ impl<'m> DecodeBatch<'m> {
         let max_new_tokens = limits.max_new_tokens.min(max - tokens + 1);
         let sequence = Sequence {
             id,
+            prompt: branch.own().len() + unread,
             branch,
             unread: Some(embeds),
+            logits: None,
+            ahead: Ahead::default(),
+            tail,
             sampler,
             limits: Limits { max_new_tokens, ..limits },
             ids: Vec::new(),
             log_probabilities: Vec::new(),
+            drafted: 0,
         };
         let beside = self.sequences.iter().rposition(|other| other.branch.is_beside(&sequence.branch));
         self.sequences.insert(beside.map_or(self.sequences.len(), |place| place + 1), sequence);
@@ -192,18 +228,21 @@ impl<'m> DecodeBatch<'m> {
     }
 
     /// Advances every sequence by one token; those whose limit is reached end instead. For each there
-    /// is one event, in an order that means nothing.
+    /// is one event, in an order that means nothing. Where some have read ahead, these advance, and the others wait.
     ///
     /// # Errors
     /// If the engine fails, which concerns no single sequence: all are then as they were before.
     pub fn step(&mut self) -> Result<Vec<(SequenceId, Event)>, GenerateError> {
-        let logits = self.read()?;
-        let mut logits = logits.iter();
+        if self.sequences.iter().all(|sequence| sequence.is_full() || sequence.logits.is_none()) {
+            self.read()?;
+        }
+        let drafter = self.drafting.as_ref().map(|drafting| &drafting.drafter);
         let mut events = Vec::with_capacity(self.sequences.len());
         self.sequences.retain_mut(|sequence| {
-            let event = match sequence.is_full() {
-                true => Event::Finished(sequence.end(FinishReason::Length)),
-                false => sequence.draw(logits.next().map_or(&[], Vec::as_slice)),
+            let event = match sequence.logits.take() {
+                _ if sequence.is_full() => Event::Finished(sequence.end(FinishReason::Length)),
+                Some(logits) => sequence.draw(&logits, drafter),
+                None => return true,
             };
             let goes_on = matches!(event, Event::Token(_));
             events.push((sequence.id, event));
@@ -222,73 +261,132 @@ impl<'m> DecodeBatch<'m> {
         Some(self.sequences.remove(place).end(finish))
     }
 
-    /// The logits `[V]` of the next token of each sequence that is not full.
-    fn read(&mut self) -> Result<Vec<Vec<f32>>, GenerateError> {
+    /// Reads on in each sequence that is not full.
+    fn read(&mut self) -> Result<(), GenerateError> {
         let mut going: Vec<_> = self.sequences.iter_mut().filter(|sequence| !sequence.is_full()).collect();
         let step = going.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
         if going.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
+        let drafts = match &self.drafting {
+            Some(drafting) => drafting.drafts(&going, self.llama.vocabulary()),
+            None => vec![Draft::new(); going.len()],
+        };
         let before: Vec<_> = going.iter().map(|sequence| sequence.branch.own().len()).collect();
-        let logits = read(self.llama, &mut going);
-        for (sequence, length) in going.iter_mut().zip(before) {
-            match &logits {
-                Ok(_) => sequence.unread = None,
-                Err(_) => sequence.branch.own_mut().truncate(length),
+        match read(self.llama, &mut going, &drafts) {
+            Ok(logits) => {
+                let mut logits = logits.into_iter();
+                for (sequence, draft) in going.into_iter().zip(drafts) {
+                    sequence.unread = None;
+                    sequence.logits = logits.next();
+                    let count = draft.len();
+                    sequence.ahead = Ahead::new(draft, logits.by_ref().take(count));
+                }
+                Ok(())
+            }
+            Err(source) => {
+                going.into_iter().zip(before).for_each(|(sequence, length)| sequence.branch.own_mut().truncate(length));
+                Err(GenerateError::Tensor { step, source })
             }
         }
-        logits.map_err(|source| GenerateError::Tensor { step, source })
     }
 }
 
-/// One pass over what each sequence has not read.
+impl Drafting {
+    /// Tokens that are read together for little more than one.
+    const FEW: usize = 8;
+
+    /// A draft for each sequence, as far as all of them together are few; none that reaches behind its limit.
+    fn drafts(&self, sequences: &[&mut Sequence], vocabulary: usize) -> Vec<Draft> {
+        let unread: usize = sequences.iter().map(|sequence| sequence.unread_tokens()).sum();
+        let each = self.most.min(Self::FEW.saturating_sub(unread) / sequences.len());
+        let draft = |sequence: &&mut Sequence| match sequence.unread {
+            Some(_) => Draft::new(),
+            None => self.drafter.draft(sequence.tail, each.min(sequence.tokens_left() - 1), vocabulary),
+        };
+        sequences.iter().map(draft).collect()
+    }
+}
+
+/// One pass over what each sequence has not read, and its draft.
 ///
 /// # Shapes
-/// → N rows of logits `[V]`
-fn read(llama: &Llama, sequences: &mut [&mut Sequence]) -> TensorResult<Vec<Vec<f32>>> {
-    let unread = sequences.iter().map(|sequence| sequence.unread(llama)).collect::<TensorResult<Vec<_>>>()?;
+/// → rows of logits `[V]`: for each sequence the one behind what it had not read, and one behind each token of its draft
+fn read(llama: &Llama, sequences: &mut [&mut Sequence], drafts: &[Draft]) -> TensorResult<Vec<Vec<f32>>> {
+    let unread = sequences.iter().zip(drafts).map(|(sequence, draft)| sequence.unread(llama, draft));
+    let unread = unread.collect::<TensorResult<Vec<_>>>()?;
     let tokens = unread.iter().map(|embeds| embeds.dim(1)).collect::<TensorResult<Vec<_>>>()?;
-    let ends = tokens.iter().scan(0, |end, tokens| {
-        *end += tokens;
-        Some(*end as u32 - 1)
+    let mut end = 0;
+    let wanted = tokens.iter().zip(drafts).flat_map(|(tokens, draft)| {
+        end += *tokens as u32;
+        end - 1 - draft.len() as u32..end
     });
-    let last = Tensor::from_iter(ends, llama.device())?;
+    let wanted = Tensor::from_iter(wanted.collect::<Vec<_>>(), llama.device())?;
     let mut branches: Vec<_> = sequences.iter_mut().map(|sequence| &mut sequence.branch).zip(tokens).collect();
     let hidden = llama.forward_branches(&Tensor::cat(&unread, 1)?, &mut branches)?.squeeze(0)?;
-    llama.logits(&hidden.index_select(&last, 0)?)?.to_vec2()
+    llama.logits(&hidden.index_select(&wanted, 0)?)?.to_vec2()
 }
 
 impl Sequence {
     fn is_full(&self) -> bool {
-        self.ids.len() >= self.limits.max_new_tokens
+        self.tokens_left() == 0
+    }
+
+    fn tokens_left(&self) -> usize {
+        self.limits.max_new_tokens.saturating_sub(self.ids.len())
+    }
+
+    /// Of the prompt, or behind it the one that was drawn last.
+    fn unread_tokens(&self) -> usize {
+        self.unread.as_ref().map_or(1, |embeds| embeds.dims()[1])
     }
 
     /// # Shapes
-    /// → `[1, T, H]`: the prompt's rest, or the last token
-    fn unread(&self, llama: &Llama) -> TensorResult<Tensor> {
+    /// → `[1, T, H]`
+    fn unread(&self, llama: &Llama, draft: &Draft) -> TensorResult<Tensor> {
         match (&self.unread, self.ids.last()) {
-            (None, Some(&token)) => llama.embed(&Tensor::new(&[token], llama.device())?)?.unsqueeze(0),
             (Some(embeds), _) => Ok(embeds.clone()),
+            (None, Some(&token)) => {
+                let tokens = Tensor::from_iter([token].into_iter().chain(draft.iter().copied()), llama.device())?;
+                llama.embed(&tokens)?.unsqueeze(0)
+            }
             (None, None) => candle_core::bail!("a sequence whose prompt was read without drawing a token"),
         }
     }
 
-    fn draw(&mut self, logits: &[f32]) -> Event {
+    fn draw(&mut self, logits: &[f32], drafter: Option<&Drafter>) -> Event {
         let choice = match self.sampler.sample(logits) {
             Ok(choice) => choice,
             Err(source) => return Event::Failed(GenerateError::Sampling { step: self.ids.len(), source }),
         };
         self.ids.push(choice.token);
         self.log_probabilities.push(choice.log_probability);
+        if let Some(drafter) = drafter {
+            drafter.hear(&mut self.tail, choice.token);
+        }
         if choice.token == self.limits.eos {
             return Event::Finished(self.end(FinishReason::Eos));
+        }
+        self.logits = self.ahead.behind(choice.token);
+        match self.logits {
+            Some(_) => self.drafted += 1,
+            None => self.forget_drafts(),
         }
         Event::Token(choice.token)
     }
 
+    /// What was read is then the prompt, and what was said but for the last token.
+    fn forget_drafts(&mut self) {
+        self.ahead = Ahead::default();
+        let said = self.ids.len().saturating_sub(1);
+        self.branch.own_mut().truncate(self.prompt + said);
+    }
+
     fn end(&mut self, finish: FinishReason) -> Ended {
+        self.forget_drafts();
         let (ids, log_probabilities) = (std::mem::take(&mut self.ids), std::mem::take(&mut self.log_probabilities));
-        Ended { generation: Generation { ids, log_probabilities, finish }, branch: self.branch.clone() }
+        let generation = Generation { ids, log_probabilities, drafted: self.drafted, finish };
+        Ended { generation, branch: self.branch.clone() }
     }
 }
 
@@ -333,7 +431,12 @@ mod tests {
 
     fn sequence(prefix: &Arc<KvCache>, embeds: &Tensor, sampling: &Sampling, limits: Limits) -> NewSequence {
         let sampler = Sampler::new(sampling).unwrap();
-        NewSequence { reading: Reading::new(Branch::new(prefix.clone()), embeds.clone()), sampler, limits }
+        NewSequence {
+            reading: Reading::new(Branch::new(prefix.clone()), embeds.clone()),
+            sampler,
+            limits,
+            tail: Tail::default(),
+        }
     }
 
     /// Steps until all have ended, and returns how each did, by id.
@@ -480,5 +583,89 @@ mod tests {
         let whole = Tensor::cat(&[&prompt(&model, 12, 1), &rest], 1).unwrap();
         assert_eq!(ended[0].0, id);
         assert_same(ended[0].1.as_ref().unwrap(), &alone(&model, &whole, &Sampling::Greedy, limits(4)));
+    }
+
+    /// Says what a drafter has to hear so that it drafts a text, some of it wrong.
+    fn heard(texts: &[(Tail, Vec<u32>)]) -> Drafter {
+        let drafter = Drafter::new();
+        // Often enough that drafts of several tokens are made.
+        for _ in 0..20 {
+            for &(mut tail, ref text) in texts {
+                text.iter().for_each(|&token| drafter.hear(&mut tail, token));
+            }
+        }
+        drafter
+    }
+
+    /// What is drafted comes in part: of each answer every fifth token is another one.
+    #[test]
+    fn drafts_change_no_answer() {
+        let model = tiny();
+        let prefix = read(&model, &prompt(&model, 40, 1));
+        let drawn = Sampling::Random { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 7 };
+        for (count, sampling) in [(1, &Sampling::Greedy), (1, &drawn), (3, &Sampling::Greedy), (9, &drawn)] {
+            let rests: Vec<_> = (0..count).map(|i| prompt(&model, 1 + i % 3, 20 + i as u32)).collect();
+            let alone: Vec<_> = rests
+                .iter()
+                .map(|rest| {
+                    let whole = Tensor::cat(&[&prompt(&model, 40, 1), rest], 1).unwrap();
+                    alone(&model, &whole, sampling, limits(24))
+                })
+                .collect();
+            let tails: Vec<_> = (0..count as u32)
+                .map(|i| {
+                    let mut tail = Tail::default();
+                    [5000 + i, 6000].into_iter().for_each(|token| tail.push(token));
+                    tail
+                })
+                .collect();
+            let spoiled =
+                |ids: &[u32]| ids.iter().enumerate().map(|(i, id)| if i % 5 == 4 { 700 } else { *id }).collect();
+            let drafter =
+                heard(&tails.iter().zip(&alone).map(|(tail, got)| (*tail, spoiled(&got.ids))).collect::<Vec<_>>());
+            let mut batch = DecodeBatch::new(&model.network.llama).drafting(drafter, 3);
+            for (rest, tail) in rests.iter().zip(tails) {
+                batch.add(NewSequence { tail, ..sequence(&prefix, rest, sampling, limits(24)) }).unwrap();
+            }
+            let ended = run(&mut batch);
+            for ((_, got), expected) in ended.iter().zip(&alone) {
+                assert_same(got.as_ref().unwrap(), expected);
+            }
+            let drafted: usize = ended.iter().map(|(_, got)| got.as_ref().unwrap().drafted).sum();
+            // Nine are too many for drafts; they are read with one of them at most in the end, when the others are gone.
+            match count {
+                9 => assert_eq!(drafted, 0),
+                _ => assert!((8 * count..24 * count).contains(&drafted), "{drafted} of {count} answers"),
+            }
+        }
+    }
+
+    /// Wherever an answer ends, its branch holds what was said but for the last token: going on from there gives what a
+    /// whole reading gives.
+    #[test]
+    fn an_answer_can_be_ended_anywhere_in_a_draft() {
+        let model = tiny();
+        let none = Arc::new(model.network.llama.new_cache());
+        let embeds = prompt(&model, 6, 3);
+        let whole = alone(&model, &embeds, &Sampling::Greedy, limits(12));
+        let mut tail = Tail::default();
+        tail.push(5000);
+        let drafter = heard(&[(tail, whole.ids.clone())]);
+        for steps in 1..12 {
+            let mut batch = DecodeBatch::new(&model.network.llama).drafting(drafter.clone(), 3);
+            let id =
+                batch.add(NewSequence { tail, ..sequence(&none, &embeds, &Sampling::Greedy, limits(12)) }).unwrap();
+            (0..steps).for_each(|_| assert_eq!(batch.step().unwrap().len(), 1));
+            let Ended { generation, branch } = batch.end(id, Halt::Stop).unwrap();
+            assert_eq!(generation.ids, whole.ids[..steps]);
+            assert_eq!(branch.len(), 6 + steps - 1);
+            let last = Tensor::new(&generation.ids[steps - 1..], &model.device).unwrap();
+            let last = model.network.llama.embed(&last).unwrap().unsqueeze(0).unwrap();
+            let mut on = DecodeBatch::new(&model.network.llama);
+            let sampler = Sampler::new(&Sampling::Greedy).unwrap();
+            let reading = Reading::new(branch, last);
+            on.add(NewSequence { reading, sampler, limits: limits(12 - steps), tail: Tail::default() }).unwrap();
+            assert_eq!(run(&mut on)[0].1.as_ref().unwrap().ids, whole.ids[steps..]);
+        }
     }
 }

@@ -8,8 +8,9 @@ use crate::{
     asked::{self, Asked, Rendered, Said, Slot, pieces, question_text},
     bbox::{BBox, BoxPrecision, ImageSize, RegionId},
     choices::Scoring,
+    drafter::{DEFAULT_DRAFT, Drafter},
     error::Result,
-    generate::{FinishReason, Halt, LlamaDecoder, generate},
+    generate::{DraftingDecoder, FinishReason, Halt, LlamaDecoder, generate},
     image::Image,
     image_cache::EncodedImage,
     kv_cache::KvCache,
@@ -104,6 +105,9 @@ pub struct AskOptions {
     pub zoom: Zoom,
     /// How far given choices are scored.
     pub scoring: Scoring,
+    /// How many tokens are drafted ahead at most, by what was said before, and read along; see
+    /// [`drafter`](crate::drafter). It changes no answer.
+    pub draft: usize,
     /// When many regions are described together, or many choices scored: how many bytes the keys and values of the
     /// sequences may take that are read at the same time, beyond those of the prefix that they share. One sequence
     /// runs in any case.
@@ -111,7 +115,7 @@ pub struct AskOptions {
 }
 
 impl Default for AskOptions {
-    /// Greedy, at most 512 tokens, boxes in full precision, all choices to their ends, 1 GiB for a batch.
+    /// Greedy, at most 512 tokens, boxes in full precision, all choices to their ends, short drafts, 1 GiB for a batch.
     fn default() -> Self {
         Self {
             max_new_tokens: 512,
@@ -122,6 +126,7 @@ impl Default for AskOptions {
             point_box: None,
             zoom: Zoom::Off,
             scoring: Scoring::All,
+            draft: DEFAULT_DRAFT,
             batch_bytes: 1 << 30,
         }
     }
@@ -151,6 +156,8 @@ pub struct Answer {
     pub reused_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
+    /// How many of them came as drafted, so that the network was not run for each of them.
+    pub drafted_tokens: usize,
     /// Why the answer ended.
     pub finish: FinishReason,
     /// The mean logarithm of the tokens' probabilities; none without tokens.
@@ -224,6 +231,7 @@ pub struct Chat<'m> {
     regions: Vec<Region>,
     turns: Vec<Turn>,
     memory: Memory,
+    pub(crate) drafter: Drafter,
 }
 
 /// A round that was answered.
@@ -246,7 +254,14 @@ impl<'m> Chat<'m> {
     /// About a picture that this model has encoded before, as an
     /// [`ImageCache`](crate::image_cache::ImageCache) hands them out.
     pub fn with_image(model: &'m Gpt4Roi, image: Arc<EncodedImage>) -> Self {
-        Self { model, image, regions: Vec::new(), turns: Vec::new(), memory: Memory::new(model) }
+        let (memory, drafter) = (Memory::new(model), Drafter::new());
+        Self { model, image, regions: Vec::new(), turns: Vec::new(), memory, drafter }
+    }
+
+    /// Drafts by what others have said, too, who use the same drafter: where many pictures are asked about alike, answers
+    /// resemble each other.
+    pub fn drafting_by(self, drafter: &Drafter) -> Self {
+        Self { drafter: drafter.clone(), ..self }
     }
 
     /// Declares a region; its id displays as the mention that questions use.
@@ -369,8 +384,9 @@ impl<'m> Chat<'m> {
         let embeds = asked.embed(self.model, &self.image, reused..tokens)?;
         let (mut sampler, limits) = (rendered.sampler(), rendered.limits());
         let mut stream = AnswerStream::new(&self.model.tokenizer, rendered.stop());
-        let mut decoder =
-            LlamaDecoder { llama: &self.model.network.llama, cache: &mut self.memory.cache, embeds: &embeds };
+        let decoder = LlamaDecoder { llama: &self.model.network.llama, cache: &mut self.memory.cache, embeds: &embeds };
+        let tail = asked.show(&self.drafter, reused);
+        let mut decoder = DraftingDecoder::new(decoder, &self.drafter, tail, rendered.draft());
         let generated = generate(&mut decoder, &mut sampler, limits, |token| {
             let complete = stream.push(token);
             match (on_text(stream.fresh()), complete) {
@@ -380,7 +396,10 @@ impl<'m> Chat<'m> {
             }
         });
         let generation = match generated {
-            Ok(generation) => generation,
+            Ok(generation) => {
+                decoder.conclude(generation.ids.last());
+                generation
+            }
             Err(error) => {
                 self.memory = Memory::new(self.model);
                 return Err(error.into());
@@ -458,10 +477,13 @@ impl Memory {
         common
     }
 
-    /// Notes what the cache holds after an answer. The last token of an answer is never read.
+    /// Notes what the cache holds after an answer. The last token of an answer was not read, unless as a draft; whatever
+    /// was drafted behind it is forgotten.
     fn remember(&mut self, prompt: Vec<Slot>, answer: &[u32]) {
         self.read = prompt;
         self.read.extend(answer.iter().map(|&token| Slot::Token(token)));
+        let read = self.read.len() - usize::from(!answer.is_empty());
+        self.cache.truncate(read);
         self.read.truncate(self.cache.len());
     }
 }
@@ -569,6 +591,33 @@ mod tests {
         // The first round's prompt but for its open end is read once.
         assert!(reused[1].0 >= reused[0].1 - 2 && reused[2].0 >= reused[1].1 - 2, "{reused:?}");
         assert_eq!(chat.transcript(), forgetful.transcript());
+    }
+
+    /// Two conversations about the same with one drafter: the second one is drafted by the first. Each round goes on
+    /// behind what the one before has left in the cache.
+    #[test]
+    fn drafts_change_no_answer_and_nothing_behind_it() {
+        let (model, picture) = (tiny(), picture());
+        let drawn = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
+        for sampling in [Sampling::Greedy, drawn] {
+            let undrafted = AskOptions { max_new_tokens: 20, sampling, draft: 0, ..AskOptions::default() };
+            let drafted = AskOptions { draft: 3, ..undrafted.clone() };
+            let talk = |drafter: &Drafter, options| {
+                let mut chat = Chat::new(&model, &picture).unwrap().drafting_by(drafter);
+                chat.add_region(bbox([0.1, 0.2, 0.5, 0.9]));
+                ["What is <region1>?", "And what is around <region1>?", "What is <region1> for?"]
+                    .map(|question| chat.ask_with(question, options).unwrap())
+            };
+            let expected = talk(&Drafter::new(), &undrafted);
+            assert!(expected.iter().all(|answer| answer.drafted_tokens == 0));
+            let drafter = Drafter::new();
+            for round in 0..4 {
+                let answers = talk(&drafter, &drafted);
+                answers.iter().zip(&expected).for_each(|(answer, expected)| assert_same(answer, expected));
+                let drafted: usize = answers.iter().map(|answer| answer.drafted_tokens).sum();
+                assert!(round == 0 || drafted > 20, "{drafted} in round {round}");
+            }
+        }
     }
 
     #[test]

@@ -147,6 +147,7 @@ struct Running<'m> {
 impl<'a, 'm> Describing<'a, 'm> {
     fn new(chat: &'a Chat<'m>, shared: &'a Shared, shapes: &'a [Shape]) -> Self {
         let batch = DecodeBatch::new(&chat.model.network.llama);
+        let batch = batch.drafting(chat.drafter.clone(), shared.rendered.draft());
         Self { chat, shared, shapes, encoded: 0, waiting: VecDeque::new(), batch, running: Vec::new(), open: true }
     }
 
@@ -177,6 +178,7 @@ impl<'a, 'm> Describing<'a, 'm> {
                 reading: from.reading.clone(),
                 sampler: from.asked.rendered().sampler(),
                 limits: from.asked.rendered().limits(),
+                tail: from.asked.show(&self.chat.drafter, self.shared.reused(from.index)),
             })?;
             let stream = AnswerStream::new(&self.chat.model.tokenizer, from.asked.rendered().stop());
             self.running.push(Running { id, stream, from });

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
+    drafter::{Ahead, Drafter, Tail},
     kv_cache::KvCache,
     llama::Llama,
     sampling::{Sampler, SamplingError},
@@ -74,6 +75,8 @@ pub struct Generation {
     pub ids: Vec<u32>,
     /// For each of them, the logarithm of its probability by the model itself.
     pub log_probabilities: Vec<f64>,
+    /// How many of the tokens came as drafted, so that the network was not run for each of them.
+    pub drafted: usize,
     /// Why it ended.
     pub finish: FinishReason,
 }
@@ -101,6 +104,11 @@ pub trait Decoder {
     /// # Shapes
     /// → logits `[V]` of the token behind it
     fn step(&mut self, token: u32) -> TensorResult<Vec<f32>>;
+
+    /// How many tokens came as drafted, where drafts are read along.
+    fn drafted(&self) -> usize {
+        0
+    }
 }
 
 /// Draws token after token. `on_token` sees each as it comes (an end-of-sequence token is not shown)
@@ -137,7 +145,7 @@ pub fn generate(
             ControlFlow::Break(Halt::Cancel) => break FinishReason::Cancelled,
         }
     };
-    Ok(Generation { ids, log_probabilities, finish })
+    Ok(Generation { ids, log_probabilities, drafted: decoder.drafted(), finish })
 }
 
 /// LLaMA with a cache and the embeddings that come behind what the cache holds.
@@ -152,21 +160,88 @@ pub struct LlamaDecoder<'a> {
 }
 
 impl LlamaDecoder<'_> {
-    fn read(&mut self, embeds: &Tensor) -> TensorResult<Vec<f32>> {
-        let hidden = self.llama.forward(embeds, self.cache)?;
-        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?;
-        self.llama.logits(&last)?.flatten_all()?.to_vec1()
+    /// # Shapes
+    /// embeds `[1, T, H]` → logits `[V]` behind each of the last `count` tokens
+    fn read(&mut self, embeds: &Tensor, count: usize) -> TensorResult<Vec<Vec<f32>>> {
+        let hidden = self.llama.forward(embeds, self.cache)?.squeeze(0)?;
+        let last = hidden.narrow(0, hidden.dim(0)? - count, count)?;
+        self.llama.logits(&last)?.to_vec2()
+    }
+
+    fn read_tokens(&mut self, tokens: &[u32]) -> TensorResult<Vec<Vec<f32>>> {
+        let ids = Tensor::from_slice(tokens, tokens.len(), self.embeds.device())?;
+        self.read(&self.llama.embed(&ids)?.unsqueeze(0)?, tokens.len())
     }
 }
 
 impl Decoder for LlamaDecoder<'_> {
     fn prefill(&mut self) -> TensorResult<Vec<f32>> {
-        self.read(self.embeds)
+        only(self.read(self.embeds, 1)?)
     }
 
     fn step(&mut self, token: u32) -> TensorResult<Vec<f32>> {
-        let ids = Tensor::from_slice(&[token], 1, self.embeds.device())?;
-        self.read(&self.llama.embed(&ids)?.unsqueeze(0)?)
+        only(self.read_tokens(&[token])?)
+    }
+}
+
+fn only(mut logits: Vec<Vec<f32>>) -> TensorResult<Vec<f32>> {
+    match logits.pop() {
+        Some(first) => Ok(first),
+        None => candle_core::bail!("no logits behind what was read"),
+    }
+}
+
+/// The same, with a draft of the next tokens read along with each that was drawn.
+#[derive(Debug)]
+pub(crate) struct DraftingDecoder<'a> {
+    /// Behind an answer, its cache may hold what was drafted in vain.
+    decoder: LlamaDecoder<'a>,
+    drafter: &'a Drafter,
+    /// Tokens of a draft at most.
+    most: usize,
+    /// The end of what was said.
+    tail: Tail,
+    ahead: Ahead,
+    drafted: usize,
+}
+
+impl<'a> DraftingDecoder<'a> {
+    pub(crate) fn new(decoder: LlamaDecoder<'a>, drafter: &'a Drafter, tail: Tail, most: usize) -> Self {
+        Self { decoder, drafter, most, tail, ahead: Ahead::default(), drafted: 0 }
+    }
+
+    /// An answer's last token is not read any more, but learned.
+    pub(crate) fn conclude(mut self, last: Option<&u32>) {
+        if let Some(&token) = last {
+            self.drafter.hear(&mut self.tail, token);
+        }
+    }
+}
+
+impl Decoder for DraftingDecoder<'_> {
+    fn prefill(&mut self) -> TensorResult<Vec<f32>> {
+        self.decoder.prefill()
+    }
+
+    fn step(&mut self, token: u32) -> TensorResult<Vec<f32>> {
+        self.drafter.hear(&mut self.tail, token);
+        if let Some(logits) = self.ahead.behind(token) {
+            self.drafted += 1;
+            return Ok(logits);
+        }
+        let LlamaDecoder { llama, cache, .. } = &mut self.decoder;
+        cache.truncate(cache.len() - self.ahead.len());
+        let room = llama.max_positions().saturating_sub(cache.len() + 1);
+        let draft = self.drafter.draft(self.tail, self.most.min(room), llama.vocabulary());
+        let tokens: Vec<u32> = [token].into_iter().chain(draft.iter().copied()).collect();
+        let mut logits = self.decoder.read_tokens(&tokens)?.into_iter();
+        let first = logits.next().into_iter().collect();
+        self.ahead = Ahead::new(draft, logits);
+        only(first)
+    }
+
+    fn drafted(&self) -> usize {
+        self.drafted
     }
 }
 

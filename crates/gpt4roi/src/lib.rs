@@ -45,6 +45,7 @@ pub mod model;
 pub mod nano;
 
 pub mod batch;
+pub mod drafter;
 pub mod generate;
 pub mod sampling;
 

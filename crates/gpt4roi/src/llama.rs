@@ -17,6 +17,7 @@ pub struct Llama {
     norm: RmsNorm,
     lm_head: Linear,
     rotary: Rotary,
+    vocabulary: usize,
     device: Device,
 }
 
@@ -40,6 +41,7 @@ impl Llama {
             lm_head: Linear::load_without_bias(&weights.at("lm_head"), width, vocab)?,
             embed_tokens,
             rotary,
+            vocabulary: vocab,
             device,
         })
     }
@@ -56,6 +58,11 @@ impl Llama {
     /// The longest sequence that has positions.
     pub fn max_positions(&self) -> usize {
         self.rotary.positions()
+    }
+
+    /// Tokens that there are.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
     }
 
     /// The device that computes.
