@@ -620,6 +620,21 @@ mod tests {
         }
     }
 
+    /// Ten tokens were read: a prompt of five, two of three that were said, and three that were drafted in vain. An answer
+    /// of which nothing was read, and a prompt that was read in part, take nothing that is not there.
+    #[test]
+    fn what_was_drafted_in_vain_is_not_remembered() {
+        let model = tiny();
+        let slots = |count: u32| (0..count).map(Slot::Token).collect::<Vec<_>>();
+        for (said, remembered) in [(3, 7), (1, 5), (0, 5), (9, 10)] {
+            let mut memory = Memory::new(&model);
+            let embeds = Tensor::zeros((1, 10, model.config.llama.hidden_size), candle_core::DType::F32, &model.device);
+            model.network.llama.forward(&embeds.unwrap(), &mut memory.cache).unwrap();
+            memory.remember(slots(5), &(5..5 + said).collect::<Vec<_>>());
+            assert_eq!((memory.cache.len(), memory.read), (remembered, slots(remembered as u32)), "{said}");
+        }
+    }
+
     #[test]
     fn every_shape_becomes_a_region_that_says_where_it_came_from() {
         let (model, picture) = (tiny(), picture());
