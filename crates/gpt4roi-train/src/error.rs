@@ -93,8 +93,8 @@ pub enum TrainError {
     /// Scenes or questions could not be made.
     #[error("data: {0}")]
     Data(String),
-    /// Conversations about pictures that are not there, or about places outside of them.
-    #[error("expected records that fit their pictures, got problems: {}{}", .first.len() + .more, listed(.first, *.more))]
+    /// Conversations about pictures that are not there, about places outside of them, or longer than the model reads.
+    #[error("expected records that fit their pictures and the model, got problems: {}{}", .first.len() + .more, listed(.first, *.more))]
     Records {
         /// The first of them, each with its file and its place there.
         first: Vec<String>,

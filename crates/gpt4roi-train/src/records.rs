@@ -63,12 +63,14 @@ pub struct RecordLessons {
 }
 
 impl RecordLessons {
-    /// Reads the files, and of every picture the header, so that a box outside of its picture or a lost one does not
-    /// end a run that has begun. The pictures themselves are opened when it is their turn.
+    /// Reads the files, and of every picture the header, and renders every conversation, so that a lost picture, a box
+    /// outside of its picture, or a conversation that is too long for the model does not end a run that has begun. The
+    /// pictures themselves are opened when it is their turn.
     ///
     /// # Errors
     /// If a file can't be read or holds what is no record; if there is no answer in any of them; if a picture can't be
-    /// read, or coordinates lie outside of one.
+    /// read, coordinates lie outside of one, or a conversation can't be rendered or has more tokens than the model has
+    /// positions.
     pub fn open(files: &RecordsConfig, config: &Config, tokenizer: Arc<Tokenizer>, seed: u64) -> Result<Self> {
         let pictures = learnable(pictures(files)?);
         if pictures.is_empty() {
@@ -95,7 +97,7 @@ impl RecordLessons {
         self.pictures.len()
     }
 
-    /// Holds all records against their pictures.
+    /// Holds all records against their pictures and against the model.
     fn check(&self) -> Result<()> {
         const TOLD: usize = 5;
         let mut problems = self.pictures.iter().flat_map(|picture| self.problems(picture));
@@ -109,7 +111,7 @@ impl RecordLessons {
     /// What is wrong with a picture, or with what is said about it.
     fn problems(&self, picture: &Picture) -> Vec<String> {
         match size(picture) {
-            Ok(size) => picture.dialogues.iter().filter_map(|dialogue| self.transcript(dialogue, size).err()).collect(),
+            Ok(size) => picture.dialogues.iter().filter_map(|dialogue| self.pack(&[dialogue], size).err()).collect(),
             Err(error) => vec![error.to_string()],
         }
     }
@@ -120,19 +122,25 @@ impl RecordLessons {
         &self.pictures[shuffled(at % count, count, mix(self.seed, at / count)) as usize]
     }
 
-    fn pack(&self, dialogues: &[&Dialogue], size: ImageSize) -> Result<Packed> {
+    /// Conversations about one picture as one sequence. Each of them stands there as if it were alone, so that what can
+    /// be packed by itself can be packed with any others.
+    fn pack(&self, dialogues: &[&Dialogue], size: ImageSize) -> std::result::Result<Packed, String> {
         let transcripts = dialogues.iter().map(|dialogue| self.transcript(dialogue, size));
-        let transcripts = transcripts.collect::<std::result::Result<Vec<_>, _>>().map_err(TrainError::Data)?;
+        let transcripts = transcripts.collect::<std::result::Result<Vec<_>, _>>()?;
         let packed = pack(&transcripts, &self.tokenizer, self.patches, self.region_tokens);
         let packed = packed.map_err(|error| match error {
-            DataError::Prompt { index, source } => TrainError::Data(refusal(dialogues[index], &source.to_string())),
-            error => TrainError::Data(error.to_string()),
+            DataError::Prompt { index, source } => refusal(dialogues[index], &source.to_string()),
+            error => error.to_string(),
         })?;
         for (dialogue, branch) in dialogues.iter().zip(&packed.branches) {
             let tokens = packed.prefix() + branch.len();
             if tokens > self.max_positions {
-                let message = format!("{tokens} tokens, expected at most {}, the model's", self.max_positions);
-                return Err(TrainError::Data(refusal(dialogue, &message)));
+                let (most, patches) = (self.max_positions, self.patches);
+                let message = format!(
+                    "expected at most {most} tokens, as many as the model reads, the picture's {patches} among them, \
+                     got {tokens}"
+                );
+                return Err(refusal(dialogue, &message));
             }
         }
         Ok(packed)
@@ -191,7 +199,7 @@ impl Lessons for RecordLessons {
         let (picture, mut rng) = (self.picture(index), ChaCha8Rng::seed_from_u64(mix(self.seed, index)));
         let image = picture.open().map_err(data)?;
         let dialogues = some(&picture.dialogues, self.dialogues_per_picture, &mut rng);
-        let packed = self.pack(&dialogues, image.size())?;
+        let packed = self.pack(&dialogues, image.size()).map_err(TrainError::Data)?;
         let counted = vec![Counted::Answers; dialogues.len()];
         let whole = !self.about_regions || !packed.boxes.is_empty();
         Ok(Some(Lesson { image, packed, counted, kinds: Vec::new(), whole, rng }))
@@ -308,6 +316,10 @@ mod tests {
     }
 
     fn lessons(files: &[PathBuf], most: usize) -> Result<RecordLessons> {
+        lessons_for(&tiny::config(tiny::tokenizer().vocab_size()), files, most)
+    }
+
+    fn lessons_for(config: &Config, files: &[PathBuf], most: usize) -> Result<RecordLessons> {
         let files = RecordsConfig {
             files: files.to_vec(),
             images: None,
@@ -315,18 +327,11 @@ mod tests {
             split: None,
             dialogues_per_picture: most,
         };
-        let tokenizer = Arc::new(tiny::tokenizer());
-        RecordLessons::open(&files, &tiny::config(tokenizer.vocab_size()), tokenizer, 3)
+        RecordLessons::open(&files, config, Arc::new(tiny::tokenizer()), 3)
     }
 
     fn said(image: &str, question: &str, answer: &str) -> Value {
         json!({"image": image, "rounds": [{"question": question, "answer": answer}]})
-    }
-
-    fn error_of(line: Value) -> String {
-        let (_folder, files) = folder(&[&[line]]);
-        let lessons = lessons(&files, 20).unwrap();
-        lessons.lesson(first_picture(3)).unwrap_err().to_string()
     }
 
     #[test]
@@ -440,7 +445,10 @@ mod tests {
             let (_folder, files) = folder(&[&[asked_about(&[inside])[0].clone(), line]]);
             let error = lessons(&files, 1).unwrap_err().to_string();
             assert!(error.contains("0.jsonl, line 2") && error.contains(expected), "{error}, not {expected}");
-            assert!(error.starts_with("expected records that fit their pictures, got problems: 1\n"), "{error}");
+            assert!(
+                error.starts_with("expected records that fit their pictures and the model, got problems: 1\n"),
+                "{error}"
+            );
         }
         assert!(lessons(&[Path::new("nowhere.jsonl").into()], 1).unwrap_err().to_string().contains("nowhere.jsonl"));
     }
@@ -456,7 +464,7 @@ mod tests {
         let lines: Vec<&str> = error.lines().collect();
         assert_eq!(lines.len(), 1 + 5 + 1, "{error}");
         // Six boxes, and a picture, which is lost once.
-        assert_eq!(lines[0], "expected records that fit their pictures, got problems: 7");
+        assert_eq!(lines[0], "expected records that fit their pictures and the model, got problems: 7");
         for (line, number) in lines[1..6].iter().zip(1..) {
             assert!(line.contains(&format!("0.jsonl, line {number}: region 1")), "{error}");
         }
@@ -474,9 +482,29 @@ mod tests {
         assert_eq!(lesson.packed.boxes, [BBox::from_normalized([0.0, 0.0, 1.0, 1.0]).unwrap()]);
     }
 
+    /// The limit is that of a conversation, not of all that stand in one sequence: the longest of three may just fit.
     #[test]
-    fn what_is_too_long_is_named_by_its_place() {
-        let error = error_of(said("a.png", "What is it?", &"a very long story ".repeat(900)));
-        assert!(error.contains("0.jsonl, line 1") && error.contains("tokens, expected at most 2048"), "{error}");
+    fn what_is_too_long_for_the_model_is_found_before_the_first_lesson() {
+        let lines = ["A cat.", "A very long story of a cat.", "No."].map(|answer| said("a.png", "What is it?", answer));
+        let (_folder, files) = folder(&[&lines]);
+        let mut config = tiny::config(tiny::tokenizer().vocab_size());
+        let packed = lessons_for(&config, &files, 3).unwrap().lesson(first_picture(3)).unwrap().unwrap().packed;
+        let longest = packed.prefix() + packed.branches[1].len();
+        assert!(longest < packed.ids.len());
+
+        config.llama.max_position_embeddings = longest;
+        assert!(lessons_for(&config, &files, 3).is_ok());
+        config.llama.max_position_embeddings = longest - 1;
+        let error = lessons_for(&config, &files, 3).unwrap_err().to_string();
+        let (most, patches) = (longest - 1, packed.patches.len());
+        let expected = format!(
+            "line 2: expected at most {most} tokens, as many as the model reads, the picture's {patches} among them, \
+             got {longest}"
+        );
+        assert!(
+            error.starts_with("expected records that fit their pictures and the model, got problems: 1\n"),
+            "{error}"
+        );
+        assert!(error.contains("0.jsonl") && error.ends_with(&expected), "{error}, not {expected}");
     }
 }
