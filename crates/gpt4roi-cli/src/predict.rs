@@ -19,7 +19,7 @@ use crate::{
     failure::{self, Refusal, tell, warn},
     options::{GenerationOptions, ModelOptions},
     predictions::{Outstanding, Prediction, Predictions, Said, Unanswered, choice_texts},
-    session::note_if_embedded,
+    session::{note_if_embedded, note_without_picture},
     side_file,
 };
 
@@ -95,6 +95,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         refuse_draws(&options)?;
     }
     args.check_files()?;
+    if !args.quiet {
+        note_without_picture(records.without_picture());
+    }
     let mut predictions = Predictions::open(&args.out, args.model.name())?;
     let mut pictures = predictions.outstanding(&records, vocabulary.as_ref())?;
     pictures.truncate(args.limit.unwrap_or(usize::MAX));

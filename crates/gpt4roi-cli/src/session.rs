@@ -101,6 +101,13 @@ pub(crate) fn note_if_embedded(model: &ModelOptions) {
     }
 }
 
+/// Whoever counts the lines of a data set should not look for these.
+pub(crate) fn note_without_picture(conversations: usize) {
+    if conversations > 0 {
+        tell(&format!("note: conversations without a picture, which are passed over: {conversations}"));
+    }
+}
+
 /// Writes the picture with the regions drawn in.
 pub(crate) fn write_annotated(image: &Image, regions: &[ResolvedRegion], path: &Path) -> anyhow::Result<()> {
     let boxes: Vec<_> = regions.iter().map(|region| (region.id, region.pixels)).collect();

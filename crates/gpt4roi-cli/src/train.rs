@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Instant};
 use clap::builder::FalseyValueParser;
 use gpt4roi_train::{Bar, StageConfig, Trainer, open, resume};
 
-use crate::failure::tell;
+use crate::{failure::tell, session::note_without_picture};
 
 /// Train one stage, as its configuration says
 ///
@@ -44,7 +44,9 @@ Examples:
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     keep_the_engine_on_one_thread()?;
     let begin = Instant::now();
-    trainer(&args)?.run(&|| begin.elapsed(), &mut Bar::default())?;
+    let mut trainer = trainer(&args)?;
+    note_without_picture(trainer.without_picture());
+    trainer.run(&|| begin.elapsed(), &mut Bar::default())?;
     Ok(())
 }
 

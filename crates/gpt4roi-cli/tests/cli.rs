@@ -1107,6 +1107,29 @@ fn predictions_go_on_where_they_stopped() {
 /// A scene of the embedded model's world, with an octopus at the top left and a loaf of bread at the top right.
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/example.png");
 
+/// A mix of LLaVA's conversations: about a picture, and as text alone.
+const LLAVA: &str = r#"[{"id": "talk", "model": "", "conversations": [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hello."}]},
+    {"id": "33", "image": "scene.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]},
+    {"id": "more", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}]"#;
+
+#[test]
+fn conversations_without_a_picture_are_passed_over() {
+    const PASSED_OVER: &str = "note: conversations without a picture, which are passed over: 2\n";
+    let place = Place::new();
+    fs::write(place.path("mix.json"), LLAVA).unwrap();
+    let predict = ["predict", "mix.json", "--out", "predictions.jsonl"];
+    place.with_model(&predict).assert().success().stderr(contains(PASSED_OVER));
+    let lines = predictions(&place.path("predictions.jsonl"));
+    assert_eq!((lines.len(), &lines[0]["id"]), (1, &"33".into()));
+    place.with_model(&predict).arg("--quiet").assert().success().stderr("");
+
+    let stage = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/own-data.toml");
+    let mut train = place.gpt4roi(&["train", stage, "--out", "run", "--set", "epochs=1"]);
+    train.args(["--set", r#"model.like="model""#, "--set", r#"init.from=[{ path = "model" }]"#]);
+    train.args(["--set", r#"records.files=["mix.json"]"#, "--set", r#"trainable=["lm_head."]"#]);
+    train.assert().success().stderr(contains(PASSED_OVER));
+}
+
 #[test]
 fn the_most_probable_of_given_answers_is_told() {
     let place = Place::new();

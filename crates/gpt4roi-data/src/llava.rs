@@ -2,7 +2,7 @@
 //!
 //! Format: <https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md>.
 
-use std::{io::Read, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use serde::Deserialize;
 
@@ -22,7 +22,8 @@ const SPEAKERS: [&str; 2] = ["human", "gpt"];
 #[derive(Deserialize)]
 struct Conversation {
     id: Id,
-    image: String,
+    /// Mixes have conversations that are text alone.
+    image: Option<String>,
     conversations: Vec<Turn>,
 }
 
@@ -32,17 +33,32 @@ struct Turn {
     value: String,
 }
 
-/// One dialogue for each conversation.
-pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
+/// What a file holds.
+pub(crate) struct Read {
+    /// Whatever is asked about a picture.
+    pub(crate) pictures: Vec<Picture>,
+    /// How many conversations are about none.
+    pub(crate) without_picture: usize,
+}
+
+/// One dialogue for each conversation about a picture. Others are counted: nothing can be asked about their picture.
+pub(crate) fn read(file: &Arc<Path>, reader: impl io::Read, options: &RecordOptions) -> Result<Read, DataError> {
     let conversations: Vec<Conversation> = read_json(file, reader)?;
-    let mut gathering = Gathering::new(file, options);
-    for conversation in conversations {
-        let id = conversation.id.to_string();
-        let place = Place { file: file.clone(), entry: Entry::Conversation(id.clone()) };
-        let rounds = rounds(&conversation.conversations).map_err(|error| place.clone().error(error))?;
-        gathering.add(&conversation.image, Dialogue { id, place, regions: Vec::new(), rounds });
+    let place = |id: &Id| Place { file: file.clone(), entry: Entry::Conversation(id.to_string()) };
+    let (mut gathering, mut without_picture) = (Gathering::new(file, options), 0);
+    for Conversation { id, image, conversations } in &conversations {
+        let Some(image) = image else {
+            without_picture += 1;
+            continue;
+        };
+        let rounds = rounds(conversations).map_err(|error| place(id).error(error))?;
+        gathering.add(image, Dialogue { id: id.to_string(), place: place(id), regions: Vec::new(), rounds });
     }
-    Ok(gathering.finish())
+    match conversations.first() {
+        // A field of another name, more likely than a file of text.
+        Some(first) if without_picture == conversations.len() => Err(place(&first.id).error(RecordError::NoPicture)),
+        _ => Ok(Read { pictures: gathering.finish(), without_picture }),
+    }
 }
 
 fn rounds(turns: &[Turn]) -> Result<Vec<DialogueRound>, RecordError> {
@@ -74,6 +90,7 @@ mod tests {
         {"id": "000000033471", "image": "000000033471.jpg", "conversations": [
             {"from": "human", "value": "<image>\nWhat colours has the bus?"}, {"from": "gpt", "value": "White and red. "},
             {"from": "human", "value": "Is it driving?\n<image>"}, {"from": "gpt", "value": "Yes."}]},
+        {"id": "talk", "model": "", "conversations": [{"from": "gpt", "value": "Hello."}]},
         {"id": 2, "image": "part/b.png", "conversations": [{"from": "human", "value": "What is it?"}]}]"#;
 
     fn open(file: &str) -> Result<Records, DataError> {
@@ -93,6 +110,7 @@ mod tests {
         assert_eq!(said, expected.each_ref().map(|(typed, answers)| (typed.to_string(), &answers[..])));
         assert!(bus.dialogues[0].regions.is_empty());
         assert_eq!((b.dialogues[0].id.as_str(), b.dialogues[0].rounds[0].answers.len()), ("2", 0));
+        assert_eq!(records.without_picture(), 1, "a talk that the model can't be asked to join");
     }
 
     #[test]
@@ -109,7 +127,13 @@ mod tests {
         assert_eq!(told, "llava.json, conversation 2: rounds: expected at least one, got none");
         let told = error("What is it?", "What is <region1>?");
         assert!(told.starts_with("llava.json, conversation 2: round 1: question: character 9: "), "{told}");
-        let told = error(r#""image": "part"#, r#""picture": "part"#);
-        assert!(told.contains("missing field `image`"), "{told}");
+    }
+
+    #[test]
+    fn a_file_without_pictures_is_refused() {
+        let error = open(&FILE.replace(r#""image""#, r#""picture""#)).unwrap_err();
+        let expected = "llava.json, conversation 000000033471: image: expected a picture here or in another conversation, \
+                        got none in the file";
+        assert_eq!(error.to_string(), expected);
     }
 }

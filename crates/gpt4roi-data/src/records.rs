@@ -39,6 +39,7 @@ const ROUNDING: f64 = 1.0;
 pub struct Records {
     form: Form,
     pictures: Vec<Picture>,
+    without_picture: usize,
 }
 
 /// What a file of records does not say itself.
@@ -249,6 +250,9 @@ pub enum RecordError {
         /// Who speaks.
         got: String,
     },
+    /// No conversation of its file is about a picture.
+    #[error("image: expected a picture here or in another conversation, got none in the file")]
+    NoPicture,
     /// A part of a sentence that it has not.
     #[error("tokens_positive: expected characters 0 to {characters}, the caption's, got {span:?}")]
     Span {
@@ -316,7 +320,8 @@ impl Records {
     ///
     /// Of Visual7W's files, every question of [`RecordOptions::split`] is asked. Where a box is to be pointed at, the
     /// four candidates are the regions, numbered from left to right, and `region1` to `region4` the choices. LLaVA's
-    /// conversations are about whole pictures, and `<image>` is taken out of them.
+    /// conversations are about whole pictures, and `<image>` is taken out of them; those without a picture are passed
+    /// over ([`Self::without_picture`]).
     ///
     /// # Errors
     /// If the file, or one beside a picture, can't be read; at the first entry that is not as described, with its place;
@@ -337,6 +342,7 @@ impl Records {
     fn read(file: Arc<Path>, mut reader: impl BufRead + Seek, options: &RecordOptions) -> Result<Self, DataError> {
         let form = Form::of(&mut reader).map_err(|source| DataError::File { path: file.to_path_buf(), source })?;
         form.check(options, &file)?;
+        let mut without_picture = 0;
         let pictures = match form {
             Form::Lines => read_lines(&file, reader, options)?,
             Form::Coco => coco::read(&file, reader, options)?,
@@ -345,9 +351,13 @@ impl Records {
             Form::AllSeeing => all_seeing::read(&file, reader, options)?,
             Form::Vcr => vcr::read(&file, reader, options)?,
             Form::Visual7w => visual7w::read(&file, reader, options)?,
-            Form::Llava => llava::read(&file, reader, options)?,
+            Form::Llava => {
+                let read = llava::read(&file, reader, options)?;
+                without_picture = read.without_picture;
+                read.pictures
+            }
         };
-        Ok(Self { form, pictures })
+        Ok(Self { form, pictures, without_picture })
     }
 
     /// What the file is.
@@ -358,6 +368,11 @@ impl Records {
     /// All pictures.
     pub fn pictures(&self) -> &[Picture] {
         &self.pictures
+    }
+
+    /// How many conversations of the file are about no picture, and passed over.
+    pub fn without_picture(&self) -> usize {
+        self.without_picture
     }
 
     /// How many pictures there are.

@@ -51,6 +51,7 @@ fn dialogues_per_picture() -> usize {
 /// Every picture about which there is an answer, once per epoch, each time in another order.
 pub struct RecordLessons {
     pictures: Vec<Picture>,
+    without_picture: usize,
     /// Whether any question is about a region.
     about_regions: bool,
     dialogues_per_picture: usize,
@@ -72,7 +73,8 @@ impl RecordLessons {
     /// read, coordinates lie outside of one, or a conversation can't be rendered or has more tokens than the model has
     /// positions.
     pub fn open(files: &RecordsConfig, config: &Config, tokenizer: Arc<Tokenizer>, seed: u64) -> Result<Self> {
-        let pictures = learnable(pictures(files)?);
+        let (pictures, without_picture) = pictures(files)?;
+        let pictures = learnable(pictures);
         if pictures.is_empty() {
             return Err(TrainError::Data(format!("no answer in any of {:?}: nothing to learn", files.files)));
         }
@@ -87,6 +89,7 @@ impl RecordLessons {
             max_positions: config.llama.max_position_embeddings,
             point_reach: config.region.point_reach,
             pictures,
+            without_picture,
         };
         lessons.check()?;
         Ok(lessons)
@@ -95,6 +98,11 @@ impl RecordLessons {
     /// How many pictures there are to learn from.
     pub fn pictures(&self) -> usize {
         self.pictures.len()
+    }
+
+    /// How many conversations of the files are about no picture, so that nothing is learned of them.
+    pub fn without_picture(&self) -> usize {
+        self.without_picture
     }
 
     /// Holds all records against their pictures and against the model.
@@ -206,13 +214,15 @@ impl Lessons for RecordLessons {
     }
 }
 
-/// The pictures of all files, each once.
-fn pictures(files: &RecordsConfig) -> Result<Vec<Picture>> {
+/// The pictures of all files, each once, and how many conversations are about none.
+fn pictures(files: &RecordsConfig) -> Result<(Vec<Picture>, usize)> {
     let (images, question, split) = (files.images.clone(), files.question.clone(), files.split.clone());
     let options = RecordOptions { images, question, split };
-    let (mut pictures, mut known) = (Vec::<Picture>::new(), HashMap::new());
+    let (mut pictures, mut known, mut without_picture) = (Vec::<Picture>::new(), HashMap::new(), 0);
     for file in &files.files {
-        for picture in Records::open(file, &options).map_err(data)?.pictures() {
+        let records = Records::open(file, &options).map_err(data)?;
+        without_picture += records.without_picture();
+        for picture in records.pictures() {
             let at = *known.entry(picture.path.clone()).or_insert(pictures.len());
             match pictures.get_mut(at) {
                 Some(same) => same.dialogues.extend_from_slice(&picture.dialogues),
@@ -220,7 +230,7 @@ fn pictures(files: &RecordsConfig) -> Result<Vec<Picture>> {
             }
         }
     }
-    Ok(pictures)
+    Ok((pictures, without_picture))
 }
 
 /// What has an answer to begin with.

@@ -197,7 +197,11 @@ impl Plan {
 
     fn trainer(self, parameters: Arc<Parameters>, objective: Box<dyn Objective>, out: PathBuf) -> Result<Trainer> {
         let files = ModelFiles { config: self.config, tokenizer: self.tokenizer_files };
-        Trainer::new(self.stage, parameters, objective, files, out)
+        let mut trainer = Trainer::new(self.stage, parameters, objective, files, out)?;
+        if let Pictures::Own(lessons) = &self.pictures {
+            trainer.without_picture = lessons.without_picture();
+        }
+        Ok(trainer)
     }
 
     fn initializer(&self) -> Initializer {

@@ -45,6 +45,8 @@ pub struct Trainer {
     everyone: ThreadPool,
     /// Whether a batch has shown that a gradient reaches every parameter.
     reached: bool,
+    /// Conversations of the records that are about no picture.
+    pub(crate) without_picture: usize,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -117,6 +119,7 @@ impl Trainer {
             workers: (0..threads).map(|_| pool(1)).collect::<std::result::Result<_, _>>()?,
             everyone: pool(threads)?,
             reached: false,
+            without_picture: 0,
             stage,
         })
     }
@@ -124,6 +127,11 @@ impl Trainer {
     /// Where the trainer stands.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// How many conversations of the stage's records are about no picture, so that nothing is learned of them.
+    pub fn without_picture(&self) -> usize {
+        self.without_picture
     }
 
     /// The optimizer, to look at its rules.
