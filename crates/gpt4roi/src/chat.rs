@@ -871,6 +871,31 @@ mod tests {
         }
     }
 
+    /// At the limit of tokens an answer may end in what would have begun a stop string. It has not come, so that the limit
+    /// ended the answer, which has every word.
+    #[test]
+    fn what_only_begins_a_stop_string_ends_no_answer() {
+        let (model, picture) = (tiny(), picture());
+        let ask = |stop: &str| {
+            let options = AskOptions { stop: StopStrings::new([stop.to_owned()]), ..short() };
+            let mut shown = String::new();
+            let mut chat = Chat::new(&model, &picture).unwrap();
+            let answer = chat.ask_streaming("What do you see?", &options, |text| {
+                shown += text;
+                ControlFlow::Continue(())
+            });
+            (answer.unwrap(), shown)
+        };
+        let (whole, _) = ask("");
+        assert_eq!(whole.finish, FinishReason::Length);
+        let last = whole.text.chars().next_back().unwrap().to_string();
+        let (begun, shown) = ask(&format!("{last}, and more"));
+        assert_eq!((&begun, &shown), (&whole, &whole.text));
+        let (reached, shown) = ask(&last);
+        assert_eq!((reached.finish, &shown), (FinishReason::Stop, &reached.text));
+        assert_eq!(Some(reached.text.as_str()), whole.text.split(&last).next());
+    }
+
     #[test]
     fn only_settled_text_is_shown() {
         for (decoded, shown) in [
