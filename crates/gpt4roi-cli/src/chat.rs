@@ -10,6 +10,7 @@ use gpt4roi::{
     bbox::ImageSize,
     chat::{AskOptions, Region, Undone},
     generate::FinishReason,
+    sampling::Sampling,
 };
 use rustyline::{
     Config, DefaultEditor,
@@ -18,12 +19,12 @@ use rustyline::{
 };
 
 use crate::{
-    annotate, ask,
+    annotate, ask, choices,
     failure::{self, Refusal, tell},
     interrupts::Interrupts,
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
     regions::{self, CoordinateOptions, RegionOptions},
-    session::{OpenedPicture, Session, write_annotated},
+    session::{OpenedPicture, Session, print, write_annotated},
     side_file,
 };
 
@@ -34,6 +35,9 @@ Commands in a chat:
   /region x1,y1,x2,y2  declare a region; questions mention it as <region1>, later also as region 1;
                        x,y is a point, more numbers are a polygon, FILE.png or FILE.json is a mask
   /regions             list the regions
+  /choose QUESTION | ANSWER | ANSWER
+                       say which of the answers, two or more, is the most probable; the name of a
+                       file of answers may stand in their place, as with --choices of `ask`
   /undo                take back the last region or the last round
   /save FILE           write the conversation (.json) or the marked picture (.png, .jpg, .webp)
   /help                this list
@@ -47,7 +51,8 @@ macro_rules! examples {
         "\
 Examples:
   gpt4roi chat scene.png
-  printf '/region 62,41,240,180\\nWhat is <region1>?\\nWhat can region 1 do?\\n' | gpt4roi chat scene.png"
+  printf '/region 62,41,240,180\\nWhat is <region1>?\\nWhat can region 1 do?\\n' | gpt4roi chat scene.png
+  printf '/region 62,41,240,180\\n/choose What is <region1>? | A cat. | A dog.\\n' | gpt4roi chat scene.png"
     };
 }
 
@@ -84,19 +89,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
     let coordinates = args.regions.coordinates;
     let (abstain, quiet) = (args.generation.abstain, args.quiet);
-    let masks = args.regions.masks().map(Path::to_owned).collect();
-    let picture = args.picture.image;
-    let mut talk = Talk {
-        chat,
-        session: &session,
-        options,
-        abstain,
-        coordinates,
-        quiet,
-        picture,
-        masks,
-        interrupts: Interrupts::default(),
-    };
+    let masks = args.regions.masks().map(|mask| ("mask", mask.to_owned()));
+    let read = masks.chain([("picture", args.picture.image.clone())]).collect();
+    let mut talk =
+        Talk { chat, session: &session, options, abstain, coordinates, quiet, read, interrupts: Interrupts::default() };
     if io::stdin().is_terminal() { talk.interactive() } else { talk.piped() }
 }
 
@@ -108,9 +104,8 @@ struct Talk<'m> {
     abstain: Option<f64>,
     coordinates: CoordinateOptions,
     quiet: bool,
-    /// The files that were read, which `/save` leaves alone.
-    picture: PathBuf,
-    masks: Vec<PathBuf>,
+    /// The files that were read, which `/save` leaves alone, and what each is.
+    read: Vec<(&'static str, PathBuf)>,
     /// Ctrl-C stops an answer, at a terminal.
     interrupts: Interrupts,
 }
@@ -119,6 +114,8 @@ struct Talk<'m> {
 #[derive(Debug, PartialEq)]
 enum Line<'a> {
     Question(&'a str),
+    /// A question, and the answers to choose between; one is the name of a file with answers.
+    Choice(&'a str, Vec<&'a str>),
     Region(&'a str),
     Regions,
     Undo,
@@ -208,9 +205,10 @@ impl Talk<'_> {
                     ask::notes(&answer, self.quiet);
                 }
             }
+            Line::Choice(question, answers) => self.choose(question, &answers)?,
             Line::Region(text) => {
                 let id = self.chat.add_shape(self.coordinates.parse(text, self.session.image.size())?)?;
-                self.masks.extend(regions::mask_file(text).map(Path::to_owned));
+                self.read.extend(regions::mask_file(text).map(|mask| ("mask", mask.to_owned())));
                 tell(&format!("{id} declared"));
             }
             Line::Regions if self.chat.regions().is_empty() => tell("no regions yet"),
@@ -231,6 +229,24 @@ impl Talk<'_> {
         Ok(Next::Line)
     }
 
+    /// Asks which of some answers is right, and tells it.
+    fn choose(&mut self, question: &str, answers: &[&str]) -> anyhow::Result<()> {
+        let (choices, scoring) = choices::named(answers)?;
+        if let [file] = answers {
+            self.read.push(("file of choices", file.into()));
+        }
+        // A temperature is for answers in the model's own words: of choices, none are drawn.
+        let options = AskOptions { sampling: Sampling::Greedy, scoring, ..self.options.clone() };
+        let chosen = self.chat.choose(question, &choices, &options)?;
+        choices::warn_if_unlike_answers("the answer", &chosen);
+        print(&format!("{}\n", choices::told(&chosen, self.abstain)))?;
+        if !self.quiet {
+            tell(&format!("note: shares: {}", choices::shares(&chosen)));
+            chosen.regions.iter().for_each(ask::note_box);
+        }
+        Ok(())
+    }
+
     fn line_about(&self, region: &Region) -> String {
         let [x1, y1, x2, y2] = region.bbox.pixels(self.session.image.size()).map(|edge| edge.round());
         let origin = match region.origin {
@@ -244,8 +260,7 @@ impl Talk<'_> {
     }
 
     fn save(&self, file: &Path) -> anyhow::Result<()> {
-        let masks = self.masks.iter().map(|mask| ("mask", &**mask));
-        side_file::check("/save", file, [("picture", &*self.picture)].into_iter().chain(masks))?;
+        side_file::check("/save", file, self.read.iter().map(|(what, read)| (*what, &**read)))?;
         let transcript = self.chat.transcript();
         if file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
             let text = serde_json::to_string_pretty(&transcript)? + "\n";
@@ -272,6 +287,7 @@ fn parse(line: &str) -> Result<Line<'_>, Refusal> {
     match (command, rest.is_empty()) {
         ("/region", false) => Ok(Line::Region(rest)),
         ("/region", true) => Err(Refusal::usage("/region needs a region").hint("/region x1,y1,x2,y2; /help has more")),
+        ("/choose", _) => choice(rest),
         ("/save", false) => Ok(Line::Save(rest)),
         ("/save", true) => Err(Refusal::usage("/save needs a file").hint("/save chat.json, or /save marked.png")),
         ("/regions", true) => Ok(Line::Regions),
@@ -283,6 +299,18 @@ fn parse(line: &str) -> Result<Line<'_>, Refusal> {
         }
         _ => Err(Refusal::usage(format!("there is no command {command}")).hint("/help lists the commands")),
     }
+}
+
+/// A question, and behind bars what may be answered.
+fn choice(text: &str) -> Result<Line<'_>, Refusal> {
+    let mut parts = text.split('|').map(str::trim);
+    let question = parts.next().unwrap_or_default();
+    let answers: Vec<&str> = parts.collect();
+    if question.is_empty() || answers.is_empty() {
+        return Err(Refusal::usage("/choose needs a question and answers, with a bar before each")
+            .hint("/choose What is <region1>? | A cat. | A dog."));
+    }
+    Ok(Line::Choice(question, answers))
 }
 
 #[cfg(test)]
@@ -297,6 +325,8 @@ mod tests {
             ("/region 1,2,3,4", Line::Region("1,2,3,4")),
             ("/region  1, 2, 3, 4 ", Line::Region("1, 2, 3, 4")),
             ("/regions", Line::Regions),
+            ("/choose What is it? | A cat. |A dog.", Line::Choice("What is it?", vec!["A cat.", "A dog."])),
+            ("/choose What is it?|my labels.txt", Line::Choice("What is it?", vec!["my labels.txt"])),
             ("/undo ", Line::Undo),
             ("/save my chat.json", Line::Save("my chat.json")),
             ("/help", Line::Help),
@@ -306,7 +336,17 @@ mod tests {
         ] {
             assert_eq!(parse(line).unwrap(), expected, "{line:?}");
         }
-        for bad in ["/region", "/save", "/undo 3", "/frobnicate", "/Region 1,2,3,4", "/"] {
+        for bad in [
+            "/region",
+            "/choose",
+            "/choose What is it?",
+            "/choose | A cat. | A dog.",
+            "/save",
+            "/undo 3",
+            "/frobnicate",
+            "/Region 1,2,3,4",
+            "/",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

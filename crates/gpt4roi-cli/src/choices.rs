@@ -94,6 +94,25 @@ pub(crate) fn refuse_draws(options: &AskOptions) -> Result<(), Refusal> {
     }
 }
 
+/// The answers of a line of a chat, and how far they are scored: typed, or, where there is only one, in the file of this
+/// name.
+///
+/// # Errors
+/// If they are none, or if there is no such file.
+pub(crate) fn named(answers: &[&str]) -> anyhow::Result<(Choices, Scoring)> {
+    match answers {
+        [file] if Path::new(file).exists() => Ok((read(Path::new(file))?, Scoring::Likely)),
+        [answer] => Err(Refusal::usage(format!(
+            "/choose: expected two answers or more, or a file of them, got `{answer}`, and there is no such file"
+        ))
+        .into()),
+        _ => {
+            let choices = Choices::new(answers).map_err(|error| Refusal::usage(format!("/choose: {error}")))?;
+            Ok((choices, Scoring::All))
+        }
+    }
+}
+
 /// Reads a file of choices.
 fn read(path: &Path) -> anyhow::Result<Choices> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
@@ -222,9 +241,41 @@ pub(crate) fn told(chosen: &Chosen, abstain: Option<f64>) -> &str {
     chosen.text_if_sure(abstain.unwrap_or(0.0))
 }
 
+/// The most probable choices with their shares, the best first.
+pub(crate) fn shares(chosen: &Chosen) -> String {
+    const TOLD: usize = 3;
+    let texts = chosen.choices.iter().map(|choice| &choice.text);
+    let mut shares: Vec<(&String, f64)> = texts.zip(chosen.probabilities()).collect();
+    shares.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    let more = shares.len().saturating_sub(TOLD);
+    let told = shares.into_iter().take(TOLD).map(|(text, share)| format!("{share:.2} {text}"));
+    let told: Vec<String> = told.chain((more > 0).then(|| format!("{more} more"))).collect();
+    told.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_best_shares_are_told_first() {
+        let choice = |(text, share): (&str, f64)| ScoredChoice {
+            text: text.into(),
+            log_probability: (share / 8.0).ln(),
+            tokens: 4,
+            complete: true,
+        };
+        let mut chosen = Chosen {
+            question: String::new(),
+            regions: Vec::new(),
+            choices: [("A cat.", 0.25), ("A dog.", 0.62), ("A hen.", 0.13)].map(choice).into(),
+            prompt_tokens: 9,
+            reused_tokens: 0,
+        };
+        assert_eq!(shares(&chosen), "0.62 A dog., 0.25 A cat., 0.13 A hen.");
+        chosen.choices.extend([("An ox.", 0.0), ("A fox.", 0.0)].map(choice));
+        assert_eq!(shares(&chosen), "0.62 A dog., 0.25 A cat., 0.13 A hen., 2 more");
+    }
 
     fn of(text: &[u8]) -> Result<Vec<String>, String> {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -693,6 +693,41 @@ fn chat_takes_regions_of_every_form() {
 }
 
 #[test]
+fn chat_chooses_between_given_answers() {
+    let place = Place::new();
+    fs::write(place.path("labels.txt"), "cat\tA cat.\ndog\tA dog.\n").unwrap();
+    let region = ["--region", "8,6,40,30"];
+    let ask = ["ask", "scene.png", "What is <region1>?", "--choice", "A cat.", "--choice", "A dog."];
+    let output = place.with_model(&ask).args(region).arg("--json").assert().success().get_output().stdout.clone();
+    let report: serde_json::Value = serde_json::from_slice(&output).unwrap();
+    let best = report["answer"].as_str().unwrap();
+    let label = if best == "A cat." { "cat" } else { "dog" };
+
+    let lines = "/choose What is <region1>? | A cat. | A dog.\n/undo\n/choose What is <region1>? | labels.txt\n\
+                 /save labels.txt\n/save chat.json\n/choose What is <region1>?\n/choose Is it? | A cat.\n\
+                 /choose Is it? | Yes. | Yes.\n";
+    let mut chat = place.with_model(&[&["chat", "scene.png", "--temperature", "1"], &region[..]].concat());
+    let output = chat.write_stdin(lines).assert().code(1).get_output().clone();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{best}\n{label}\n"));
+    let notes = String::from_utf8(output.stderr).unwrap();
+    let share = report["probability"].as_f64().unwrap();
+    for told in [
+        &format!("note: shares: {share:.2} {best}, "),
+        "taken back: What is <region1>?\n",
+        "error: line 4: /save labels.txt is the file of choices itself\n",
+        "error: line 6: /choose needs a question and answers, with a bar before each\nhint: /choose What is <region1>? | ",
+        "error: line 7: /choose: expected two answers or more, or a file of them, got `A cat.`",
+        "error: line 8: /choose: choice 2: expected one that differs from the others, got \"Yes.\" as in choice 1\n",
+        "error: 4 lines failed",
+    ] {
+        assert!(notes.contains(told), "{told}:\n{notes}");
+    }
+    let saved: serde_json::Value = serde_json::from_slice(&fs::read(place.path("chat.json")).unwrap()).unwrap();
+    // What the model would say goes into the conversation, not its label.
+    assert_eq!(saved["rounds"], serde_json::json!([{"question": "What is <region1>?", "answer": best}]));
+}
+
+#[test]
 fn chat_goes_on_after_a_bad_line_and_tells_in_the_end() {
     let place = Place::new();
     place
