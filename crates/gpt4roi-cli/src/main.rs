@@ -20,6 +20,7 @@ mod failure;
 mod inspect;
 mod interrupts;
 mod language_bench;
+mod man;
 mod mask_file;
 mod options;
 mod predict;
@@ -67,6 +68,7 @@ enum Command {
     Trace(trace::Args),
     Bench(bench::Args),
     Completions(completions::Args),
+    Man(man::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -115,6 +117,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -128,6 +128,7 @@ fn help_names_every_command_and_the_exit_codes() {
         "trace",
         "bench",
         "completions",
+        "man",
     ];
     let help = bare().arg("--help").assert().success().get_output().stdout.clone();
     let help = String::from_utf8(help).unwrap();
@@ -1088,6 +1089,29 @@ fn a_data_set_is_asked_about_by_its_split() {
     refused(&["predict", "questions.jsonl", "--out", "none.jsonl", "--split", "test"], "is not split, got test");
 }
 
+/// A mix of LLaVA's conversations: about a picture, and as text alone.
+const LLAVA: &str = r#"[{"id": "talk", "model": "", "conversations": [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hello."}]},
+    {"id": "33", "image": "scene.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]},
+    {"id": "more", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}]"#;
+
+#[test]
+fn conversations_without_a_picture_are_passed_over() {
+    const PASSED_OVER: &str = "note: conversations without a picture, which are passed over: 2\n";
+    let place = Place::new();
+    fs::write(place.path("mix.json"), LLAVA).unwrap();
+    let predict = ["predict", "mix.json", "--out", "predictions.jsonl"];
+    place.with_model(&predict).assert().success().stderr(contains(PASSED_OVER));
+    let lines = predictions(&place.path("predictions.jsonl"));
+    assert_eq!((lines.len(), &lines[0]["id"]), (1, &"33".into()));
+    place.with_model(&predict).arg("--quiet").assert().success().stderr("");
+
+    let stage = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/own-data.toml");
+    let mut train = place.gpt4roi(&["train", stage, "--out", "run", "--set", "epochs=1"]);
+    train.args(["--set", r#"model.like="model""#, "--set", r#"init.from=[{ path = "model" }]"#]);
+    train.args(["--set", r#"records.files=["mix.json"]"#, "--set", r#"trainable=["lm_head."]"#]);
+    train.assert().success().stderr(contains(PASSED_OVER));
+}
+
 #[test]
 fn predictions_go_on_where_they_stopped() {
     let place = Place::new();
@@ -1141,29 +1165,6 @@ fn predictions_go_on_where_they_stopped() {
 
 /// A scene of the embedded model's world, with an octopus at the top left and a loaf of bread at the top right.
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/example.png");
-
-/// A mix of LLaVA's conversations: about a picture, and as text alone.
-const LLAVA: &str = r#"[{"id": "talk", "model": "", "conversations": [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hello."}]},
-    {"id": "33", "image": "scene.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]},
-    {"id": "more", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}]"#;
-
-#[test]
-fn conversations_without_a_picture_are_passed_over() {
-    const PASSED_OVER: &str = "note: conversations without a picture, which are passed over: 2\n";
-    let place = Place::new();
-    fs::write(place.path("mix.json"), LLAVA).unwrap();
-    let predict = ["predict", "mix.json", "--out", "predictions.jsonl"];
-    place.with_model(&predict).assert().success().stderr(contains(PASSED_OVER));
-    let lines = predictions(&place.path("predictions.jsonl"));
-    assert_eq!((lines.len(), &lines[0]["id"]), (1, &"33".into()));
-    place.with_model(&predict).arg("--quiet").assert().success().stderr("");
-
-    let stage = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/own-data.toml");
-    let mut train = place.gpt4roi(&["train", stage, "--out", "run", "--set", "epochs=1"]);
-    train.args(["--set", r#"model.like="model""#, "--set", r#"init.from=[{ path = "model" }]"#]);
-    train.args(["--set", r#"records.files=["mix.json"]"#, "--set", r#"trainable=["lm_head."]"#]);
-    train.assert().success().stderr(contains(PASSED_OVER));
-}
 
 #[test]
 fn the_most_probable_of_given_answers_is_told() {
@@ -1455,4 +1456,31 @@ fn completions_for_every_shell_know_the_commands() {
             .success()
             .stdout(contains("describe").and(contains("max-new-tokens")));
     }
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let place = Place::new();
+    place.gpt4roi(&["man", "--out", "share/man1"]).assert().success().stdout("").stderr("");
+    let page = |name: &str| fs::read_to_string(place.path("share/man1").join(name)).unwrap();
+    // A page names each command of its own by the name of that one's page.
+    let commands = |page: &str| -> Vec<String> {
+        let names = page.lines().filter_map(|line| line.strip_suffix("(1)"));
+        names.map(|name| name.replace('\\', "")).filter(|name| name.starts_with("gpt4roi-")).collect()
+    };
+    let all = commands(&page("gpt4roi.1"));
+    for command in &all {
+        let page = page(&format!("{command}.1"));
+        assert!(page.contains(".SH SYNOPSIS\n"), "{command}");
+        for command in commands(&page) {
+            assert!(place.path(&format!("share/man1/{command}.1")).is_file(), "{command}");
+        }
+    }
+    for expected in ["gpt4roi-ask", "gpt4roi-cache", "gpt4roi-man"] {
+        assert!(all.iter().any(|command| command == expected), "{expected}: {all:?}");
+    }
+    assert!(page("gpt4roi-cache-verify.1").contains("GPT4ROI_REMOVE_DAMAGED"));
+    // Examples are no paragraph.
+    assert!(page("gpt4roi-man.1").contains("\n.SH EXAMPLES\n.nf\n  gpt4roi man \\-\\-out man1 && "));
+    place.gpt4roi(&["man", "--out", "scene.png"]).assert().code(1).stderr(contains("error: scene.png: "));
 }
