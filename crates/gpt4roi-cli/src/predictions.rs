@@ -293,3 +293,62 @@ impl Outstanding<'_> {
         self.dialogues.iter().map(|dialogue| dialogue.rounds.len()).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use gpt4roi_eval::predictions::{Prediction as Scored, read as read_to_score};
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Whatever of a line can be scored is read as it was written; the other fields are for other readers.
+    #[test]
+    fn lines_are_scored_as_they_were_written() {
+        let choice = |(text, log_probability, complete): (&str, f64, bool)| ScoredChoice {
+            text: text.into(),
+            log_probability,
+            tokens: 7,
+            complete,
+        };
+        let choices: Vec<_> =
+            [("A \"kettle\".\n", -0.1, true), ("Ein Kübel.", f64::NEG_INFINITY, true), ("A pan.", -31.5, false)]
+                .map(choice)
+                .into();
+        let chosen = Prediction {
+            id: "33".into(),
+            round: 2,
+            image: "kitchen/1.png".into(),
+            regions: vec![AskedRegion { id: 1, bbox: [40.0, 60.5, 210.0, 300.0] }],
+            question: "What is <region1>?".into(),
+            said: Said { prediction: choices[0].text.clone(), probability: Some(0.9), choices: choices.clone() },
+            answers: vec!["A pan.".into(), "Ein Kübel.".into()],
+        };
+        let free = Prediction {
+            id: "one".into(),
+            round: 1,
+            image: "2.png".into(),
+            regions: Vec::new(),
+            question: "Why?".into(),
+            said: Said { prediction: String::new(), probability: None, choices: Vec::new() },
+            answers: Vec::new(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("predictions.jsonl");
+        let mut predictions = Predictions::open(&path, "embedded".into()).unwrap();
+        [&chosen, &free].into_iter().for_each(|prediction| predictions.write(prediction).unwrap());
+
+        let scored = |Prediction { id, round, image, regions: _, question, said, answers }: Prediction| {
+            let Said { prediction, probability: _, choices } = said;
+            Scored { id, round, image, question, prediction, answers, choices }
+        };
+        assert_eq!(read_to_score(&path).unwrap(), [chosen, free].map(scored));
+        let text = fs::read_to_string(&path).unwrap();
+        let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let written: BTreeSet<&str> = first.as_object().unwrap().keys().map(String::as_str).collect();
+        let read = ["id", "round", "image", "question", "prediction", "answers", "choices"];
+        let unread = ["regions", "probability", "model"];
+        assert_eq!(written, read.into_iter().chain(unread).collect());
+    }
+}
