@@ -63,12 +63,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", env = "GPT4ROI_THREADS", default_value_t = 0)]
     threads: usize,
 
-    #[command(flatten)]
-    compute: ComputeOptions,
-
     /// Print one JSON object instead of a table
     #[arg(long, env = "GPT4ROI_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
+
+    #[command(flatten)]
+    compute: ComputeOptions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

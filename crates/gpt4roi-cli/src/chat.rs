@@ -65,16 +65,17 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     picture: PictureOptions,
+
+    /// Print no notes; warnings are printed in any case
+    #[arg(long, short, env = "GPT4ROI_QUIET", value_parser = clap::builder::FalseyValueParser::new())]
+    quiet: bool,
+
     #[command(flatten)]
     regions: RegionOptions,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
     generation: GenerationOptions,
-
-    /// Print no notes; warnings are printed in any case
-    #[arg(long, short, env = "GPT4ROI_QUIET", value_parser = clap::builder::FalseyValueParser::new())]
-    quiet: bool,
 }
 
 const COMMANDS: &str = commands!();

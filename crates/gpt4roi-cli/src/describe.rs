@@ -33,8 +33,6 @@ use crate::{
 pub(crate) struct Args {
     #[command(flatten)]
     picture: PictureOptions,
-    #[command(flatten)]
-    regions: RegionOptions,
 
     /// How much to say
     #[arg(long, value_name = "DETAIL", env = "GPT4ROI_DETAIL", default_value = "short")]
@@ -44,6 +42,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", env = "GPT4ROI_QUESTION", conflicts_with = "detail")]
     question: Option<String>,
 
+    #[command(flatten)]
+    regions: RegionOptions,
     #[command(flatten)]
     choices: ChoiceOptions,
     #[command(flatten)]

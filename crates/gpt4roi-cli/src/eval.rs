@@ -46,12 +46,12 @@ enum On {
 #[derive(Debug, clap::Args)]
 #[command(after_help = SCENE_EXAMPLES)]
 struct SceneArgs {
-    #[command(flatten)]
-    exam: ExamOptions,
-
     /// Draw to an SVG file how accuracy follows confidence, and what is left if unsure answers are withheld
     #[arg(long, value_name = "FILE", env = "GPT4ROI_PLOT", value_parser = side_file::named(side_file::check_svg))]
     plot: Option<PathBuf>,
+
+    #[command(flatten)]
+    exam: ExamOptions,
 }
 
 /// How accuracy falls with many regions in one question, and with boxes that do not fit
@@ -61,12 +61,12 @@ struct SceneArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = CURVE_EXAMPLES)]
 struct CurveArgs {
-    #[command(flatten)]
-    exam: ExamOptions,
-
     /// Draw the curves to an SVG file
     #[arg(long, value_name = "FILE", env = "GPT4ROI_PLOT", value_parser = side_file::named(side_file::check_svg))]
     plot: Option<PathBuf>,
+
+    #[command(flatten)]
+    exam: ExamOptions,
 }
 
 /// What is measured on, and how it is reported.

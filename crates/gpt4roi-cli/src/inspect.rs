@@ -34,12 +34,12 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Args)]
 struct CheckpointArgs {
-    #[command(flatten)]
-    model: ModelOptions,
-
     /// Print one JSON object instead of a table
     #[arg(long, env = "GPT4ROI_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
+
+    #[command(flatten)]
+    model: ModelOptions,
 }
 
 #[derive(Debug, Subcommand)]

@@ -153,4 +153,22 @@ mod tests {
         }
         check(&Cli::command());
     }
+
+    /// A heading holds for all flags behind it, so that a command's own flags come before those it shares with others.
+    #[test]
+    fn flags_stand_under_their_own_headings() {
+        const MODEL: &[&str] = &["model", "device", "dtype"];
+        const REGIONS: &[&str] = &["region", "point", "polygon", "mask", "coords", "box-format", "clip", "zoom"];
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                let (name, heading) = (argument.get_long().unwrap_or_default(), argument.get_help_heading());
+                for (shared, names) in [("Model", MODEL), ("Regions", REGIONS)] {
+                    let is_one = names.contains(&name);
+                    assert_eq!(heading == Some(shared), is_one, "{} --{name}: {heading:?}", command.get_name());
+                }
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
 }

@@ -23,14 +23,16 @@ use crate::{options::ModelOptions, side_file};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelOptions,
     /// The conversation to play; its picture lies beside it
     #[arg(long, env = "GPT4ROI_CASE", value_name = "CASE.json")]
     case: PathBuf,
+
     /// The safetensors file to write
     #[arg(long, env = "GPT4ROI_OUT", value_name = "FILE")]
     out: PathBuf,
+
+    #[command(flatten)]
+    model: ModelOptions,
 }
 
 const EXAMPLES: &str = r#"Example:
