@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     language_bench::{CAPTION, CONTEXT, LanguageModel},
-    options::ComputeOptions,
+    options::{ComputeOptions, at_least_one},
     session::{print, print_json},
 };
 
@@ -47,7 +47,7 @@ pub(crate) struct Args {
 
     /// How many captions are written as one batch, and compared with one
     #[arg(long, value_name = "N", env = "GPT4ROI_CAPTIONS", default_value_t = 16)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(value_parser = at_least_one::<u16>)]
     captions: u16,
 
     /// How the language model's weights are stored; none means as floats
@@ -56,7 +56,7 @@ pub(crate) struct Args {
 
     /// How often each stage is timed
     #[arg(long, value_name = "N", env = "GPT4ROI_RUNS", default_value_t = 5)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(value_parser = at_least_one::<u16>)]
     runs: u16,
 
     /// Threads to compute with; 0 means one per core

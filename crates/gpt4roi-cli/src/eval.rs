@@ -77,7 +77,7 @@ struct ExamOptions {
     seed: u64,
 
     /// How many scenes
-    #[arg(long, value_name = "N", env = "GPT4ROI_COUNT", default_value_t = 100, value_parser = at_least_one())]
+    #[arg(long, value_name = "N", env = "GPT4ROI_COUNT", default_value_t = 100, value_parser = at_least_one::<usize>)]
     count: usize,
 
     /// How many kinds of objects: as many as the model was trained on

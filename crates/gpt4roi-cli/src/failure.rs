@@ -2,8 +2,14 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use gpt4roi::{Error, ImageSize, convert::ConvertError, image::ImageError, mention::MentionError, prompt::PromptError};
-use gpt4roi_data::DataError;
+use gpt4roi::{
+    Error, ImageSize, bbox::BoxError, convert::ConvertError, image::ImageError, mention::MentionError,
+    prompt::PromptError,
+};
+use gpt4roi_data::{
+    DataError,
+    records::{Entry, RecordError},
+};
 use gpt4roi_hub::{HubError, Refused};
 use gpt4roi_train::TrainError;
 
@@ -110,6 +116,12 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(DataError::Exists { .. }) = error.downcast_ref() {
         return Some("--force writes over what lies there; --out takes another directory".into());
     }
+    if let Some(DataError::Record { place, source: RecordError::Json { .. } | RecordError::NoText }) =
+        error.downcast_ref()
+        && place.entry == Entry::Line(1)
+    {
+        return Some(DATA.into());
+    }
     let hint = match model_error(error)? {
         Error::Image(image) => hint_about_image(image)?,
         Error::Mention(error) => return Some(hint_about_mention(error)),
@@ -129,8 +141,15 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     Some(hint.into())
 }
 
+/// What a file of records is, for whoever gave another.
+const DATA: &str = "DATA is JSON: conversations, one a line, or a file as COCO, Visual Genome, LLaVA and others have \
+    them; docs/own-data.md describes each";
+
 fn hint_about_mention(error: &MentionError) -> String {
     match error {
+        MentionError::Coordinates { source: BoxError::Empty { .. }, .. } => {
+            "a box is [left, top, right, bottom]".into()
+        }
         MentionError::Coordinates { picture: ImageSize { width, height }, .. } => {
             format!("the picture is {width}×{height} pixels; fractions of it have a decimal point, as in (0.5, 0.25)")
         }

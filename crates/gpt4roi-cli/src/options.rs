@@ -1,15 +1,14 @@
 //! Flags that several subcommands share.
 
 use std::{
+    borrow::Cow,
     env,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use candle_core::Device;
-use clap::{
-    Args,
-    builder::{FalseyValueParser, RangedU64ValueParser},
-};
+use clap::{Args, builder::FalseyValueParser};
 use gpt4roi::{
     DeviceChoice, Gpt4Roi, Image, Precision,
     chat::AskOptions,
@@ -110,7 +109,7 @@ fn place_of(model: &Path) -> anyhow::Result<PathBuf> {
         return Ok(model.to_owned());
     }
     if is_gguf(model) {
-        check_half(model)?;
+        check_pair(model)?;
         return Ok(model.to_owned());
     }
     if ["nano", "embedded"].iter().any(|name| model == Path::new(name)) {
@@ -150,18 +149,35 @@ fn check_directory(directory: &Path) -> Result<(), Refusal> {
     Err(Refusal::failure(format!("{place} holds no model: neither config.json nor a GGUF file")).hint(hint))
 }
 
-/// Tells the language model of a pair of GGUF files, which stands for both, from its projector.
-fn check_half(file: &Path) -> Result<(), Refusal> {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let Some(model) = name.strip_prefix("mmproj-").and_then(|name| name.strip_suffix(".gguf")) else { return Ok(()) };
+/// Tells the language model of a pair of GGUF files, which stands for both, from its projector, and from a language
+/// model without one.
+fn check_pair(file: &Path) -> Result<(), Refusal> {
+    if !file.is_file() {
+        return Err(Refusal::failure(format!("there is no file {}", file.display())).hint(PLACES));
+    }
     let beside = gguf_files(file.parent().unwrap_or(Path::new("")));
-    let own = beside.iter().find(|other| {
-        let other = other.file_name().unwrap_or_default().to_string_lossy();
-        other.strip_prefix(model).is_some_and(|rest| rest.starts_with('-'))
-    });
+    let name = name_of(file);
+    let Some(model) = name.strip_prefix("mmproj-").and_then(|name| name.strip_suffix(".gguf")) else {
+        return match beside.iter().any(|other| name_of(other).starts_with("mmproj-")) {
+            true => Ok(()),
+            false => Err(Refusal::failure(format!(
+                "{}: expected a projector mmproj-NAME.gguf beside it, got none",
+                file.display()
+            ))
+            .hint(
+                "a language model alone sees nothing; `gpt4roi convert --quantize q4_k` writes both files of a pair",
+            )),
+        };
+    };
+    let is_own = |other: &&PathBuf| name_of(other).strip_prefix(model).is_some_and(|rest| rest.starts_with('-'));
+    let own = beside.iter().find(is_own);
     let other = own.map_or(format!("{model}-q4_k.gguf or the like"), |own| own.display().to_string());
     Err(Refusal::failure(format!("{} is only the half of a model that sees", file.display()))
         .hint(format!("--model takes the file of its language model, {other}; the two belong into one directory")))
+}
+
+fn name_of(file: &Path) -> Cow<'_, str> {
+    file.file_name().unwrap_or_default().to_string_lossy()
 }
 
 /// The GGUF files in a directory, by name; none if it can't be read.
@@ -193,8 +209,8 @@ impl PictureOptions {
 }
 
 /// Reads how many there should be of something that makes no sense without any.
-pub(crate) fn at_least_one() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..)
+pub(crate) fn at_least_one<N: FromStr + From<u8> + PartialOrd>(text: &str) -> Result<N, &'static str> {
+    text.parse().ok().filter(|number| *number >= N::from(1)).ok_or("expected a whole number, 1 or more")
 }
 
 /// How the next token is chosen.
@@ -202,7 +218,7 @@ pub(crate) fn at_least_one() -> RangedU64ValueParser<usize> {
 #[command(next_help_heading = "Generation")]
 pub(crate) struct GenerationOptions {
     /// Tokens of an answer at most
-    #[arg(long, value_name = "N", env = "GPT4ROI_MAX_NEW_TOKENS", default_value_t = 512, value_parser = at_least_one())]
+    #[arg(long, value_name = "N", env = "GPT4ROI_MAX_NEW_TOKENS", default_value_t = 512, value_parser = at_least_one::<usize>)]
     pub(crate) max_new_tokens: usize,
 
     /// 0 always takes the most likely token; larger values draw more freely (the original demo uses 0.2)

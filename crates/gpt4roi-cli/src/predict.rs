@@ -95,6 +95,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         refuse_draws(&options)?;
     }
     args.check_files()?;
+    if records.is_empty() {
+        warn(&format!("{}: nothing is asked there", args.data.display()));
+    }
     if !args.quiet {
         note_without_picture(records.without_picture());
     }

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{ValueEnum, builder::FalseyValueParser, value_parser};
+use clap::{ValueEnum, builder::FalseyValueParser};
 use gpt4roi::convert::IfExists;
 use gpt4roi_data::{QuestionMix, Questions, SceneConfig, Scenes, Split, Style, export::write_scenes};
 
-use crate::failure::tell;
+use crate::{failure::tell, options::at_least_one};
 
 /// Write rendered scenes with their annotations and questions
 ///
@@ -20,7 +20,7 @@ pub(crate) struct Args {
     seed: u64,
 
     /// How many scenes
-    #[arg(long, value_name = "N", env = "GPT4ROI_COUNT", default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", env = "GPT4ROI_COUNT", default_value_t = 10, value_parser = at_least_one::<u64>)]
     count: u64,
 
     /// The directory to write to; it is made if need be. Files that lie there are not written over

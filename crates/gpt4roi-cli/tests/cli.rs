@@ -331,6 +331,11 @@ fn what_can_not_be_is_refused_with_a_word_of_advice() {
             says: &["x: expected 0 to 80", "hint: the picture is 80×60 pixels; fractions of it have a decimal point"],
         },
         Case {
+            arguments: &["ask", "scene.png", "What is in [0.6, 0.1, 0.2, 0.5]?"],
+            code: 2,
+            says: &["x1 and x2: expected x1 < x2, got 0.6 and 0.2", "hint: a box is [left, top, right, bottom]"],
+        },
+        Case {
             arguments: &["describe", "scene.png", "--region", "8,6,40,30", "--question", "What?"],
             code: 2,
             says: &["error: --question does not mention <region1>", "hint: write for example"],
@@ -434,7 +439,14 @@ fn what_is_taken_for_a_model_is_called_by_its_name() {
     place.gpt4roi(&["convert", "--from", "model", "--quantize", "q8_0", "--out", "pair"]).assert().success();
     fs::create_dir_all(place.path("run/checkpoints")).unwrap();
     fs::create_dir(place.path("photos")).unwrap();
+    fs::write(place.path("alone.gguf"), "GGUF").unwrap();
     for (model, says, hint) in [
+        ("nosuch.gguf", "error: there is no file nosuch.gguf\n", "--model takes the directory that holds"),
+        (
+            "alone.gguf",
+            "error: alone.gguf: expected a projector mmproj-NAME.gguf beside it, got none\n",
+            "a language model alone sees nothing",
+        ),
         ("nano", "nano is neither a directory nor a GGUF file", "where --model is left away"),
         (
             "photos",
@@ -774,8 +786,11 @@ fn warnings_are_told_however_quiet_it_is() {
         contains("warning: --top-k plays no part without --temperature").and(contains("warning: --seed plays no part"));
     place.with_model(&draw).assert().success().stderr(idle);
     place.with_model(&draw).args(["--temperature", "1"]).assert().success().stderr(contains("plays no part").not());
-    let nothing = ["ask", "scene.png", "What?", "--model", "model", "--max-new-tokens", "0"];
-    place.gpt4roi(&nothing).assert().code(2).stderr(contains("--max-new-tokens"));
+    for none in ["0", "-1", "ten", "1.5"] {
+        let nothing = ["ask", "scene.png", "What?", "--model", "model", &format!("--max-new-tokens={none}")];
+        let says = format!("'{none}' for '--max-new-tokens <N>': expected a whole number, 1 or more");
+        place.gpt4roi(&nothing).assert().code(2).stderr(contains(says));
+    }
 }
 
 #[test]
@@ -1381,7 +1396,13 @@ fn what_can_not_be_asked_is_told_and_the_rest_is_asked() {
     fs::write(place.path("bad.jsonl"), format!("{QUESTIONS}{{\"image\": 7}}\n")).unwrap();
     let bad = contains("bad.jsonl, line 5: column 11: invalid type: integer `7`, expected a string");
     place.with_model(&["predict", "bad.jsonl", "--out", "none.jsonl"]).assert().code(1).stderr(bad);
+    let other = contains("notes.txt, line 1: column 1: expected value\nhint: DATA is JSON: conversations, one a line");
+    fs::write(place.path("notes.txt"), "Nobody asked.").unwrap();
+    place.with_model(&["predict", "notes.txt", "--out", "none.jsonl"]).assert().code(1).stderr(other);
     assert!(!place.path("none.jsonl").exists());
+    fs::write(place.path("nothing.jsonl"), "\n").unwrap();
+    let nothing = ["predict", "nothing.jsonl", "--out", "none.jsonl", "--quiet"];
+    place.with_model(&nothing).assert().success().stderr("warning: nothing.jsonl: nothing is asked there\n");
 }
 
 #[test]

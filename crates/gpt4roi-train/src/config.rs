@@ -216,15 +216,20 @@ impl StageConfig {
     pub fn open_with(path: impl AsRef<Path>, changes: &[String]) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|source| TrainError::file(path, source))?;
-        let failed = |error: toml::de::Error| TrainError::Stage { path: path.into(), message: error.to_string() };
+        let failed = |what: &str, error: toml::de::Error| {
+            let message = format!("{what}{}", error.to_string().trim_end());
+            TrainError::Stage { path: path.into(), message }
+        };
         // Read as it is first: messages then point into the file.
-        let mut stage: Self = toml::from_str(&text).map_err(failed)?;
+        let mut stage: Self = toml::from_str(&text).map_err(|error| failed("", error))?;
         if !changes.is_empty() {
-            let mut table: toml::Table = toml::from_str(&text).map_err(failed)?;
+            let mut table: toml::Table = toml::from_str(&text).map_err(|error| failed("", error))?;
             for change in changes {
-                merge(&mut table, toml::from_str(change).map_err(failed)?);
+                let read = toml::from_str(change).map_err(|error| failed(&format!("change `{change}`: "), error));
+                merge(&mut table, read?);
             }
-            stage = table.try_into().map_err(failed)?;
+            let all = format!("with the changes `{}`: ", changes.join("`, `"));
+            stage = table.try_into().map_err(|error| failed(&all, error))?;
         }
         stage.check()?;
         Ok(stage)
@@ -414,8 +419,15 @@ mod tests {
             plain.identity(),
             "a checkpoint of another region module is not gone on from"
         );
-        for change in ["sed=9", "seed", "scenes.kind=5", "steps=0"] {
-            assert!(open(&[change]).is_err(), "{change}");
+        let read = "change `seed`: TOML parse error at line 1, column 5\n";
+        for (change, says) in [
+            ("sed=9", "with the changes `sed=9`: unknown field `sed`"),
+            ("seed", read),
+            ("scenes.kind=5", "`scenes.kind=5`: unknown field `kind`"),
+            ("steps=0", "steps"),
+        ] {
+            let error = open(&[change]).unwrap_err().to_string();
+            assert!(error.contains(says) && !error.ends_with('\n'), "{change}: {error}");
         }
     }
 
