@@ -487,12 +487,12 @@ impl<'m> Scheduler<'m> {
     }
 
     /// Reports an answer and frees its seat.
-    fn finish(&mut self, place: usize, ended: Ended) {
+    fn finish(&mut self, place: usize, mut ended: Ended) {
         let Seat { request, part: index, stage, .. } = self.seats.remove(place);
         let (Stage::Decoding(decoding), Some(request)) = (stage, self.requests.get_mut(&request)) else { return };
         let Decoding { image, asked, reused, stream, .. } = *decoding;
         request.turn = self.queue.draw_turn();
-        let (text, rest) = stream.finish();
+        let (text, rest) = stream.finish(&mut ended.generation);
         if request.streams() && !rest.is_empty() {
             request.tell(Update::Text { index, text: rest });
         }

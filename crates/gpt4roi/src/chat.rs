@@ -10,7 +10,7 @@ use crate::{
     choices::Scoring,
     drafter::{DEFAULT_DRAFT, Drafter},
     error::Result,
-    generate::{DraftingDecoder, FinishReason, Halt, LlamaDecoder, generate},
+    generate::{DraftingDecoder, FinishReason, Generation, Halt, LlamaDecoder, generate},
     image::Image,
     image_cache::EncodedImage,
     kv_cache::KvCache,
@@ -395,7 +395,7 @@ impl<'m> Chat<'m> {
                 (_, false) => ControlFlow::Continue(()),
             }
         });
-        let generation = match generated {
+        let mut generation = match generated {
             Ok(generation) => {
                 decoder.conclude(generation.ids.last());
                 generation
@@ -406,7 +406,7 @@ impl<'m> Chat<'m> {
             }
         };
         self.memory.remember(asked.prompt.clone(), &generation.ids);
-        let (text, rest) = stream.finish();
+        let (text, rest) = stream.finish(&mut generation);
         if generation.finish != FinishReason::Cancelled {
             // What was held back is shown now; there is nothing left that could be cancelled.
             let _ = on_text(&rest);
@@ -535,13 +535,16 @@ impl<'t> AnswerStream<'t> {
         &self.shown[before..]
     }
 
-    /// The whole answer, and the part of it that was not shown yet.
-    pub fn finish(mut self) -> (String, String) {
+    /// The whole answer, and the part of it that was not shown yet. Where the last token that was allowed completed one
+    /// of the strings, while it was held back, that string ended the answer and not the limit.
+    pub fn finish(mut self, generation: &mut Generation) -> (String, String) {
         self.decoded += &self.tokens.finish();
-        let text = self.stopped.unwrap_or_else(|| {
-            let text = tidy(&self.decoded);
-            self.stop.cut(&text).map(str::to_owned).unwrap_or(text)
-        });
+        let whole = tidy(&self.decoded);
+        let stopped = self.stopped.or_else(|| self.stop.cut(&whole).map(str::to_owned));
+        if stopped.is_some() && generation.finish == FinishReason::Length {
+            generation.finish = FinishReason::Stop;
+        }
+        let text = stopped.unwrap_or(whole);
         let rest = text.strip_prefix(&self.shown).unwrap_or_default().to_owned();
         (text, rest)
     }
@@ -842,18 +845,23 @@ mod tests {
         }
     }
 
-    /// Token by token: what is shown, and whether the answer is complete at its end.
+    /// Token by token: what is shown, whether the answer is complete at its end, and whether the limit of tokens ended it if
+    /// that was reached there.
     #[test]
     fn a_string_of_the_callers_ends_an_answer() {
         let model = tiny();
-        let ids = model.tokenizer.encode_text("An octopus. It is red.").into_iter().collect::<Vec<_>>();
-        for (strings, expected, is_complete) in [
-            (&["."][..], "An octopus", true),
-            (&["octo"], "An ", true),
-            (&["is red", "It"], "An octopus. ", true),
-            (&["octagon", "red!"], "An octopus. It is red.", false),
-            (&[], "An octopus. It is red.", false),
+        let red = "An octopus. It is red.";
+        for (said, strings, expected, is_complete, finish) in [
+            (red, &["."][..], "An octopus", true, FinishReason::Stop),
+            (red, &["octo"], "An ", true, FinishReason::Stop),
+            (red, &["is red", "It"], "An octopus. ", true, FinishReason::Stop),
+            (red, &["octagon", "red!"], "An octopus. It is red.", false, FinishReason::Length),
+            (red, &[], "An octopus. It is red.", false, FinishReason::Length),
+            // Held back, since a role's name begins like this.
+            ("An octopus. Assist", &["Assist"], "An octopus. ", false, FinishReason::Stop),
+            ("An octopus. Assist", &["Assists"], "An octopus. Assist", false, FinishReason::Length),
         ] {
+            let ids = model.tokenizer.encode_text(said).into_iter().collect::<Vec<_>>();
             let stop = StopStrings::new(strings.iter().map(|string| (*string).to_owned()));
             let mut stream = AnswerStream::new(&model.tokenizer, &stop);
             let (mut shown, mut complete) = (String::new(), false);
@@ -865,8 +873,11 @@ mod tests {
                     break;
                 }
             }
-            let (text, rest) = stream.finish();
+            let (ids, log_probabilities) = (ids.clone(), vec![-0.1; ids.len()]);
+            let mut generation = Generation { ids, log_probabilities, drafted: 0, finish: FinishReason::Length };
+            let (text, rest) = stream.finish(&mut generation);
             assert_eq!((text.as_str(), complete), (expected, is_complete), "{strings:?}");
+            assert_eq!(generation.finish, finish, "{said} {strings:?}");
             assert_eq!(shown + &rest, expected, "{strings:?}");
         }
     }

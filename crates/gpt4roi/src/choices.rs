@@ -689,8 +689,8 @@ mod tests {
                 true => ControlFlow::Break(crate::generate::Halt::Stop),
                 false => ControlFlow::Continue(()),
             };
-            let generated = generate(&mut decoder, &mut sampler, asked.rendered().limits(), stop).unwrap();
-            let (answer, _) = stream.finish();
+            let mut generated = generate(&mut decoder, &mut sampler, asked.rendered().limits(), stop).unwrap();
+            let (answer, _) = stream.finish(&mut generated);
             assert_eq!(written_answer(&answer, &model.tokenizer), generated.ids, "{answer}");
 
             let texts: Vec<&str> = wrong.into_iter().chain([&*answer]).collect();

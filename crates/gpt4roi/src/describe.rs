@@ -214,12 +214,13 @@ impl<'a, 'm> Describing<'a, 'm> {
         };
         self.open = true;
         let Running { stream, from, .. } = self.running.remove(place);
-        let answer = generation.map(|generation| self.answer(&from, stream, &generation));
+        let answer = generation.map(|generation| self.answer(&from, stream, generation));
         Some((from.index, answer))
     }
 
-    fn answer(&self, from: &Waiting, stream: AnswerStream<'_>, generation: &Generation) -> Answer {
-        from.asked.answer(self.shared.reused(from.index), generation, stream.finish().0)
+    fn answer(&self, from: &Waiting, stream: AnswerStream<'_>, mut generation: Generation) -> Answer {
+        let (text, _) = stream.finish(&mut generation);
+        from.asked.answer(self.shared.reused(from.index), &generation, text)
     }
 
     /// Sends the latest back to the queue, to begin anew, if answers became longer than expected.
