@@ -8,7 +8,7 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder};
+use image::{DynamicImage, GrayImage, ImageDecoder};
 use serde::Deserialize;
 
 use crate::{
@@ -189,18 +189,27 @@ impl Mask {
     /// every pixel: then it is an ordinary picture. Only a grey one may mark the whole picture.
     pub fn from_png(bytes: &[u8], max_pixels: u64) -> Result<Self, MaskError> {
         let picture = open_png(bytes, max_pixels)?.upright()?;
-        let size = ImageSize { width: picture.width(), height: picture.height() };
         let colour = picture.color();
         let may_be_a_picture = colour.has_color() || colour.has_alpha();
         if may_be_a_picture && marked_rows(&picture).all(|mut row| row.all(|marked| marked)) {
             return Err(MaskError::Picture);
         }
-        let runs = marked_rows(&picture).zip(0..).filter_map(|(mut row, y)| {
+        Ok(Self::of(&picture))
+    }
+
+    /// Takes decoded pixels, of which those are marked that aren't black.
+    pub fn from_grey(pixels: GrayImage) -> Self {
+        Self::of(&DynamicImage::ImageLuma8(pixels))
+    }
+
+    fn of(picture: &DynamicImage) -> Self {
+        let size = ImageSize { width: picture.width(), height: picture.height() };
+        let runs = marked_rows(picture).zip(0..).filter_map(|(mut row, y)| {
             let first = row.clone().position(|marked| marked)? as u32;
             let last = row.rposition(|marked| marked)? as u32;
             Some([first, y, last + 1, y + 1])
         });
-        Ok(Self { size, marked: runs.reduce(around) })
+        Self { size, marked: runs.reduce(around) }
     }
 
     /// Bytes of pixels that [`Mask::from_png`] has in memory at most, of which none stay. The file's header tells,
@@ -266,7 +275,7 @@ fn marked_rows(
     let decisive = if colour.has_alpha() { usize::from(pixel - channel) } else { 0 };
     let (pixel, width) = (usize::from(pixel), picture.width() as usize);
     let is_marked = move |pixel: &[u8]| pixel[decisive..].iter().any(|byte| *byte != 0);
-    picture.as_bytes().chunks_exact(pixel * width).map(move |row| row.chunks_exact(pixel).map(is_marked))
+    picture.as_bytes().chunks_exact(pixel * width.max(1)).map(move |row| row.chunks_exact(pixel).map(is_marked))
 }
 
 /// The smallest box around both.
@@ -469,6 +478,19 @@ mod tests {
             assert_eq!(mask.marked, Some([1, 1, 8, 6]), "{name}");
             let Shape::Mask(bbox) = Shape::mask(&mask).unwrap() else { panic!("{name}") };
             assert_eq!(bbox.pixels(mask.size()).map(f64::round), [1., 1., 8., 6.], "{name}");
+        }
+    }
+
+    #[test]
+    fn decoded_pixels_are_a_mask() {
+        let mut pixels = GrayImage::new(9, 6);
+        pixels.put_pixel(2, 4, image::Luma([1]));
+        pixels.put_pixel(7, 1, image::Luma([255]));
+        let mask = Mask::from_grey(pixels);
+        assert_eq!((mask.size(), mask.marked), (ImageSize { width: 9, height: 6 }, Some([2, 1, 8, 5])));
+        for (width, height) in [(0, 6), (9, 0), (9, 6)] {
+            let refused = Shape::mask(&Mask::from_grey(GrayImage::new(width, height))).unwrap_err();
+            assert_eq!(refused, ShapeError::Nothing { size: ImageSize { width, height } });
         }
     }
 
