@@ -5,6 +5,7 @@ import numpy
 import pytest
 from PIL import Image
 
+import gpt4roi
 from conftest import EXAMPLE, OCTOPUS
 
 
@@ -59,6 +60,15 @@ def test_grey_arrays_are_grey_pictures(model):
     assert grey.mean_log_probability != answer_about(model, PIXELS).mean_log_probability
 
 
+def test_files_are_turned_upright_and_pil_images_are_taken_as_they_are(model):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: the picture was taken with the camera on its side.
+    file = io.BytesIO()
+    RGB.crop((0, 0, 64, 32)).save(file, "JPEG", exif=exif)
+    assert model.chat(file.getvalue()).image_size == (32, 64)
+    assert model.chat(Image.open(file)).image_size == (64, 32)
+
+
 def test_a_picture_need_not_live_as_long_as_its_conversation(model):
     pixels = PIXELS.copy()
     chat = model.chat(pixels)
@@ -77,6 +87,7 @@ def test_a_picture_need_not_live_as_long_as_its_conversation(model):
         (PIXELS / 255, ValueError, "expected an array of H×W×3 unsigned bytes (uint8, RGB), got .* of <f8"),
         (PIXELS.transpose(2, 0, 1), ValueError, "got 3×.* of |u1"),
         (PIXELS[None], ValueError, "got 1×"),
+        (PIXELS[:0], gpt4roi.Error, "expected a picture of at least 1×1 pixels"),
     ],
 )
 def test_what_is_no_picture_is_refused(model, picture, error, message):
