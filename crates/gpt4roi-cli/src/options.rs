@@ -13,7 +13,6 @@ use gpt4roi::{
     DeviceChoice, Gpt4Roi, Image, Precision,
     chat::AskOptions,
     device,
-    drafter::DEFAULT_DRAFT,
     model::ModelFiles,
     nano::NANO,
     sampling::{Sampler, Sampling},
@@ -255,14 +254,15 @@ pub(crate) struct GenerationOptions {
 #[command(next_help_heading = "Generation")]
 pub(crate) struct DraftOptions {
     /// Tokens that are drafted ahead at most, by what was said before, and read together with the one that was drawn.
-    /// Answers come sooner, most of all where they resemble each other, and stay the same; 0 drafts none
-    #[arg(long, value_name = "N", env = "GPT4ROI_DRAFT", default_value_t = DEFAULT_DRAFT)]
-    draft: usize,
+    /// Answers come sooner, most of all where they resemble each other, and stay the same; 0 drafts none [default: 3
+    /// where quantised weights are computed with on the CPU, else 0]
+    #[arg(long, value_name = "N", env = "GPT4ROI_DRAFT")]
+    draft: Option<usize>,
 }
 
 impl DraftOptions {
     /// As the library takes it.
-    pub(crate) fn resolve(self) -> usize {
+    pub(crate) fn resolve(self) -> Option<usize> {
         self.draft
     }
 }

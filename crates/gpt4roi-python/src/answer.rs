@@ -77,6 +77,12 @@ impl PyAnswer {
         self.0.generated_tokens
     }
 
+    /// How many of them came as drafted, so that the network was not run for each of them.
+    #[getter]
+    fn drafted_tokens(&self) -> usize {
+        self.0.drafted_tokens
+    }
+
     /// What the model said, or "I do not know." if its probability is below `least`.
     fn text_if_sure(&self, least: f64) -> &str {
         self.0.text_if_sure(least)

@@ -6,6 +6,7 @@ use gpt4roi::{
     Chat, Gpt4Roi, Image,
     bbox::ImageSize,
     chat::{Answer, AskOptions, Transcript, Undone},
+    drafter::Drafter,
     generate::FinishReason,
 };
 use pyo3::{
@@ -68,8 +69,8 @@ impl Streamed {
 
 impl PyChat {
     /// Looks at the picture.
-    pub(crate) fn new(model: Arc<Gpt4Roi>, image: &Image) -> Result<Self, Failure> {
-        let talk = Talk::try_new(model, |model| Chat::new(model, image))?;
+    pub(crate) fn new(model: Arc<Gpt4Roi>, drafter: &Drafter, image: &Image) -> Result<Self, Failure> {
+        let talk = Talk::try_new(model, |model| Ok::<_, Failure>(Chat::new(model, image)?.drafting_by(drafter)))?;
         Ok(Self { talk: Arc::new(Mutex::new(talk)), size: image.size(), streamed: Mutex::new(None) })
     }
 
@@ -177,13 +178,14 @@ impl PyChat {
     ///
     /// At temperature 0 the most likely token is always taken, and `top_k`, `top_p` and `seed` play no part. `stop` are
     /// texts that end an answer, and are no part of it. With `zoom="auto"` small regions are looked at in a crop of their
-    /// own.
+    /// own. Up to `draft` tokens that
+    /// are likely to come are read along with each; answers stay the same.
     ///
     /// Ctrl-C ends the answer, and the conversation is as if the question had never been asked.
     #[pyo3(
         signature = (question, **keywords),
         text_signature = "($self, question, *, max_new_tokens=512, temperature=0.0, top_k=50, top_p=1.0, seed=0, \
-            stop=(), zoom='off')"
+            stop=(), zoom='off', draft=None)"
     )]
     fn ask(
         &self,
@@ -200,7 +202,7 @@ impl PyChat {
     #[pyo3(
         signature = (question, **keywords),
         text_signature = "($self, question, *, max_new_tokens=512, temperature=0.0, top_k=50, top_p=1.0, seed=0, \
-            stop=(), zoom='off')"
+            stop=(), zoom='off', draft=None)"
     )]
     fn stream(
         &self,

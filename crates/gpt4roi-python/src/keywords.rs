@@ -76,6 +76,7 @@ impl<'py> Keywords<'py> {
         if options.max_new_tokens == 0 {
             return Err(PyValueError::new_err("max_new_tokens: expected at least 1, got 0"));
         }
+        options.draft = self.take("draft")?;
         options.stop = self.stop()?;
         Ok(options)
     }

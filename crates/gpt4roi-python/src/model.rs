@@ -12,6 +12,7 @@ use gpt4roi::{
     Chat, DeviceChoice, Gpt4Roi, Precision, RegionId,
     bbox::ImageSize,
     device,
+    drafter::Drafter,
     mention::{self, Part},
     model::ModelFiles,
     nano::NANO,
@@ -39,6 +40,8 @@ use crate::{
 #[pyclass(name = "Model", module = "gpt4roi", frozen)]
 pub(crate) struct PyModel {
     model: Arc<Gpt4Roi>,
+    /// Learns from all that the model is asked and answers.
+    drafter: Drafter,
     name: String,
     precision: Precision,
 }
@@ -67,7 +70,7 @@ pub(crate) fn load(py: Python<'_>, model: Option<PathBuf>, device: &str, dtype: 
     for gpu in passed_over {
         PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &CString::new(gpu)?, 1)?;
     }
-    Ok(PyModel { model: Arc::new(model), name, precision })
+    Ok(PyModel { model: Arc::new(model), drafter: Drafter::new(), name, precision })
 }
 
 /// The files that a name stands for.
@@ -114,8 +117,8 @@ impl PyModel {
     /// `image` is the path or the bytes of a PNG, JPEG or WebP file, a PIL image, or an array of H×W×3 bytes in RGB. A
     /// file is turned upright as its EXIF data say; a PIL image or an array is taken as it is.
     fn chat(&self, py: Python<'_>, image: &Bound<'_, PyAny>) -> PyResult<PyChat> {
-        let (picture, model) = (Picture::read(image)?, self.model.clone());
-        compute(py, move |_| PyChat::new(model, &picture.open()?))
+        let (picture, model, drafter) = (Picture::read(image)?, self.model.clone(), self.drafter.clone());
+        compute(py, move |_| PyChat::new(model, &drafter, &picture.open()?))
     }
 
     /// Asks the same about each of many regions of a picture, in one pass; the answers come in the order of `boxes`,
@@ -127,7 +130,8 @@ impl PyModel {
         signature = (image, boxes=None, **keywords),
         text_signature = "($self, image, boxes=None, *, points=None, polygons=None, masks=None, \
             question='What is <region1>?', coords='pixel', box_format='xyxy', clip=False, max_new_tokens=512, \
-            temperature=0.0, top_k=50, top_p=1.0, seed=0, stop=(), zoom='off', batch_bytes=1073741824)"
+            temperature=0.0, top_k=50, top_p=1.0, seed=0, stop=(), zoom='off', draft=None, \
+            batch_bytes=1073741824)"
     )]
     fn describe(
         &self,
@@ -188,6 +192,7 @@ impl PyModel {
 /// One question about many regions of a picture.
 struct AboutEach {
     model: Arc<Gpt4Roi>,
+    drafter: Drafter,
     picture: Picture,
     regions: Regions,
     question: String,
@@ -205,7 +210,7 @@ impl AboutEach {
     ) -> PyResult<Self> {
         let (picture, regions) = (Picture::read(image)?, Regions::read(boxes, keywords)?);
         let question = keywords.take("question")?.unwrap_or_else(|| "What is <region1>?".into());
-        Ok(Self { model: model.model.clone(), picture, regions, question })
+        Ok(Self { model: model.model.clone(), drafter: model.drafter.clone(), picture, regions, question })
     }
 
     /// All answers, in the order of the regions. Nothing more is computed once nobody waits.
@@ -229,7 +234,8 @@ impl AboutEach {
                 ControlFlow::Break(())
             }
         };
-        ask(&mut Chat::new(&self.model, &image)?, &shapes, &self.question, &mut on_answer)?;
+        let mut chat = Chat::new(&self.model, &image)?.drafting_by(&self.drafter);
+        ask(&mut chat, &shapes, &self.question, &mut on_answer)?;
         failure?;
         answers.sort_by_key(|(place, _)| *place);
         Ok(answers.into_iter().map(|(_, answer)| answer).collect())

@@ -142,6 +142,26 @@ def test_options_reach_the_model(chat):
     assert chat.ask(question, temperature=3.0, top_k=1).text == greedy.text
 
 
+def test_what_was_said_before_is_drafted_and_nothing_else_changes():
+    model = gpt4roi.load()
+    question = "Describe <region1> in detail."
+
+    def asked(**options):
+        chat = model.chat(EXAMPLE)
+        chat.add_region(AIRPLANE)
+        return chat.ask(question, **options)
+
+    plain = asked(draft=0)
+    assert plain.drafted_tokens == 0
+    assert asked().drafted_tokens == 0, "unasked, only behind quantised weights"
+    # Enough for a drafter to trust what it has heard.
+    answers = [asked(draft=3) for _ in range(3)]
+    assert {answer.text for answer in answers} == {plain.text}
+    assert answers[-1].drafted_tokens > plain.generated_tokens // 3
+    described = model.describe(EXAMPLE, [AIRPLANE], question=question, draft=3)
+    assert described[0].text == plain.text and described[0].drafted_tokens > 0
+
+
 def test_a_model_says_what_it_is(model):
     assert (model.name, model.device, model.dtype) == ("embedded", "cpu", "f32")
     assert repr(model) == "Model('embedded', device='cpu', dtype='f32')"

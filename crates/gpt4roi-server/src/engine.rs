@@ -23,7 +23,6 @@ use gpt4roi::{
     bbox::BoxPrecision,
     chat::{Answer, AskOptions, ResolvedRegion},
     choices::{Chosen, WrittenChoices},
-    drafter::DEFAULT_DRAFT,
     generate::GenerateError,
     image_cache::ImageCache,
     prefix_cache::PrefixCache,
@@ -66,8 +65,9 @@ pub struct EngineOptions {
     /// Tokens of prompts that a step reads at most: between two such pieces, answers under way go on, and
     /// questions can be cancelled.
     pub piece: usize,
-    /// Tokens that are drafted ahead at most; that of a question's own options does not count.
-    pub draft: usize,
+    /// Tokens that are drafted ahead at most, if not as many as the model drafts unasked; that of a question's own
+    /// options does not count.
+    pub draft: Option<usize>,
     /// In which precision boxes reach the model; that of a question's own options does not count.
     pub box_precision: BoxPrecision,
     /// How words are read that look like structure; that of a question's own options does not count.
@@ -84,7 +84,7 @@ impl Default for EngineOptions {
             cache_bytes: 512 << 20,
             prefix_bytes: 1 << 30,
             piece: 128,
-            draft: DEFAULT_DRAFT,
+            draft: None,
             box_precision: BoxPrecision::F32,
             text_mode: TextMode::Literal,
         }

@@ -120,7 +120,8 @@ impl Beginning {
 
 impl<'m> Scheduler<'m> {
     pub(crate) fn new(eye: &'m Eye<'m>, queue: &'m Queue, options: &'m EngineOptions) -> Self {
-        let drafter = Drafter::new();
+        let (drafter, llama) = (Drafter::new(), &eye.model.network.llama);
+        let draft = options.draft.unwrap_or_else(|| llama.default_draft());
         Self {
             eye,
             queue,
@@ -128,7 +129,7 @@ impl<'m> Scheduler<'m> {
             requests: BTreeMap::new(),
             seats: Vec::new(),
             beginnings: VecDeque::new(),
-            batch: DecodeBatch::new(&eye.model.network.llama).drafting(drafter.clone(), options.draft),
+            batch: DecodeBatch::new(llama).drafting(drafter.clone(), draft),
             drafter,
             choosing: Choosing::new(eye.model),
             looks: VecDeque::new(),

@@ -125,7 +125,7 @@ impl Rendered {
             point_box,
             sampler,
             limits: Limits { eos: tokenizer.special().eos, max_new_tokens },
-            draft: options.draft,
+            draft: options.draft.unwrap_or_else(|| model.network.llama.default_draft()),
             stop: options.stop.clone(),
         })
     }

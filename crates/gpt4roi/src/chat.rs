@@ -8,7 +8,7 @@ use crate::{
     asked::{self, Asked, Rendered, Said, Slot, pieces, question_text},
     bbox::{BBox, BoxPrecision, ImageSize, RegionId},
     choices::Scoring,
-    drafter::{DEFAULT_DRAFT, Drafter},
+    drafter::Drafter,
     error::Result,
     generate::{DraftingDecoder, FinishReason, Generation, Halt, LlamaDecoder, generate},
     image::Image,
@@ -106,8 +106,9 @@ pub struct AskOptions {
     /// How far given choices are scored.
     pub scoring: Scoring,
     /// How many tokens are drafted ahead at most, by what was said before, and read along; see
-    /// [`drafter`](crate::drafter). It changes no answer.
-    pub draft: usize,
+    /// [`drafter`](crate::drafter). It changes no answer. If nothing is said, as
+    /// [`Llama::default_draft`](crate::llama::Llama::default_draft).
+    pub draft: Option<usize>,
     /// When many regions are described together, or many choices scored: how many bytes the keys and values of the
     /// sequences may take that are read at the same time, beyond those of the prefix that they share. One sequence
     /// runs in any case.
@@ -115,7 +116,7 @@ pub struct AskOptions {
 }
 
 impl Default for AskOptions {
-    /// Greedy, at most 512 tokens, boxes in full precision, all choices to their ends, short drafts, 1 GiB for a batch.
+    /// Greedy, at most 512 tokens, boxes in full precision, all choices to their ends, 1 GiB for a batch.
     fn default() -> Self {
         Self {
             max_new_tokens: 512,
@@ -126,7 +127,7 @@ impl Default for AskOptions {
             point_box: None,
             zoom: Zoom::Off,
             scoring: Scoring::All,
-            draft: DEFAULT_DRAFT,
+            draft: None,
             batch_bytes: 1 << 30,
         }
     }
@@ -603,8 +604,8 @@ mod tests {
         let (model, picture) = (tiny(), picture());
         let drawn = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
         for sampling in [Sampling::Greedy, drawn] {
-            let undrafted = AskOptions { max_new_tokens: 20, sampling, draft: 0, ..AskOptions::default() };
-            let drafted = AskOptions { draft: 3, ..undrafted.clone() };
+            let undrafted = AskOptions { max_new_tokens: 20, sampling, draft: Some(0), ..AskOptions::default() };
+            let drafted = AskOptions { draft: Some(3), ..undrafted.clone() };
             let talk = |drafter: &Drafter, options| {
                 let mut chat = Chat::new(&model, &picture).unwrap().drafting_by(drafter);
                 chat.add_region(bbox([0.1, 0.2, 0.5, 0.9]));

@@ -15,8 +15,8 @@ use std::{
 /// Tokens that a draft looks back at, at most.
 const LONGEST: usize = 4;
 
-/// Tokens of a draft at most, where nothing else is asked for: with two cores, reading one of them more costs a tenth to
-/// three tenths of a step (`docs/performance.md`).
+/// Tokens of a draft at most, where drafts are worth it and nothing else is asked for: with two cores, reading one of
+/// them more costs a tenth to three tenths of a step (`docs/performance.md`).
 pub const DEFAULT_DRAFT: usize = 3;
 
 /// Drafts by what was said before: in a conversation by its questions and answers, and wherever many answers come from the

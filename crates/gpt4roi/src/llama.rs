@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::{
     config::LlamaConfig,
+    drafter::DEFAULT_DRAFT,
     kv_cache::{Branch, KvCache},
     layers::{AttentionMask, Linear, Matrix, RmsNorm, Rotary, Tail, attention, branched_attention, swiglu},
     weights::{Weights, WeightsError, WeightsResult},
@@ -63,6 +64,14 @@ impl Llama {
     /// Tokens that there are.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
+    }
+
+    /// Tokens that are drafted ahead at most where nothing else is asked for. On the CPU the numbers of a token behind
+    /// quantised weights are the same bits whatever is read along, and memory is what a step waits for; elsewhere sums
+    /// may be rounded otherwise, so that nothing is drafted unasked.
+    pub fn default_draft(&self) -> usize {
+        let mut linear = self.layers.iter().flat_map(DecoderLayer::linear).chain([&self.lm_head]);
+        if self.device.is_cpu() && linear.all(Linear::is_quantized) { DEFAULT_DRAFT } else { 0 }
     }
 
     /// The device that computes.

@@ -4,9 +4,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use candle_core::Device;
 use gpt4roi::{
-    Config, Gpt4Roi,
+    BBox, Chat, Config, Gpt4Roi, Image,
+    chat::{Answer, AskOptions},
     convert::{IfExists, Parts},
     divergence::Divergence,
+    drafter::{DEFAULT_DRAFT, Drafter},
     model::ModelFiles,
     quantize::{Quantization, RoundingError},
     self_test::self_test,
@@ -75,4 +77,44 @@ fn a_quantised_model_answers() {
     let model = Gpt4Roi::open(&out, &Device::Cpu).unwrap();
     assert_eq!(model.tokenizer.vocab_size() + 3, model.config.llama.vocab_size, "unused rows are no tokens");
     self_test(&model).unwrap();
+}
+
+/// `q4_k` and `q6_k` in one model, as at full size. The same questions over and over, so that most is drafted; alone in a
+/// conversation, and several regions together.
+#[test]
+fn drafts_change_no_bit_of_a_quantised_answer() {
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("four");
+    quantised(&out, Quantization::Q4K, Quantization::F16);
+    let model = Gpt4Roi::open(&out, &Device::Cpu).unwrap();
+    assert_eq!(model.network.llama.default_draft(), DEFAULT_DRAFT);
+    assert_eq!(
+        Gpt4Roi::nano(&Device::Cpu).unwrap().network.llama.default_draft(),
+        0,
+        "in f32 sums would be rounded otherwise"
+    );
+
+    let pixels = image::RgbImage::from_fn(80, 60, |x, y| image::Rgb([(3 * x) as u8, (5 * y) as u8, (x * y) as u8]));
+    let picture = Image::from_rgb(pixels);
+    let boxes = [[4.0, 5.0, 40.0, 50.0], [30.0, 10.0, 70.0, 30.0]];
+    let boxes = boxes.map(|pixels| BBox::from_pixels(pixels, picture.size()).unwrap());
+    let drafter = Drafter::new();
+    let ask = |draft| {
+        let options = AskOptions { draft, max_new_tokens: 24, ..AskOptions::default() };
+        let mut chat = Chat::new(&model, &picture).unwrap().drafting_by(&drafter);
+        chat.add_region(boxes[0]);
+        let alone =
+            ["What is <region1>?", "What is around it?"].map(|question| chat.ask_with(question, &options).unwrap());
+        let together = chat.describe_regions(&boxes, "What is <region1>?", &options).unwrap();
+        alone.into_iter().chain(together).collect::<Vec<_>>()
+    };
+    let plain = ask(Some(0));
+    let mut drafted = [0; 4];
+    for _ in 0..3 {
+        for ((drafted, answer), plain) in drafted.iter_mut().zip(ask(None)).zip(&plain) {
+            *drafted += answer.drafted_tokens;
+            assert_eq!(Answer { drafted_tokens: 0, ..answer }, *plain);
+        }
+    }
+    assert!(drafted.iter().all(|&drafted| drafted > 24), "{drafted:?}");
 }

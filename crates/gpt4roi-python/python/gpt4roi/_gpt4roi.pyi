@@ -99,6 +99,7 @@ class Model:
         seed: int = 0,
         stop: str | Iterable[str] = (),
         zoom: _Zoom = "off",
+        draft: int | None = None,
         batch_bytes: int = 1073741824,
     ) -> list[Answer]: ...
     def choose(
@@ -144,6 +145,7 @@ class Chat:
         seed: int = 0,
         stop: str | Iterable[str] = (),
         zoom: _Zoom = "off",
+        draft: int | None = None,
     ) -> Answer: ...
     def stream(
         self,
@@ -156,6 +158,7 @@ class Chat:
         seed: int = 0,
         stop: str | Iterable[str] = (),
         zoom: _Zoom = "off",
+        draft: int | None = None,
     ) -> Stream: ...
     def choose(
         self, question: str, choices: _Choices, *, scoring: _Scoring = "all", zoom: _Zoom = "off"
@@ -212,6 +215,8 @@ class Answer:
     def reused_tokens(self) -> int: ...
     @property
     def generated_tokens(self) -> int: ...
+    @property
+    def drafted_tokens(self) -> int: ...
     def text_if_sure(self, least: float) -> str: ...
 
 @final
