@@ -585,10 +585,9 @@ mod tests {
         assert_same(ended[0].1.as_ref().unwrap(), &alone(&model, &whole, &Sampling::Greedy, limits(4)));
     }
 
-    /// Says what a drafter has to hear so that it drafts a text, some of it wrong.
+    /// A drafter that has heard these texts so often that it drafts several tokens at a time.
     fn heard(texts: &[(Tail, Vec<u32>)]) -> Drafter {
         let drafter = Drafter::new();
-        // Often enough that drafts of several tokens are made.
         for _ in 0..20 {
             for &(mut tail, ref text) in texts {
                 text.iter().for_each(|&token| drafter.hear(&mut tail, token));

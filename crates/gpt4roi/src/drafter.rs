@@ -80,7 +80,7 @@ impl Tail {
     }
 }
 
-/// Some tokens in a row, behind nothing.
+/// Some tokens in a row: the last ones of the array, whose others are alike in all phrases of one length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Phrase {
     tokens: [u32; LONGEST],
