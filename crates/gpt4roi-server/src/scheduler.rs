@@ -44,8 +44,6 @@ pub(crate) struct Scheduler<'m> {
     seats: Vec<Seat<'m>>,
     beginnings: VecDeque<Beginning>,
     batch: DecodeBatch<'m>,
-    /// Learns from all prompts and answers.
-    drafter: Drafter,
     choosing: Choosing<'m>,
     looks: VecDeque<Look>,
     /// Whether parts of many may join; not from when the batch has outgrown its memory to when an
@@ -120,7 +118,7 @@ impl Beginning {
 
 impl<'m> Scheduler<'m> {
     pub(crate) fn new(eye: &'m Eye<'m>, queue: &'m Queue, options: &'m EngineOptions) -> Self {
-        let (drafter, llama) = (Drafter::new(), &eye.model.network.llama);
+        let llama = &eye.model.network.llama;
         let draft = options.draft.unwrap_or_else(|| llama.default_draft());
         Self {
             eye,
@@ -129,8 +127,7 @@ impl<'m> Scheduler<'m> {
             requests: BTreeMap::new(),
             seats: Vec::new(),
             beginnings: VecDeque::new(),
-            batch: DecodeBatch::new(llama).drafting(drafter.clone(), draft),
-            drafter,
+            batch: DecodeBatch::new(llama).drafting(Drafter::new(), draft),
             choosing: Choosing::new(eye.model),
             looks: VecDeque::new(),
             open: true,
@@ -395,7 +392,7 @@ impl<'m> Scheduler<'m> {
             if !fits && !self.batch.is_empty() {
                 break;
             }
-            match seat.join(&mut self.batch, &self.drafter, &self.eye.model.tokenizer, request.streams()) {
+            match seat.join(&mut self.batch, &self.eye.model.tokenizer, request.streams()) {
                 Ok(()) => {
                     seat.reserved = bytes;
                     (unread, joined, reserved) = (unread + tokens, true, reserved + bytes);
@@ -571,7 +568,6 @@ impl<'m> Seat<'m> {
     fn join(
         &mut self,
         batch: &mut DecodeBatch<'m>,
-        drafter: &Drafter,
         tokenizer: &'m Tokenizer,
         streams: bool,
     ) -> Result<(), GenerateError> {
@@ -580,7 +576,7 @@ impl<'m> Seat<'m> {
                 let (sampler, limits) = (asked.rendered().sampler(), asked.rendered().limits());
                 // A copy of a long prompt would have to be copied for good as soon as the answer begins.
                 let again = (!streams).then(|| reading.clone());
-                let tail = asked.show(drafter, reused);
+                let tail = asked.show(batch.drafter(), reused);
                 let id = batch.add(NewSequence { reading, sampler, limits, tail })?;
                 let stream = AnswerStream::new(tokenizer, asked.rendered().stop());
                 Stage::Decoding(Box::new(Decoding { id, image, asked, reused, stream, again }))

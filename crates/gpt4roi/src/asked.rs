@@ -366,8 +366,10 @@ impl Asked {
         zoom::look(model, image, boxes_in(&self.prompt[range], model.config.region.tokens))
     }
 
-    /// Lets a drafter read the prompt from its token `start` on, as far as it is made of words, and returns its end.
-    pub fn show(&self, drafter: &Drafter, start: usize) -> Tail {
+    /// Lets a drafter read the prompt from its token `start` on, as far as it is made of words, and returns its end. Without
+    /// a drafter nobody looks at that.
+    pub fn show(&self, drafter: Option<&Drafter>, start: usize) -> Tail {
+        let Some(drafter) = drafter else { return Tail::default() };
         let mut tail = Tail::default();
         for (place, slot) in self.prompt.iter().enumerate() {
             match *slot {

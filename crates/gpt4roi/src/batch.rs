@@ -176,6 +176,11 @@ impl<'m> DecodeBatch<'m> {
         Self { drafting, ..self }
     }
 
+    /// By what it drafts, if it does.
+    pub fn drafter(&self) -> Option<&Drafter> {
+        self.drafting.as_ref().map(|drafting| &drafting.drafter)
+    }
+
     /// Sequences that have not ended.
     pub fn len(&self) -> usize {
         self.sequences.len()

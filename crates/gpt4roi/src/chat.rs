@@ -386,8 +386,9 @@ impl<'m> Chat<'m> {
         let (mut sampler, limits) = (rendered.sampler(), rendered.limits());
         let mut stream = AnswerStream::new(&self.model.tokenizer, rendered.stop());
         let decoder = LlamaDecoder { llama: &self.model.network.llama, cache: &mut self.memory.cache, embeds: &embeds };
-        let tail = asked.show(&self.drafter, reused);
-        let mut decoder = DraftingDecoder::new(decoder, &self.drafter, tail, rendered.draft());
+        let drafter = (rendered.draft() > 0).then_some(&self.drafter);
+        let tail = asked.show(drafter, reused);
+        let mut decoder = DraftingDecoder::new(decoder, drafter, tail, rendered.draft());
         let generated = generate(&mut decoder, &mut sampler, limits, |token| {
             let complete = stream.push(token);
             match (on_text(stream.fresh()), complete) {

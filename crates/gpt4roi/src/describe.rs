@@ -178,7 +178,7 @@ impl<'a, 'm> Describing<'a, 'm> {
                 reading: from.reading.clone(),
                 sampler: from.asked.rendered().sampler(),
                 limits: from.asked.rendered().limits(),
-                tail: from.asked.show(&self.chat.drafter, self.shared.reused(from.index)),
+                tail: from.asked.show(self.batch.drafter(), self.shared.reused(from.index)),
             })?;
             let stream = AnswerStream::new(&self.chat.model.tokenizer, from.asked.rendered().stop());
             self.running.push(Running { id, stream, from });

@@ -196,7 +196,8 @@ fn only(mut logits: Vec<Vec<f32>>) -> TensorResult<Vec<f32>> {
 pub(crate) struct DraftingDecoder<'a> {
     /// Behind an answer, its cache may hold what was drafted in vain.
     decoder: LlamaDecoder<'a>,
-    drafter: &'a Drafter,
+    /// None drafts nothing.
+    drafter: Option<&'a Drafter>,
     /// Tokens of a draft at most.
     most: usize,
     /// The end of what was said.
@@ -206,14 +207,18 @@ pub(crate) struct DraftingDecoder<'a> {
 }
 
 impl<'a> DraftingDecoder<'a> {
-    pub(crate) fn new(decoder: LlamaDecoder<'a>, drafter: &'a Drafter, tail: Tail, most: usize) -> Self {
+    pub(crate) fn new(decoder: LlamaDecoder<'a>, drafter: Option<&'a Drafter>, tail: Tail, most: usize) -> Self {
         Self { decoder, drafter, most, tail, ahead: Ahead::default(), drafted: 0 }
     }
 
     /// An answer's last token is not read any more, but learned.
     pub(crate) fn conclude(mut self, last: Option<&u32>) {
-        if let Some(&token) = last {
-            self.drafter.hear(&mut self.tail, token);
+        last.into_iter().for_each(|&token| self.hear(token));
+    }
+
+    fn hear(&mut self, token: u32) {
+        if let Some(drafter) = self.drafter {
+            drafter.hear(&mut self.tail, token);
         }
     }
 }
@@ -224,7 +229,7 @@ impl Decoder for DraftingDecoder<'_> {
     }
 
     fn step(&mut self, token: u32) -> TensorResult<Vec<f32>> {
-        self.drafter.hear(&mut self.tail, token);
+        self.hear(token);
         if let Some(logits) = self.ahead.behind(token) {
             self.drafted += 1;
             return Ok(logits);
@@ -232,7 +237,8 @@ impl Decoder for DraftingDecoder<'_> {
         let LlamaDecoder { llama, cache, .. } = &mut self.decoder;
         cache.truncate(cache.len() - self.ahead.len());
         let room = llama.max_positions().saturating_sub(cache.len() + 1);
-        let draft = self.drafter.draft(self.tail, self.most.min(room), llama.vocabulary());
+        let draft = self.drafter.map(|drafter| drafter.draft(self.tail, self.most.min(room), llama.vocabulary()));
+        let draft = draft.unwrap_or_default();
         let tokens: Vec<u32> = [token].into_iter().chain(draft.iter().copied()).collect();
         let mut logits = self.decoder.read_tokens(&tokens)?.into_iter();
         let first = logits.next().into_iter().collect();
