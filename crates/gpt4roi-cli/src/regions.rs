@@ -6,6 +6,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum, builder::Falsey
 use gpt4roi::{
     BBox,
     bbox::{BoxError, ImageSize, Point},
+    coordinates::{self, BoxForm},
     shape::Shape,
 };
 
@@ -151,6 +152,16 @@ enum Coords {
     Norm1000,
 }
 
+impl Coords {
+    fn meaning(self) -> coordinates::Coords {
+        match self {
+            Self::Pixel => coordinates::Coords::Pixel,
+            Self::Norm => coordinates::Coords::Norm,
+            Self::Norm1000 => coordinates::Coords::Norm1000,
+        }
+    }
+}
+
 /// Conventions for the four numbers of a box.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum BoxFormat {
@@ -164,11 +175,11 @@ enum BoxFormat {
 }
 
 impl BoxFormat {
-    fn xyxy(self, [a, b, c, d]: [f64; 4]) -> [f64; 4] {
+    fn form(self) -> BoxForm {
         match self {
-            Self::Xyxy => [a, b, c, d],
-            Self::Xywh => [a, b, a + c, b + d],
-            Self::Cxcywh => [a - c / 2.0, b - d / 2.0, a + c / 2.0, b + d / 2.0],
+            Self::Xyxy => BoxForm::Xyxy,
+            Self::Xywh => BoxForm::Xywh,
+            Self::Cxcywh => BoxForm::Cxcywh,
         }
     }
 
@@ -237,14 +248,15 @@ impl Reader {
             Refusal::usage(format!("region `{text}`: expected four numbers {}", format.numbers()))
                 .hint("for example 62,41,240,180: left, top, right and bottom edge, unless --box-format says otherwise")
         })?;
-        let xyxy = format.xyxy(four);
+        let xyxy = format.form().xyxy(four);
         // One word of advice is worth more than an answer about the upper left pixel.
         self.refuse_single_pixel("region", "this box", text, xyxy.iter().all(is_fraction))?;
         let read = match format {
             BoxFormat::Xyxy => format!("region `{text}`"),
             _ => format!("region `{text}`, whose edges are {}", xyxy.map(|edge| edge.to_string()).join(",")),
         };
-        let bbox = self.box_of(xyxy).map_err(|error| match error {
+        let (coords, clip) = (self.options.coords.meaning(), self.options.clip);
+        let bbox = coords.bbox(xyxy, BoxForm::Xyxy, clip, self.size).map_err(|error| match error {
             // What was cut off was all of it.
             BoxError::Empty { .. } if xyxy[0] < xyxy[2] && xyxy[1] < xyxy[3] => {
                 let ImageSize { width, height } = self.size;
@@ -256,17 +268,6 @@ impl Reader {
         Ok(bbox?)
     }
 
-    fn box_of(self, xyxy: [f64; 4]) -> Result<BBox, BoxError> {
-        match (self.options.coords, self.options.clip) {
-            (Coords::Pixel, false) => BBox::from_pixels(xyxy, self.size),
-            (Coords::Pixel, true) => BBox::from_pixels_clipped(xyxy, self.size),
-            (Coords::Norm, false) => BBox::from_normalized(xyxy),
-            (Coords::Norm, true) => BBox::from_normalized_clipped(xyxy),
-            (Coords::Norm1000, false) => BBox::from_norm1000(xyxy),
-            (Coords::Norm1000, true) => BBox::from_normalized_clipped(xyxy.map(|number| number / 1000.0)),
-        }
-    }
-
     fn point(self, text: &str) -> anyhow::Result<Point> {
         let xy: [f64; 2] = numbers(text).and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| {
             Refusal::usage(format!("point `{text}`: expected two numbers x,y"))
@@ -274,7 +275,12 @@ impl Reader {
         })?;
         let between_pixels = xy.iter().any(|number| number.fract() != 0.0);
         self.refuse_single_pixel("point", "this point", text, between_pixels && xy.iter().all(is_fraction))?;
-        Ok(self.place_of(xy).map_err(|error| self.refusal(format!("point `{text}`: {error}"), &error))?)
+        Ok(self
+            .options
+            .coords
+            .meaning()
+            .point(xy, self.size)
+            .map_err(|error| self.refusal(format!("point `{text}`: {error}"), &error))?)
     }
 
     fn polygon(self, text: &str) -> anyhow::Result<Shape> {
@@ -293,23 +299,7 @@ impl Reader {
 
     /// A polygon's corner, on the edge of the picture if it is to be cut there.
     fn corner(self, xy: [f64; 2]) -> Result<Point, BoxError> {
-        if !self.options.clip || xy.iter().any(|number| !number.is_finite()) {
-            return self.place_of(xy);
-        }
-        let [width, height] = match self.options.coords {
-            Coords::Pixel => [f64::from(self.size.width), f64::from(self.size.height)],
-            Coords::Norm => [1.0, 1.0],
-            Coords::Norm1000 => [1000.0, 1000.0],
-        };
-        Point::from_normalized([(xy[0] / width).clamp(0.0, 1.0), (xy[1] / height).clamp(0.0, 1.0)])
-    }
-
-    fn place_of(self, xy: [f64; 2]) -> Result<Point, BoxError> {
-        match self.options.coords {
-            Coords::Pixel => Point::from_pixels(xy, self.size),
-            Coords::Norm => Point::from_normalized(xy),
-            Coords::Norm1000 => Point::from_norm1000(xy),
-        }
+        self.options.coords.meaning().corner(xy, self.options.clip, self.size)
     }
 
     fn refuse_single_pixel(self, kind: &str, this: &str, text: &str, fractions: bool) -> Result<(), Refusal> {

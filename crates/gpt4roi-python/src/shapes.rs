@@ -1,8 +1,8 @@
 //! Regions as Python hands them over, and what they are in a picture.
 
 use gpt4roi::{
-    BBox,
-    bbox::{BoxError, ImageSize, Point},
+    bbox::{BoxError, ImageSize},
+    coordinates::{BoxForm, Coords},
     shape::{Mask, Shape},
 };
 use pyo3::{
@@ -46,11 +46,12 @@ impl Given {
 
     /// The region in a picture of this size.
     pub(crate) fn shape(&self, size: ImageSize, coordinates: Coordinates) -> gpt4roi::Result<Shape> {
+        let Coordinates { coords, form, clip } = coordinates;
         Ok(match self {
-            Self::Box(numbers) => Shape::Box(coordinates.bbox(*numbers, size)?),
-            Self::Point(xy) => Shape::Point(coordinates.point(*xy, size)?),
+            Self::Box(numbers) => Shape::Box(coords.bbox(*numbers, form, clip, size)?),
+            Self::Point(xy) => Shape::Point(coords.point(*xy, size)?),
             Self::Polygon(corners) => {
-                let corner = |xy: &[f64; 2]| coordinates.corner(*xy, size);
+                let corner = |xy: &[f64; 2]| coords.corner(*xy, clip, size);
                 Shape::polygon(&corners.iter().map(corner).collect::<Result<Vec<_>, BoxError>>()?)?
             }
             Self::Mask(mask) => {
@@ -115,36 +116,9 @@ fn read_all(
 /// What the numbers of a region mean.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Coordinates {
-    unit: Unit,
+    coords: Coords,
     form: BoxForm,
     clip: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-enum Unit {
-    #[default]
-    Pixel,
-    Norm,
-    Norm1000,
-}
-
-impl Unit {
-    fn named(name: &str) -> PyResult<Self> {
-        match name {
-            "pixel" => Ok(Self::Pixel),
-            "norm" => Ok(Self::Norm),
-            "norm1000" => Ok(Self::Norm1000),
-            other => Err(unknown("coords", "pixel, norm or norm1000", other)),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-enum BoxForm {
-    #[default]
-    Xyxy,
-    Xywh,
-    Cxcywh,
 }
 
 impl Coordinates {
@@ -153,14 +127,14 @@ impl Coordinates {
     /// # Errors
     /// If one of them is none.
     pub(crate) fn read(keywords: &Keywords<'_>) -> PyResult<Self> {
-        let unit = keywords.take::<String>("coords")?.map_or(Ok(Unit::default()), |unit| Unit::named(&unit))?;
+        let coords = keywords.take::<String>("coords")?.map_or(Ok(Coords::default()), |coords| named(&coords))?;
         let form = match keywords.take::<String>("box_format")?.as_deref() {
             None | Some("xyxy") => BoxForm::Xyxy,
             Some("xywh") => BoxForm::Xywh,
             Some("cxcywh") => BoxForm::Cxcywh,
             Some(other) => return Err(unknown("box_format", "xyxy, xywh or cxcywh", other)),
         };
-        Ok(Self { unit, form, clip: keywords.take("clip")?.unwrap_or(false) })
+        Ok(Self { coords, form, clip: keywords.take("clip")?.unwrap_or(false) })
     }
 
     /// Those of points and corners, which have no form.
@@ -168,45 +142,16 @@ impl Coordinates {
     /// # Errors
     /// If `coords` is no unit.
     pub(crate) fn of_corners(coords: &str, clip: bool) -> PyResult<Self> {
-        Ok(Self { unit: Unit::named(coords)?, clip, ..Self::default() })
+        Ok(Self { coords: named(coords)?, clip, ..Self::default() })
     }
+}
 
-    fn bbox(self, [a, b, c, d]: [f64; 4], size: ImageSize) -> Result<BBox, BoxError> {
-        let xyxy = match (self.form, self.unit, self.clip) {
-            // Its errors are about x + width.
-            (BoxForm::Xywh, Unit::Pixel, false) => return BBox::from_xywh_pixels([a, b, c, d], size),
-            (BoxForm::Xyxy, ..) => [a, b, c, d],
-            (BoxForm::Xywh, ..) => [a, b, a + c, b + d],
-            (BoxForm::Cxcywh, ..) => [a - c / 2.0, b - d / 2.0, a + c / 2.0, b + d / 2.0],
-        };
-        match (self.unit, self.clip) {
-            (Unit::Pixel, false) => BBox::from_pixels(xyxy, size),
-            (Unit::Pixel, true) => BBox::from_pixels_clipped(xyxy, size),
-            (Unit::Norm, false) => BBox::from_normalized(xyxy),
-            (Unit::Norm, true) => BBox::from_normalized_clipped(xyxy),
-            (Unit::Norm1000, false) => BBox::from_norm1000(xyxy),
-            (Unit::Norm1000, true) => BBox::from_normalized_clipped(xyxy.map(|number| number / 1000.0)),
-        }
-    }
-
-    fn point(self, xy: [f64; 2], size: ImageSize) -> Result<Point, BoxError> {
-        match self.unit {
-            Unit::Pixel => Point::from_pixels(xy, size),
-            Unit::Norm => Point::from_normalized(xy),
-            Unit::Norm1000 => Point::from_norm1000(xy),
-        }
-    }
-
-    /// A point that may be moved to the picture's edge.
-    fn corner(self, [x, y]: [f64; 2], size: ImageSize) -> Result<Point, BoxError> {
-        let (width, height) = match self.unit {
-            Unit::Pixel => (size.width.into(), size.height.into()),
-            Unit::Norm => (1.0, 1.0),
-            Unit::Norm1000 => (1000.0, 1000.0),
-        };
-        // Infinity is no corner, clipped or not.
-        let is_clipped = self.clip && x.is_finite() && y.is_finite();
-        self.point(if is_clipped { [x.clamp(0.0, width), y.clamp(0.0, height)] } else { [x, y] }, size)
+fn named(coords: &str) -> PyResult<Coords> {
+    match coords {
+        "pixel" => Ok(Coords::Pixel),
+        "norm" => Ok(Coords::Norm),
+        "norm1000" => Ok(Coords::Norm1000),
+        other => Err(unknown("coords", "pixel, norm or norm1000", other)),
     }
 }
 

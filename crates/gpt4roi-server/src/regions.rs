@@ -1,9 +1,10 @@
 //! Regions as a client writes them, and what they are in the picture.
 
 use gpt4roi::{
-    BBox, RegionId,
-    bbox::{ImageSize, Point},
+    RegionId,
+    bbox::{BoxError, ImageSize, Point},
     chat::ResolvedRegion,
+    coordinates::{BoxForm, Coords},
     shape::Shape,
 };
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -47,30 +48,6 @@ impl<'de, const N: usize> Deserialize<'de> for Numbers<N> {
     }
 }
 
-/// What the numbers of a region count. It is never guessed from how large they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Coords {
-    /// Pixels of the upright picture.
-    #[default]
-    Pixel,
-    /// Fractions of width and height.
-    Norm,
-    /// Thousandths of width and height.
-    Norm1000,
-}
-
-impl Coords {
-    /// Numbers as fractions of width and height.
-    fn fractions(self, [x, y]: [f64; 2], size: ImageSize) -> [f64; 2] {
-        match self {
-            Self::Pixel => [x / f64::from(size.width), y / f64::from(size.height)],
-            Self::Norm => [x, y],
-            Self::Norm1000 => [x / 1000.0, y / 1000.0],
-        }
-    }
-}
-
 impl Region {
     /// The region in a picture of this size. `param` is where it stands in the request. A mask may take as
     /// long as decoding a picture, and as much of the memory meanwhile.
@@ -78,14 +55,16 @@ impl Region {
         let (coords, clip) = (self.coords.unwrap_or_default(), self.clip.unwrap_or(false));
         let at = |form: &str| format!("{param}.{form}");
         let shape = match (self.xyxy, self.xywh, self.point, &self.polygon, &self.mask) {
-            (Some(Numbers(xyxy)), None, None, None, None) => {
-                bbox(xyxy, coords, clip, size).map(Shape::Box).map_err(|error| (at("box"), error.to_string()))
-            }
-            (None, Some(Numbers(xywh)), None, None, None) => {
-                xywh_box(xywh, coords, clip, size).map(Shape::Box).map_err(|error| (at("bbox"), error.to_string()))
-            }
+            (Some(Numbers(xyxy)), None, None, None, None) => coords
+                .bbox(xyxy, BoxForm::Xyxy, clip, size)
+                .map(Shape::Box)
+                .map_err(|error| (at("box"), error.to_string())),
+            (None, Some(Numbers(xywh)), None, None, None) => coords
+                .bbox(xywh, BoxForm::Xywh, clip, size)
+                .map(Shape::Box)
+                .map_err(|error| (at("bbox"), error.to_string())),
             (None, None, Some(Numbers(place)), None, None) => {
-                point(place, coords, size).map(Shape::Point).map_err(|error| (at("point"), error.to_string()))
+                coords.point(place, size).map(Shape::Point).map_err(|error| (at("point"), error.to_string()))
             }
             (None, None, None, Some(corners), None) => {
                 let corners = corners.all(&at("polygon"), Unit::Corners)?;
@@ -122,45 +101,9 @@ pub(crate) fn resolved(region: &ResolvedRegion) -> Value {
     json!({"id": format!("region{}", region.id), "box": region.pixels, "coords": "pixel", "origin": region.origin})
 }
 
-type BoxResult<T> = std::result::Result<T, gpt4roi::bbox::BoxError>;
-
-fn bbox(xyxy: [f64; 4], coords: Coords, clip: bool, size: ImageSize) -> BoxResult<BBox> {
-    match (coords, clip) {
-        (Coords::Pixel, false) => BBox::from_pixels(xyxy, size),
-        (Coords::Pixel, true) => BBox::from_pixels_clipped(xyxy, size),
-        (Coords::Norm, false) => BBox::from_normalized(xyxy),
-        (Coords::Norm1000, false) => BBox::from_norm1000(xyxy),
-        (Coords::Norm, true) => BBox::from_normalized_clipped(xyxy),
-        (Coords::Norm1000, true) => BBox::from_normalized_clipped(xyxy.map(|number| number / 1000.0)),
-    }
-}
-
-fn xywh_box(xywh: [f64; 4], coords: Coords, clip: bool, size: ImageSize) -> BoxResult<BBox> {
-    let [x, y, width, height] = xywh;
-    match (coords, clip) {
-        (Coords::Pixel, false) => BBox::from_xywh_pixels(xywh, size),
-        (Coords::Pixel, true) => BBox::from_xywh_pixels_clipped(xywh, size),
-        _ => bbox([x, y, x + width, y + height], coords, clip, size),
-    }
-}
-
-fn point(xy: [f64; 2], coords: Coords, size: ImageSize) -> BoxResult<Point> {
-    match coords {
-        Coords::Pixel => Point::from_pixels(xy, size),
-        Coords::Norm => Point::from_normalized(xy),
-        Coords::Norm1000 => Point::from_norm1000(xy),
-    }
-}
-
 fn polygon(corners: &[Numbers<2>], coords: Coords, clip: bool, size: ImageSize) -> std::result::Result<Shape, String> {
-    let corner = |&Numbers(xy): &Numbers<2>| {
-        if clip {
-            Point::from_normalized(coords.fractions(xy, size).map(|fraction| fraction.clamp(0.0, 1.0)))
-        } else {
-            point(xy, coords, size)
-        }
-    };
-    let corners: BoxResult<Vec<Point>> = corners.iter().map(corner).collect();
+    let corners = corners.iter().map(|&Numbers(xy)| coords.corner(xy, clip, size));
+    let corners = corners.collect::<std::result::Result<Vec<Point>, BoxError>>();
     Shape::polygon(&corners.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }
 

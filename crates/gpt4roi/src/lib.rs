@@ -20,6 +20,7 @@ pub mod device;
 pub mod error;
 
 pub mod bbox;
+pub mod coordinates;
 pub mod mention;
 pub mod shape;
 
