@@ -17,7 +17,9 @@ use crate::{
     large_memory::large_memory,
     level::Level as PanelLevel,
     linear::{add_by_panels, turn},
+    panel::PANEL,
     parallel::{SharedRows, for_each_index},
+    row_panels::multiply_by_rows,
     shared_bytes::SharedBytes,
 };
 
@@ -200,6 +202,17 @@ impl HalfMatrix {
         if n <= FEW { self.stream(Level::best(), x, y) } else { self.multiply_panels(PanelLevel::best(), x, y) }
     }
 
+    /// What the inputs of the layer get of its outputs' gradient: grad·W.
+    ///
+    /// # Shapes
+    /// grad `[n, rows]` → grad_x `[n, columns]`
+    ///
+    /// # Panics
+    /// If the lengths do not fit.
+    pub fn product_backward(&self, grad: &[f32], grad_x: &mut [f32]) {
+        self.product_backward_at(PanelLevel::best(), grad, grad_x);
+    }
+
     /// The weights of one row.
     ///
     /// # Shapes
@@ -254,6 +267,19 @@ impl HalfMatrix {
         add_by_panels(level, x, (self.columns, self.rows), panel, y);
     }
 
+    fn product_backward_at(&self, level: PanelLevel, grad: &[f32], grad_x: &mut [f32]) {
+        let widen = |rows: Range<usize>, columns: Range<usize>, panels: &mut [f32]| {
+            let starts = columns.clone().step_by(PANEL);
+            for (start, panel) in starts.zip(panels.chunks_exact_mut(rows.len() * PANEL)) {
+                let some = start..columns.end.min(start + PANEL);
+                for (row, out) in rows.clone().zip(panel.chunks_exact_mut(PANEL)) {
+                    self.format.widen(&self.row_bits(row)[some.clone()], &mut out[..some.len()]);
+                }
+            }
+        };
+        multiply_by_rows(level, grad, (self.rows, self.columns), widen, grad_x);
+    }
+
     fn row_bits(&self, row: usize) -> &[u16] {
         self.rows_of(row..row + 1)
     }
@@ -281,7 +307,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::test_values::values;
+    use crate::test_values::{assert_close, transposed_product, values};
 
     const FORMATS: [HalfFormat; 2] = [HalfFormat::F16, HalfFormat::Bf16];
 
@@ -327,6 +353,28 @@ mod tests {
                     let error = (f64::from(got) - expected).abs();
                     prop_assert!(error < 1e-5 * (columns as f64).sqrt(), "{way} {format:?}: {got}, expected {expected}");
                 }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn gradients_agree_with_the_rounded_weights(
+            format in prop::sample::select(FORMATS.to_vec()),
+            rows in 1usize..1100,
+            columns in 1usize..300,
+            n in 1usize..15,
+            seed: u64,
+        ) {
+            let weights = values(rows * columns, seed);
+            let matrix = HalfMatrix::from_f32(format, rows, columns, &weights).unwrap();
+            let grad = values(n * rows, seed ^ 7);
+            let expected = transposed_product(&grad, &rounded(format, &weights), columns);
+            for level in PanelLevel::all() {
+                let mut grad_x = vec![f32::NAN; n * columns];
+                matrix.product_backward_at(level, &grad, &mut grad_x);
+                assert_close(&grad_x, &expected, 1e-5 * (rows as f32).sqrt());
             }
         }
     }

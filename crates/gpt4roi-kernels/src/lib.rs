@@ -46,6 +46,7 @@ mod remembered;
 mod resize;
 mod roi_align;
 mod rotary;
+mod row_panels;
 mod shared_bytes;
 mod winograd;
 

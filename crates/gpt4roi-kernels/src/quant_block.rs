@@ -92,11 +92,19 @@ impl Panel {
         Self { values: [0; LANES * STRETCH], scales: [[0.0; LANES]; LANES], mins: [[0.0; LANES]; LANES] }
     }
 
-    /// The weight of one row in one column.
-    pub(crate) fn weight<F: BlockFormat>(&self, lane: usize, column: usize) -> f32 {
-        let q = self.values[(column / 4 * LANES + lane) * 4 + column % 4];
-        let value = self.scales[column / F::GROUP][lane] * (f32::from(q) - f32::from(F::OFFSET));
-        if F::HAS_MIN { value - self.mins[column / F::GROUP][lane] } else { value }
+    /// The weights of one row, from a column at which a group of activations begins.
+    pub(crate) fn widen<F: BlockFormat>(&self, lane: usize, first: usize, out: &mut [f32]) {
+        for (group, out) in out.chunks_mut(F::GROUP).enumerate() {
+            let start = first + group * F::GROUP;
+            let scale = self.scales[start / F::GROUP][lane];
+            let min = if F::HAS_MIN { self.mins[start / F::GROUP][lane] } else { 0.0 };
+            for (four, out) in out.chunks_mut(4).enumerate() {
+                let stored = &self.values[((start / 4 + four) * LANES + lane) * 4..][..4];
+                for (q, out) in stored.iter().zip(out) {
+                    *out = scale * (f32::from(*q) - f32::from(F::OFFSET)) - min;
+                }
+            }
+        }
     }
 }
 

@@ -1,11 +1,15 @@
 //! Quantised weights in a layout for vector registers, and their product with rows of activations.
 
+use std::ops::Range;
+
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use crate::{
     interleave::SixteenRows,
     large_memory::large_memory,
+    level::Level as PanelLevel,
+    panel::PANEL,
     parallel::for_each_index,
     q4_k::Q4K,
     q6_k::Q6K,
@@ -13,6 +17,7 @@ use crate::{
     quant_block::{ACTIVATION_GROUP, BlockFormat, LANES, Panel, STRETCH, is_finite_half},
     quant_product::{Level, ROWS_TOGETHER, Totals},
     quant_rows::quantize_rows,
+    row_panels::multiply_by_rows,
 };
 
 /// How quantised weights are stored: block formats of llama.cpp, little-endian.
@@ -177,6 +182,17 @@ impl QuantMatrix {
         self.product_at(Level::best(), x, y);
     }
 
+    /// What the inputs of the layer get of its outputs' gradient: grad·W, with nothing rounded.
+    ///
+    /// # Shapes
+    /// grad `[n, rows]` → grad_x `[n, columns]`
+    ///
+    /// # Panics
+    /// If the lengths do not fit.
+    pub fn product_backward(&self, grad: &[f32], grad_x: &mut [f32]) {
+        self.product_backward_at(PanelLevel::best(), grad, grad_x);
+    }
+
     /// The weights of one row.
     ///
     /// # Shapes
@@ -240,14 +256,36 @@ impl QuantMatrix {
         });
     }
 
+    fn product_backward_at(&self, level: PanelLevel, grad: &[f32], grad_x: &mut [f32]) {
+        let widen = |rows: Range<usize>, columns: Range<usize>, panels: &mut [f32]| match self.format {
+            QuantFormat::Q4K => self.widen::<Q4K>(rows, columns, panels),
+            QuantFormat::Q6K => self.widen::<Q6K>(rows, columns, panels),
+            QuantFormat::Q8_0 => self.widen::<Q8_0>(rows, columns, panels),
+        };
+        multiply_by_rows(level, grad, (self.rows, self.columns), widen, grad_x);
+    }
+
+    /// Some rows, from a whole tile on, of one stretch of columns: as panels `[columns/32, rows, 32]`.
+    fn widen<F: BlockFormat>(&self, rows: Range<usize>, columns: Range<usize>, panels: &mut [f32]) {
+        let stretch_bytes = LANES * F::BYTES * (STRETCH / F::COLUMNS);
+        let mut panel = Panel::new();
+        for first in rows.clone().step_by(LANES) {
+            let tiles = self.tiles_of(first / LANES).chunks(stretch_bytes).nth(columns.start / STRETCH);
+            F::unpack(tiles.unwrap_or_default(), &mut panel);
+            let parts = panels.chunks_exact_mut(rows.len() * PANEL).take(columns.len() / PANEL);
+            for (part, out) in parts.enumerate() {
+                let out = out[(first - rows.start) * PANEL..].chunks_exact_mut(PANEL);
+                out.take(LANES).enumerate().for_each(|(lane, out)| panel.widen::<F>(lane, part * PANEL, out));
+            }
+        }
+    }
+
     fn unpack_row<F: BlockFormat>(&self, row: usize, out: &mut [f32]) {
         let mut panel = Panel::new();
         let stretches = self.tiles_of(row / LANES).chunks(LANES * F::BYTES * (STRETCH / F::COLUMNS));
         for (tiles, out) in stretches.zip(out.chunks_mut(STRETCH)) {
             F::unpack(tiles, &mut panel);
-            for (column, out) in out.iter_mut().enumerate() {
-                *out = panel.weight::<F>(row % LANES, column);
-            }
+            panel.widen::<F>(row % LANES, 0, out);
         }
     }
 
@@ -323,7 +361,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::test_values::{bytes, values};
+    use crate::test_values::{assert_close, bytes, transposed_product, values};
 
     const FORMATS: [QuantFormat; 3] = [QuantFormat::Q4K, QuantFormat::Q6K, QuantFormat::Q8_0];
 
@@ -459,6 +497,42 @@ mod tests {
                 }
             }
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn gradients_agree_with_the_dequantised_weights(
+            format in prop::sample::select(FORMATS.to_vec()),
+            rows in 1usize..1100,
+            blocks in 1usize..4,
+            n in 1usize..15,
+            seed: u64,
+        ) {
+            let columns = blocks * format.block_columns();
+            let (matrix, weights) = random(format, rows, columns, seed);
+            let grad = values(n * rows, seed ^ 7);
+            let expected = transposed_product(&grad, &weights, columns);
+            for level in PanelLevel::all() {
+                let mut grad_x = vec![f32::NAN; n * columns];
+                matrix.product_backward_at(level, &grad, &mut grad_x);
+                assert_close(&grad_x, &expected, 1e-5 * (rows as f32).sqrt());
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_the_same_on_any_number_of_threads() {
+        let (rows, columns, n) = (1100, 768, 30);
+        let (matrix, _) = random(QuantFormat::Q6K, rows, columns, 10);
+        let grad = values(n * rows, 11);
+        let backward = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut grad_x = vec![f32::NAN; n * columns];
+            pool.install(|| matrix.product_backward(&grad, &mut grad_x));
+            grad_x
+        };
+        assert_eq!(backward(3), backward(1));
     }
 
     /// With scales of a power of two, whole activations of which the largest of each group is 127, and all

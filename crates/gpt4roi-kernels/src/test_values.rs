@@ -24,6 +24,19 @@ fn random(seed: u64) -> impl Iterator<Item = u64> {
     })
 }
 
+/// grad·W in f64 sums.
+pub(crate) fn transposed_product(grad: &[f32], weights: &[f32], columns: usize) -> Vec<f32> {
+    let mut out = Vec::new();
+    for grad in grad.chunks(weights.len() / columns) {
+        let mut sums = vec![0f64; columns];
+        for (&grad, weights) in grad.iter().zip(weights.chunks(columns)) {
+            sums.iter_mut().zip(weights).for_each(|(sum, &weight)| *sum += f64::from(grad) * f64::from(weight));
+        }
+        out.extend(sums.iter().map(|&sum| sum as f32));
+    }
+    out
+}
+
 /// Both within `tolerance` of each other, relative to the larger of 1 and the value.
 #[track_caller]
 pub(crate) fn assert_close(got: &[f32], expected: &[f32], tolerance: f32) {
