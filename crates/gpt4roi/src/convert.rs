@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 pub use crate::clip_names::Tower;
 use crate::{
+    adapter::{Adapter, adapt},
     config::Config,
     error::Result,
     gguf_export::{write_language, write_projector},
@@ -222,6 +223,21 @@ impl Parts {
         })
     }
 
+    /// The same with the changes of an adapter.
+    ///
+    /// # Errors
+    /// If the adapter changes a matrix that is not there, or has another shape.
+    pub fn adapted(mut self, adapter: Adapter) -> Result<Self> {
+        let tower = self.tower.iter().flat_map(|tower| &tower.tensors);
+        adapter.check(stored(self.model.iter().chain(tower)))?;
+        let adapter = Arc::new(adapter);
+        self.model = adapt(self.model, &adapter, false);
+        if let Some(tower) = &mut self.tower {
+            tower.tensors = adapt(std::mem::take(&mut tower.tensors), &adapter, true);
+        }
+        Ok(self)
+    }
+
     /// The same with this tower.
     pub fn with_tower(self, tower: Tower) -> Self {
         Self { tower: Some(tower), ..self }
@@ -290,8 +306,10 @@ impl Parts {
         let depth = config.level_states()?.last().copied().unwrap_or(0);
         let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
         Network::load(&config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
-        LoadReport::new(&stored(&self.model), &of_model.asked(), is_leftover_of_model)
-            .and(LoadReport::new(&stored(&tower.tensors), &of_tower.asked(), |name| is_leftover_of_tower(name, depth)))
+        LoadReport::new(&stored(&self.model).collect::<Vec<_>>(), &of_model.asked(), is_leftover_of_model)
+            .and(LoadReport::new(&stored(&tower.tensors).collect::<Vec<_>>(), &of_tower.asked(), |name| {
+                is_leftover_of_tower(name, depth)
+            }))
             .strict()?;
         Ok(config)
     }
@@ -350,14 +368,13 @@ fn open(directory: &Path) -> ConvertResult<Arc<dyn TensorStore>> {
     Ok(Arc::new(Checkpoint::open(directory, &Device::Cpu)?))
 }
 
-fn stored(tensors: &[StreamedTensor]) -> Vec<StoredTensor> {
-    let stored = |tensor: &StreamedTensor| StoredTensor {
+fn stored<'a>(tensors: impl IntoIterator<Item = &'a StreamedTensor>) -> impl Iterator<Item = StoredTensor> {
+    tensors.into_iter().map(|tensor| StoredTensor {
         name: tensor.name.clone(),
         numbers: String::new(),
         shape: tensor.shape.clone(),
         file: PathBuf::new(),
-    };
-    tensors.iter().map(stored).collect()
+    })
 }
 
 pub(crate) fn read_json(path: &Path) -> ConvertResult<Value> {

@@ -9,7 +9,9 @@ use candle_core::{DType, Device, Module, Result, Tensor, quantized::QMatMul};
 use gpt4roi_kernels::{HalfMatrix, QuantMatrix};
 
 use crate::{
-    composed, ops,
+    composed,
+    low_rank::LowRank,
+    ops,
     weights::{Weights, WeightsResult},
 };
 
@@ -18,12 +20,20 @@ use crate::{
 pub enum Matrix {
     /// Numbers, through which gradients flow.
     Dense(Tensor),
-    /// Numbers of 16 bits, for inference on a CPU. To ask for a gradient through them is an error.
+    /// Numbers of 16 bits on a CPU, which stay as they are: gradients pass through to what is multiplied with them.
     Half(Arc<HalfMatrix>),
     /// Blocks of small integers, likewise.
     Quantized(Arc<QuantMatrix>),
-    /// Blocks of small integers on any device, computed with by the engine.
+    /// Blocks of small integers on any device, computed with by the engine. To ask for a gradient through them is an
+    /// error.
     Blocks(QMatMul),
+    /// Any of these with a change beside it, through which gradients flow.
+    Changed {
+        /// What stays as it is.
+        base: Arc<Self>,
+        /// What is added to it.
+        change: Arc<LowRank>,
+    },
 }
 
 impl Matrix {
@@ -37,6 +47,7 @@ impl Matrix {
             Self::Half(weight) => ops::packed_linear(x, weight)?,
             Self::Quantized(weight) => ops::packed_linear(x, weight)?,
             Self::Blocks(weight) => weight.forward(&x.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(x.dtype())?,
+            Self::Changed { base, change } => return base.product(x, bias)? + change.product(x)?,
         };
         match bias {
             Some(bias) => product.broadcast_add(&bias.to_dtype(x.dtype())?),
@@ -54,6 +65,7 @@ impl Matrix {
             Self::Half(weight) => ops::packed_rows(&**weight, ids),
             Self::Quantized(weight) => ops::packed_rows(&**weight, ids),
             Self::Blocks(weight) => weight.embedding(ids),
+            Self::Changed { base, change } => base.rows(ids)? + change.rows(ids)?,
         }
     }
 
@@ -66,6 +78,20 @@ impl Matrix {
             Self::Half(weight) => weight.bytes(),
             Self::Quantized(weight) => weight.bytes(),
             Self::Blocks(QMatMul::QTensor(weight)) => weight.storage_size_in_bytes(),
+            Self::Changed { base, change } => base.bytes() + change.bytes(),
+        }
+    }
+
+    /// The same with something added, which is kept beside it.
+    pub fn changed_by(self, change: LowRank) -> Self {
+        Self::Changed { base: Arc::new(self), change: Arc::new(change) }
+    }
+
+    /// Whether the numbers are blocks of small integers that the project's kernels compute with, changed or not.
+    fn is_quantized(&self) -> bool {
+        match self {
+            Self::Changed { base, .. } => base.is_quantized(),
+            _ => matches!(self, Self::Quantized(_)),
         }
     }
 
@@ -77,6 +103,7 @@ impl Matrix {
             }
             Self::Half(_) | Self::Quantized(_) => Device::Cpu,
             Self::Blocks(QMatMul::QTensor(weight)) => weight.device(),
+            Self::Changed { base, .. } => base.device(),
         }
     }
 }
@@ -102,6 +129,26 @@ impl Linear {
 
     /// Whether the weight is blocks of small integers that the project's kernels compute with.
     pub fn is_quantized(&self) -> bool {
+        self.weight.is_quantized()
+    }
+
+    /// What is added to the weight, if it is changed.
+    pub(crate) fn change(&self) -> Option<&LowRank> {
+        match &self.weight {
+            Matrix::Changed { change, .. } => Some(change),
+            _ => None,
+        }
+    }
+
+    /// Puts another change in the place of the one that it has.
+    pub(crate) fn set_change(&mut self, new: LowRank) {
+        if let Matrix::Changed { change, .. } = &mut self.weight {
+            *change = Arc::new(new);
+        }
+    }
+
+    /// Whether a row of activations comes to the same bits whatever rows are read along with it.
+    pub fn is_row_by_row(&self) -> bool {
         matches!(self.weight, Matrix::Quantized(_))
     }
 

@@ -34,13 +34,16 @@ mod channels_last;
 pub mod clip;
 mod composed;
 pub mod layers;
+pub mod low_rank;
 mod ops;
 pub mod region;
 pub mod roi_align;
 
 pub mod kv_cache;
 pub mod llama;
+mod recomputed;
 
+pub mod adapter;
 pub mod image_cache;
 pub mod model;
 pub mod nano;

@@ -7,6 +7,8 @@ use crate::{
     drafter::DEFAULT_DRAFT,
     kv_cache::{Branch, KvCache},
     layers::{AttentionMask, Linear, Matrix, RmsNorm, Rotary, Tail, attention, branched_attention, swiglu},
+    low_rank::LowRank,
+    recomputed::recomputed,
     weights::{Weights, WeightsError, WeightsResult},
 };
 
@@ -71,7 +73,7 @@ impl Llama {
     /// may be rounded otherwise, so that nothing is drafted unasked.
     pub fn default_draft(&self) -> usize {
         let mut linear = self.layers.iter().flat_map(DecoderLayer::linear).chain([&self.lm_head]);
-        if self.device.is_cpu() && linear.all(Linear::is_quantized) { DEFAULT_DRAFT } else { 0 }
+        if self.device.is_cpu() && linear.all(Linear::is_row_by_row) { DEFAULT_DRAFT } else { 0 }
     }
 
     /// The device that computes.
@@ -108,12 +110,17 @@ impl Llama {
         })
     }
 
-    /// Reads whole sequences at once, without a cache: what training needs.
+    /// Reads whole sequences at once, without a cache: what training needs. Layers with changes that learn remember
+    /// their inputs alone, and nothing else of them can learn.
     ///
     /// # Shapes
     /// embeds `[1, T, H]`, positions `[T]` (u32) → `[1, T, H]`, normalised
     pub fn forward_packed(&self, embeds: &Tensor, positions: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
-        self.read(embeds, positions, |_, heads, q, k, v| attention(&q, &k, &v, heads, mask))
+        if !self.layers.iter().any(DecoderLayer::learns_changes) {
+            return self.read(embeds, positions, |_, heads, q, k, v| attention(&q, &k, &v, heads, mask));
+        }
+        let step = |x: Tensor, layer: &DecoderLayer| recomputed(layer, &x, &self.rotary, positions, mask);
+        self.norm.forward(&self.layers.iter().try_fold(embeds.clone(), step)?)
     }
 
     /// Continues many sequences in one pass, each by as many new tokens as stand beside it: every weight
@@ -185,8 +192,8 @@ pub(crate) fn logits_layer_by_layer(
 }
 
 /// Attention, then a gated feed-forward part, each added to what came in.
-#[derive(Debug)]
-struct DecoderLayer {
+#[derive(Clone, Debug)]
+pub(crate) struct DecoderLayer {
     input_layernorm: RmsNorm,
     q_proj: Linear,
     k_proj: Linear,
@@ -200,7 +207,7 @@ struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    fn load(weights: &Weights, config: &LlamaConfig) -> WeightsResult<Self> {
+    pub(crate) fn load(weights: &Weights, config: &LlamaConfig) -> WeightsResult<Self> {
         let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.rms_norm_eps);
         let (attention, mlp) = (weights.at("self_attn"), weights.at("mlp"));
         Ok(Self {
@@ -217,7 +224,7 @@ impl DecoderLayer {
         })
     }
 
-    fn forward(
+    pub(crate) fn forward(
         &self,
         x: &Tensor,
         rotary: &Rotary,
@@ -232,8 +239,49 @@ impl DecoderLayer {
         &x + self.feed_forward(&self.post_attention_layernorm.forward(&x)?)?
     }
 
+    pub(crate) fn heads(&self) -> usize {
+        self.heads
+    }
+
     fn linear(&self) -> [&Linear; 7] {
         [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj, &self.gate_proj, &self.up_proj, &self.down_proj]
+    }
+
+    fn linear_mut(&mut self) -> [&mut Linear; 7] {
+        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = self;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    }
+
+    /// Whether a gradient is wanted through a change of one of its matrices.
+    fn learns_changes(&self) -> bool {
+        self.linear().into_iter().filter_map(Linear::change).any(|change| change.down.track_op())
+    }
+
+    /// The factors of all changes, one behind the other.
+    ///
+    /// # Shapes
+    /// `[N]`
+    pub(crate) fn factors(&self) -> Result<Tensor> {
+        let factors =
+            self.linear().into_iter().filter_map(Linear::change).flat_map(|change| [&change.down, &change.up]);
+        Tensor::cat(&factors.map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    /// The same layer with other [`Self::factors`].
+    pub(crate) fn with_factors(&self, factors: &Tensor) -> Result<Self> {
+        let (mut layer, mut at) = (self.clone(), 0);
+        let mut next = |like: &Tensor| {
+            let part = factors.narrow(0, at, like.elem_count())?.reshape(like.shape());
+            at += like.elem_count();
+            part
+        };
+        for linear in layer.linear_mut() {
+            if let Some(change) = linear.change() {
+                let change = LowRank { down: next(&change.down)?, up: next(&change.up)?, scale: change.scale };
+                linear.set_change(change);
+            }
+        }
+        Ok(layer)
     }
 
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -8,6 +8,7 @@ use std::{
 use candle_core::{Device, Result as TensorResult, Tensor};
 
 use crate::{
+    adapter::{Adapter, adapted},
     clip::ClipVision,
     config::Config,
     error::{Error, Result},
@@ -200,6 +201,13 @@ pub enum ModelFiles {
     },
     /// In memory.
     Embedded(EmbeddedModel),
+    /// Any of these with an adapter.
+    Adapted {
+        /// The files of the model.
+        base: Box<Self>,
+        /// The directory of the adapter.
+        adapter: PathBuf,
+    },
 }
 
 /// The contents of a model's files.
@@ -246,6 +254,11 @@ impl ModelFiles {
         Ok(Self::Gguf { language, projector })
     }
 
+    /// The same model with the changes of the adapter in this directory.
+    pub fn with_adapter(self, directory: impl Into<PathBuf>) -> Self {
+        Self::Adapted { base: Box::new(self), adapter: directory.into() }
+    }
+
     /// All dimensions.
     ///
     /// # Errors
@@ -261,6 +274,7 @@ impl ModelFiles {
             }
             Self::Gguf { language, projector } => GgufPair::open(language, projector)?.config(),
             Self::Embedded(files) => Config::from_json(files.config, files.tower_config, files.preprocessor_config),
+            Self::Adapted { base, .. } => base.config(),
         }
     }
 
@@ -277,6 +291,7 @@ impl ModelFiles {
             }
             Self::Gguf { language, projector } => GgufPair::open(language, projector)?.tokenizer()?,
             Self::Embedded(files) => Tokenizer::from_bytes(files.tokenizer, files.added_tokens)?,
+            Self::Adapted { base, .. } => return base.tokenizer(),
         })
     }
 
@@ -307,6 +322,10 @@ impl ModelFiles {
                 Checkpoint::from_bytes("model.safetensors", files.model, device)?,
                 Checkpoint::from_bytes("vision_tower/model.safetensors", files.tower, device)?,
             ),
+            Self::Adapted { base, adapter } => {
+                let (model, tower) = base.stores(device)?;
+                return adapted(model, tower, Adapter::open(adapter, device)?);
+            }
         };
         Ok((Arc::new(model), Arc::new(tower)))
     }

@@ -67,7 +67,7 @@ impl<S: Deref<Target = Storage>, T: WithDType> Deref for Values<S, T> {
     }
 }
 
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     Ok(&storage.as_slice::<f32>()?[place(layout)?])
 }
 
@@ -206,6 +206,8 @@ pub(crate) trait Packed: Send + Sync {
     fn dims(&self) -> (usize, usize);
     /// y = x·Wᵀ.
     fn product(&self, x: &[f32], y: &mut [f32]);
+    /// grad_x = grad·W.
+    fn product_backward(&self, grad: &[f32], grad_x: &mut [f32]);
     /// The weights of one row.
     fn row(&self, row: usize, out: &mut [f32]);
 }
@@ -221,6 +223,10 @@ macro_rules! packed {
                 self.product(x, y);
             }
 
+            fn product_backward(&self, grad: &[f32], grad_x: &mut [f32]) {
+                self.product_backward(grad, grad_x);
+            }
+
             fn row(&self, row: usize, out: &mut [f32]) {
                 self.row(row, out);
             }
@@ -231,7 +237,8 @@ macro_rules! packed {
 packed!(HalfMatrix);
 packed!(QuantMatrix);
 
-/// x·Wᵀ with packed weights, which have no backward: the engine refuses a gradient through them.
+/// x·Wᵀ with packed weights, which stay as they are. Where products round activations, as those with quantised weights
+/// do, gradients pass as if nothing had been rounded.
 pub(crate) fn packed_linear<W: Packed + 'static>(x: &Tensor, weight: &Arc<W>) -> Result<Tensor> {
     x.contiguous()?.apply_op1(PackedLinear(weight.clone()))
 }
@@ -253,6 +260,12 @@ impl<W: Packed> CustomOp1 for PackedLinear<W> {
         let mut y = vec![0.0; shape.iter().product()];
         self.0.product(x, &mut y);
         done(y, shape)
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (grad, mut grad_x) = (grad.contiguous()?, fresh(x));
+        self.0.product_backward(&values(&grad)?, &mut grad_x);
+        Ok(Some(shaped(grad_x, x)?))
     }
 }
 

@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use candle_core::{DType, Result, Tensor};
 use gpt4roi_kernels::{HalfFormat, HalfMatrix};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     layers::Matrix,
@@ -16,7 +17,8 @@ use crate::{
 /// On a CPU this concerns the matrices of linear layers and embeddings, which are nearly all of a language model; they
 /// are widened in registers, and everything else is computed in f32. On another device all weights and activations are
 /// of this type, norms and softmax excepted. Quantised weights stay as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.
     #[default]

@@ -241,6 +241,29 @@ mod tests {
         }
     }
 
+    /// Activations are rounded on the way, which gradients take no notice of.
+    #[test]
+    fn gradients_through_blocks_are_those_through_their_weights() {
+        let (rows, columns) = (48, 512);
+        let format = QuantFormat::Q4K;
+        let blocks = random_blocks(format, format.bytes(rows, columns).unwrap(), columns, "w");
+        let packed = Matrix::Quantized(Arc::new(QuantMatrix::new(format, rows, columns, &blocks).unwrap()));
+        let dense = packed.rows(&Tensor::arange(0u32, rows as u32, &Device::Cpu).unwrap()).unwrap();
+        let noise = |name: &str, width: usize| RandomWeights::new(2).tensor(name, &[3, 5, width]).unwrap();
+        let direction = noise("direction", rows);
+        let gradient = |matrix: &Matrix| {
+            let x = candle_core::Var::from_tensor(&noise("x", columns)).unwrap();
+            let along = (matrix.product(x.as_tensor(), None).unwrap() * &direction).unwrap().sum_all().unwrap();
+            let store = along.backward().unwrap();
+            store.get(x.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let (got, expected) = (gradient(&packed), gradient(&Matrix::Dense(dense)));
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got - expected).abs() < 1e-6, "{got}, {expected}");
+        }
+        assert!(expected.iter().any(|value| value.abs() > 1e-2));
+    }
+
     /// As llama.cpp's `use_more_bits` has it, for numbers of layers that are no multiple of eight, too.
     #[test]
     fn half_of_the_sensitive_matrices_get_six_bits() {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    adapter,
     convert::{COPIED, ConvertError, ConvertResult, IfExists},
     quantize::Quantization,
     shards::is_weights,
@@ -148,7 +149,9 @@ fn check_is_model(directory: &Path) -> ConvertResult<()> {
     let mut pair = quantised.iter().map(|kind| format!("{name}-{}.gguf", kind.name())).collect::<Vec<_>>();
     pair.push(format!("mmproj-{name}.gguf"));
     let belongs = |file: &str| {
-        file == "config.json" || COPIED.contains(&file) || is_weights(file) || pair.iter().any(|name| name == file)
+        let of_adapter = [adapter::CONFIG, adapter::WEIGHTS].contains(&file);
+        let of_model = file == "config.json" || COPIED.contains(&file) || is_weights(file);
+        of_model || of_adapter || pair.iter().any(|name| name == file)
     };
     let mut others = strangers(directory, "", |file| belongs(file) || file == TOWER)?;
     let tower = directory.join(TOWER);

@@ -1,0 +1,376 @@
+//! Adapters: what training changed of a model, in files of their own beside it.
+//!
+//! An adapter is a directory as Hugging Face's PEFT writes it, `adapter_config.json` and `adapter_model.safetensors`.
+//! It changes matrices by products of two thin ones ([`LowRank`]) and replaces other tensors whole, such as those of a
+//! region module that was trained along. The model's own files stay as they are, quantised ones too.
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    layers::Matrix,
+    low_rank::LowRank,
+    stream::StreamedTensor,
+    weights::{Checkpoint, StoredTensor, TensorSource, TensorStore, WeightsError, WeightsResult},
+};
+
+/// The configuration's file.
+pub const CONFIG: &str = "adapter_config.json";
+/// The weights' file.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// The weights' file of older adapters.
+const PICKLE: &str = "adapter_model.bin";
+/// What PEFT puts in front of the model's names.
+const PREFIX: &str = "base_model.model.";
+/// What PEFT puts into names and the model's own lack.
+const WRAPPERS: [&str; 3] = ["base_layer", "default", "modules_to_save"];
+
+/// `adapter_config.json`, as far as it matters here; PEFT's other fields have their defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterConfig {
+    /// `LORA`.
+    pub peft_type: String,
+    /// What the model is for.
+    #[serde(default)]
+    pub task_type: Option<String>,
+    /// The model that was trained.
+    #[serde(default)]
+    pub base_model_name_or_path: Option<String>,
+    /// The inner dimension of the products.
+    pub r: usize,
+    /// Their weight, times `r`.
+    pub lora_alpha: f64,
+    /// The last parts of the names of the layers that are changed.
+    #[serde(default)]
+    pub target_modules: serde_json::Value,
+    /// Names of modules whose tensors are replaced whole.
+    #[serde(default)]
+    pub modules_to_save: Option<Vec<String>>,
+    /// Whether the products are divided by √r in the place of r.
+    #[serde(default)]
+    pub use_rslora: bool,
+    /// Whether directions and lengths are changed apart, which nothing here does.
+    #[serde(default)]
+    pub use_dora: bool,
+    /// Whether inputs are pooled first, likewise.
+    #[serde(default)]
+    pub use_qalora: bool,
+    /// Behind which tokens alone the changes hold, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alora_invocation_tokens: Option<Vec<u32>>,
+    /// Whether matrices are stored `[input, output]`, which LLaMA's are not.
+    #[serde(default)]
+    pub fan_in_fan_out: bool,
+    /// Other ranks for some layers, which nothing here reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank_pattern: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Other weights for some layers, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha_pattern: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl AdapterConfig {
+    /// Products of inner dimension `rank` for the layers `targets`, and modules that are replaced.
+    pub fn new(rank: usize, alpha: f64, targets: &[String], replaced: &[String], base: &str) -> Self {
+        Self {
+            peft_type: "LORA".into(),
+            task_type: Some("CAUSAL_LM".into()),
+            base_model_name_or_path: Some(base.into()),
+            r: rank,
+            lora_alpha: alpha,
+            target_modules: targets.into(),
+            modules_to_save: (!replaced.is_empty()).then(|| replaced.to_vec()),
+            use_rslora: false,
+            use_dora: false,
+            use_qalora: false,
+            alora_invocation_tokens: None,
+            fan_in_fan_out: false,
+            rank_pattern: None,
+            alpha_pattern: None,
+        }
+    }
+
+    /// Reads the configuration of an adapter's directory.
+    ///
+    /// # Errors
+    /// If it is missing or damaged, or of a kind that can't be computed with.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let path = directory.join(CONFIG);
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::file(&path, source))?;
+        let failed = |error: serde_json::Error| {
+            Error::config(path.display().to_string(), "an adapter's configuration".into(), error.to_string())
+        };
+        let config: Self = serde_json::from_str(&text).map_err(failed)?;
+        config.check(&path)?;
+        Ok(config)
+    }
+
+    /// What the product of A and B is multiplied by.
+    pub fn scale(&self) -> f64 {
+        let rank = self.r as f64;
+        self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        let varies = |pattern: &Option<serde_json::Map<_, _>>| pattern.as_ref().is_some_and(|all| !all.is_empty());
+        let unlike = [
+            ("use_dora", self.use_dora),
+            ("use_qalora", self.use_qalora),
+            ("alora_invocation_tokens", self.alora_invocation_tokens.is_some()),
+            ("fan_in_fan_out", self.fan_in_fan_out),
+            ("rank_pattern", varies(&self.rank_pattern)),
+            ("alpha_pattern", varies(&self.alpha_pattern)),
+        ];
+        let refused = |field: &str, expected: &str, got: &str| {
+            Err(Error::config(format!("{}, \"{field}\"", path.display()), expected.into(), got.into()))
+        };
+        match unlike.into_iter().find(|(_, set)| *set) {
+            _ if self.peft_type != "LORA" => refused("peft_type", "LORA", &self.peft_type),
+            _ if self.r == 0 => refused("r", "at least 1", "0"),
+            Some((field, _)) => refused(field, "none, as in plain LoRA", "some"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An adapter, of which nothing but headers was read.
+#[derive(Debug)]
+pub struct Adapter {
+    path: PathBuf,
+    scale: f64,
+    tensors: Checkpoint,
+    /// By the published name of the matrix that changes.
+    changes: BTreeMap<String, Change>,
+    /// By the published name of the tensor that is replaced: its name here.
+    replaced: BTreeMap<String, String>,
+}
+
+/// Where the factors of a change stand.
+#[derive(Debug)]
+struct Change {
+    down: String,
+    up: String,
+    rank: usize,
+    /// Of the matrix that changes.
+    shape: [usize; 2],
+}
+
+impl Adapter {
+    /// Opens the directory of an adapter.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or if the adapter is of a kind that can't be computed with.
+    pub fn open(directory: &Path, device: &Device) -> Result<Self> {
+        let scale = AdapterConfig::open(directory)?.scale();
+        let path = [WEIGHTS, PICKLE].map(|name| directory.join(name)).into_iter().find(|path| path.is_file());
+        let path = path.unwrap_or_else(|| directory.join(WEIGHTS));
+        let tensors = Checkpoint::open_file(&path, device)?;
+        let corrupt = |what| WeightsError::Corrupt { file: path.clone(), what };
+        let (mut factors, mut replaced) = (BTreeMap::<_, [Option<StoredTensor>; 2]>::new(), BTreeMap::new());
+        for tensor in tensors.stored() {
+            match Part::of(&tensor.name) {
+                Some(Part::Factor(matrix, which)) => factors.entry(matrix).or_default()[which] = Some(tensor),
+                Some(Part::Whole(name)) => drop(replaced.insert(name, tensor.name)),
+                None => {
+                    let expected = format!("`{PREFIX}….lora_A.weight`, `….lora_B.weight`, or a tensor of the model");
+                    return Err(corrupt(format!("expected {expected}, got `{}`", tensor.name)).into());
+                }
+            }
+        }
+        let change = |(matrix, factors)| match Change::of(factors) {
+            Some(change) => Ok((matrix, change)),
+            None => Err(corrupt(format!("`{matrix}`: expected lora_A [r, input] and lora_B [output, r] of one rank"))),
+        };
+        let changes = factors.into_iter().map(change).collect::<WeightsResult<_>>()?;
+        Ok(Self { path, scale, tensors, changes, replaced })
+    }
+
+    /// Refuses changes of matrices that are not among these, or have another shape.
+    ///
+    /// # Errors
+    /// Names the first.
+    pub(crate) fn check(&self, stored: impl IntoIterator<Item = StoredTensor>) -> Result<()> {
+        let stored: BTreeMap<_, _> = stored.into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
+        let place = || self.path.display().to_string();
+        for (name, change) in &self.changes {
+            let got = match stored.get(name) {
+                Some(shape) if shape[..] == change.shape => continue,
+                Some(shape) => format!("one of `{name}` {:?}, which is {shape:?}", change.shape),
+                None => format!("one of `{name}`, which it has not"),
+            };
+            return Err(Error::config(place(), "changes of the model's own matrices".into(), got));
+        }
+        Ok(())
+    }
+
+    /// The tensors that are replaced, under their published names.
+    fn replaced(&self) -> impl Iterator<Item = StoredTensor> {
+        let stored = self.tensors.stored().into_iter();
+        let here: BTreeMap<_, _> = stored.map(|tensor| (tensor.name.clone(), tensor)).collect();
+        let renamed = |(name, stored): (&String, StoredTensor)| StoredTensor { name: name.clone(), ..stored };
+        self.replaced.iter().filter_map(move |(name, own)| Some((name, here.get(own)?.clone()))).map(renamed)
+    }
+
+    /// A stretch of a matrix, row by row, with what it is changed by.
+    fn changed_piece(&self, name: &str, elements: Range<usize>, mut values: Vec<f32>) -> WeightsResult<Vec<f32>> {
+        if let Some(change) = self.change(name)? {
+            let change = change.piece(elements).map_err(failed(name))?;
+            values.iter_mut().zip(change).for_each(|(value, change)| *value += change);
+        }
+        Ok(values)
+    }
+
+    /// The change of a matrix, if it has one.
+    fn change(&self, name: &str) -> WeightsResult<Option<LowRank>> {
+        let Some(Change { down, up, rank, shape: [output, input] }) = self.changes.get(name) else { return Ok(None) };
+        let (down, up) = (self.tensors.tensor(down, &[*rank, *input])?, self.tensors.tensor(up, &[*output, *rank])?);
+        Ok(Some(LowRank { down, up, scale: self.scale }))
+    }
+}
+
+impl Change {
+    fn of([down, up]: [Option<StoredTensor>; 2]) -> Option<Self> {
+        let (down, up) = (down?, up?);
+        match (&down.shape[..], &up.shape[..]) {
+            (&[rank, input], &[output, inner]) if rank == inner => {
+                Some(Self { down: down.name, up: up.name, rank, shape: [output, input] })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a tensor of an adapter's file is.
+enum Part {
+    /// A (0) or B (1) of the change of this matrix.
+    Factor(String, usize),
+    /// What replaces this tensor.
+    Whole(String),
+}
+
+impl Part {
+    fn of(name: &str) -> Option<Self> {
+        let own: Vec<&str> = name.strip_prefix(PREFIX)?.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+        match own[..] {
+            [ref module @ .., "lora_A", "weight"] => Some(Self::Factor(format!("{}.weight", module.join(".")), 0)),
+            [ref module @ .., "lora_B", "weight"] => Some(Self::Factor(format!("{}.weight", module.join(".")), 1)),
+            _ if own.iter().any(|part| part.starts_with("lora_")) => None,
+            _ => Some(Self::Whole(own.join("."))),
+        }
+    }
+}
+
+/// The name under which an adapter's file has a tensor of a model, or a factor `….lora_A.weight` of a change.
+pub fn stored_name(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
+/// The name that [`stored_name`] was made of, if it was.
+pub fn model_name(stored: &str) -> Option<&str> {
+    stored.strip_prefix(PREFIX)
+}
+
+/// A store with the changes of an adapter.
+struct Adapted {
+    base: Arc<dyn TensorStore>,
+    adapter: Arc<Adapter>,
+    of_tower: bool,
+}
+
+/// Language model, projector and region module with the changes of an adapter, and the tower likewise.
+///
+/// # Errors
+/// If the adapter changes what neither has.
+pub fn adapted(
+    model: Arc<dyn TensorStore>,
+    tower: Arc<dyn TensorStore>,
+    adapter: Adapter,
+) -> Result<(Arc<dyn TensorStore>, Arc<dyn TensorStore>)> {
+    adapter.check(model.stored().into_iter().chain(tower.stored()))?;
+    let adapter = Arc::new(adapter);
+    let changed = |base, of_tower| Arc::new(Adapted { base, adapter: adapter.clone(), of_tower });
+    Ok((changed(model, false), changed(tower, true)))
+}
+
+/// Streamed tensors of a model, or of its tower, with the changes of an adapter.
+pub(crate) fn adapt(tensors: Vec<StreamedTensor>, adapter: &Arc<Adapter>, of_tower: bool) -> Vec<StreamedTensor> {
+    let replaced: BTreeMap<_, _> = adapter
+        .replaced()
+        .filter(|tensor| is_of_tower(&tensor.name) == of_tower)
+        .map(|tensor| (tensor.name.clone(), tensor))
+        .collect();
+    let kept = tensors.into_iter().filter(|tensor| !replaced.contains_key(&tensor.name));
+    let changed = kept.map(|tensor| {
+        let (name, shape, adapter) = (tensor.name.clone(), tensor.shape.clone(), adapter.clone());
+        if !adapter.changes.contains_key(&name) {
+            return tensor;
+        }
+        StreamedTensor::new(name.clone(), &shape, move |elements| {
+            adapter.changed_piece(&name, elements.clone(), tensor.read(elements)?)
+        })
+    });
+    let changed: Vec<_> = changed.collect();
+    let new = replaced.values().map(|tensor| {
+        let (adapter, here) = (adapter.clone(), adapter.replaced[&tensor.name].clone());
+        StreamedTensor::new(tensor.name.clone(), &tensor.shape, move |elements| adapter.tensors.piece(&here, elements))
+    });
+    changed.into_iter().chain(new).collect()
+}
+
+impl TensorSource for Adapted {
+    fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+        if let Some(here) = self.adapter.replaced.get(name) {
+            return self.adapter.tensors.tensor(here, shape);
+        }
+        let tensor = self.base.tensor(name, shape)?;
+        match self.adapter.change(name)? {
+            Some(change) => change.added_to(&tensor).map_err(failed(name)),
+            None => Ok(tensor),
+        }
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
+        if self.adapter.replaced.contains_key(name) {
+            return self.tensor(name, &shape).map(Matrix::Dense);
+        }
+        match (self.base.matrix(name, shape)?, self.adapter.change(name)?) {
+            (matrix, None) => Ok(matrix),
+            (Matrix::Dense(weight), Some(change)) => change.added_to(&weight).map(Matrix::Dense).map_err(failed(name)),
+            (packed, Some(change)) => Ok(packed.changed_by(change)),
+        }
+    }
+}
+
+impl TensorStore for Adapted {
+    fn stored(&self) -> Vec<StoredTensor> {
+        let replaced = self.adapter.replaced().filter(|tensor| is_of_tower(&tensor.name) == self.of_tower);
+        let all = self.base.stored().into_iter().chain(replaced);
+        // What is replaced comes later, and stays.
+        let all: BTreeMap<_, _> = all.map(|tensor| (tensor.name.clone(), tensor)).collect();
+        all.into_values().collect()
+    }
+
+    fn piece(&self, name: &str, elements: Range<usize>) -> WeightsResult<Vec<f32>> {
+        if let Some(here) = self.adapter.replaced.get(name) {
+            return self.adapter.tensors.piece(here, elements);
+        }
+        let values = self.base.piece(name, elements.clone())?;
+        self.adapter.changed_piece(name, elements, values)
+    }
+}
+
+fn is_of_tower(name: &str) -> bool {
+    name.starts_with("vision_model.")
+}
+
+fn failed(name: &str) -> impl Fn(candle_core::Error) -> WeightsError {
+    move |source| WeightsError::Tensor { name: name.to_owned(), source }
+}

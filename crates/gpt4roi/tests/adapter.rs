@@ -1,0 +1,223 @@
+//! Adapters against PEFT: `reference/make_adapter_golden.py` has written what is read and expected here.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use gpt4roi::{
+    Gpt4Roi,
+    adapter::{Adapter, AdapterConfig, CONFIG, WEIGHTS, stored_name},
+    config::Config,
+    convert::{IfExists, Parts},
+    layers::{AttentionMask, Matrix},
+    llama::Llama,
+    low_rank::LowRank,
+    model::ModelFiles,
+    quantize::Quantization,
+    weights::{TensorSource, TensorStore, Weights, WeightsResult},
+};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn expected() -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(golden("adapter/expected.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn assert_close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f32) {
+    assert_eq!(got.dims(), expected.dims(), "{what}");
+    let (got, expected) = (numbers(got), numbers(expected));
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
+    let apart = norm(&mut got.iter().zip(&expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+    assert!(apart < tolerance, "{what}: relative error {apart}");
+}
+
+fn logits(llama: &Llama, ids: &Tensor) -> Tensor {
+    let embeds = llama.embed(ids).unwrap().unsqueeze(0).unwrap();
+    let hidden = llama.forward(&embeds, &mut llama.new_cache()).unwrap();
+    llama.logits(&hidden).unwrap().squeeze(0).unwrap()
+}
+
+fn open(files: &ModelFiles) -> Gpt4Roi {
+    Gpt4Roi::from_files(files, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_model_with_an_adapter_computes_what_peft_computes() {
+    let (expected, base) = (expected(), ModelFiles::Directory(golden("clip")));
+    let plain = logits(&open(&base).network.llama, &expected["ids"]);
+    let adapted = logits(&open(&base.with_adapter(golden("adapter"))).network.llama, &expected["ids"]);
+    assert_close("logits", &adapted, &expected["logits"], 1e-5);
+    let apart = numbers(&(plain - adapted).unwrap()).into_iter().fold(0f32, |most, d| most.max(d.abs()));
+    assert!(apart > 0.1, "the adapter changes hardly anything: {apart}");
+}
+
+#[test]
+fn a_model_that_an_adapter_was_added_to_for_good_computes_the_same() {
+    let (place, expected) = (tempfile::tempdir().unwrap(), expected());
+    let out = place.path().join("merged");
+    let adapter = Adapter::open(&golden("adapter"), &Device::Cpu).unwrap();
+    let parts = Parts::directory(&golden("clip")).unwrap().adapted(adapter).unwrap();
+    parts.write_directory(&out, IfExists::Refuse).unwrap();
+    let merged = logits(&open(&ModelFiles::at(&out).unwrap()).network.llama, &expected["ids"]);
+    assert_close("logits", &merged, &expected["logits"], 2e-3); // rounded to float16
+}
+
+/// The changes stand beside weights that stay in 16 bits, in a file that stays as it is.
+#[test]
+fn weights_that_stay_packed_are_changed_beside_them() {
+    let (place, expected) = (tempfile::tempdir().unwrap(), expected());
+    let out = place.path().join("pair");
+    let parts = Parts::directory(&golden("clip")).unwrap();
+    parts.write_gguf(&out, IfExists::Refuse, Quantization::F16, Quantization::F16).unwrap();
+    let files = ModelFiles::at(&out).unwrap().with_adapter(golden("adapter"));
+    let adapted = open(&files).network.llama;
+    assert_close("logits", &logits(&adapted, &expected["ids"]), &expected["logits"], 2e-3);
+    let packed = open(&ModelFiles::at(&out).unwrap()).network.llama;
+    assert!(adapted.bytes() < 2 * packed.bytes(), "{} and {} bytes", adapted.bytes(), packed.bytes());
+}
+
+/// The golden model with the adapter's tensors as variables: what a trainer sees.
+struct Learning {
+    base: Arc<dyn TensorStore>,
+    stored: HashMap<String, Tensor>,
+    scale: f64,
+    variables: Mutex<HashMap<String, Var>>,
+}
+
+impl Learning {
+    fn variable(&self, name: &str) -> Option<Tensor> {
+        let var = Var::from_tensor(self.stored.get(&stored_name(name))?).unwrap();
+        self.variables.lock().unwrap().insert(stored_name(name), var.clone());
+        Some(var.as_tensor().clone())
+    }
+}
+
+impl TensorSource for Learning {
+    fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+        self.variable(name).map_or_else(|| self.base.tensor(name, shape), Ok)
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
+        let weight = Matrix::Dense(self.tensor(name, &shape)?);
+        let layer = name.strip_suffix(".weight").unwrap();
+        let [down, up] = ["A", "B"].map(|factor| self.variable(&format!("{layer}.lora_{factor}.weight")));
+        match (down, up) {
+            (Some(down), Some(up)) => Ok(weight.changed_by(LowRank { down, up, scale: self.scale })),
+            _ => Ok(weight),
+        }
+    }
+}
+
+fn mean_cross_entropy(logits: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let length = ids.dim(0)?;
+    let (logits, next) = (logits.narrow(0, 0, length - 1)?, ids.narrow(0, 1, length - 1)?);
+    let log_sum = logits.log_sum_exp(D::Minus1)?;
+    let chosen = logits.gather(&next.unsqueeze(1)?, 1)?.squeeze(1)?;
+    (log_sum - chosen)?.mean_all()
+}
+
+#[test]
+fn gradients_are_those_of_peft() {
+    let expected = expected();
+    let config: Config = ModelFiles::Directory(golden("clip")).config().unwrap();
+    let (base, _) = ModelFiles::Directory(golden("clip")).stores(&Device::Cpu).unwrap();
+    let source = Arc::new(Learning {
+        base,
+        stored: candle_core::safetensors::load(golden("adapter").join(WEIGHTS), &Device::Cpu).unwrap(),
+        scale: AdapterConfig::open(&golden("adapter")).unwrap().scale(),
+        variables: Mutex::default(),
+    });
+    let llama = Llama::load(&Weights::new(source.clone()), &config.llama).unwrap();
+    let ids = &expected["ids"];
+    let positions = Tensor::arange(0, ids.dim(0).unwrap() as u32, &Device::Cpu).unwrap();
+    let embeds = llama.embed(ids).unwrap().unsqueeze(0).unwrap();
+    let hidden = llama.forward_packed(&embeds, &positions, &AttentionMask::Causal).unwrap();
+    let logits = llama.logits(&hidden).unwrap().squeeze(0).unwrap();
+    assert_close("logits", &logits, &expected["logits"], 1e-5);
+    let store = mean_cross_entropy(&logits, ids).unwrap().backward().unwrap();
+    let variables = source.variables.lock().unwrap();
+    assert_eq!(variables.len(), 2 * 7 * 2 + 1, "two factors of seven layers, twice, and the output layer");
+    for (name, var) in variables.iter() {
+        let gradient = store.get(var.as_tensor()).unwrap_or_else(|| panic!("none for {name}"));
+        assert_close(name, gradient, &expected[&format!("gradient.{name}")], 1e-4);
+    }
+}
+
+/// An adapter like the golden one, but for some of its configuration, or of its tensors.
+fn spoiled(place: &Path, fields: &serde_json::Value, change: impl Fn(&mut HashMap<String, Tensor>)) -> String {
+    let (text, directory) = (std::fs::read_to_string(golden("adapter").join(CONFIG)).unwrap(), place.join("adapter"));
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    fields.as_object().unwrap().iter().for_each(|(field, value)| config[field] = value.clone());
+    let mut tensors = candle_core::safetensors::load(golden("adapter").join(WEIGHTS), &Device::Cpu).unwrap();
+    change(&mut tensors);
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join(CONFIG), config.to_string()).unwrap();
+    candle_core::safetensors::save(&tensors, directory.join(WEIGHTS)).unwrap();
+    let files = ModelFiles::Directory(golden("clip")).with_adapter(&directory);
+    Gpt4Roi::from_files(&files, &Device::Cpu).unwrap_err().to_string()
+}
+
+#[test]
+fn an_adapter_of_another_kind_is_refused_by_its_field() {
+    let place = tempfile::tempdir().unwrap();
+    for (field, value, says) in [
+        ("peft_type", "IA3".into(), "expected LORA, got IA3"),
+        ("r", 0.into(), "expected at least 1, got 0"),
+        ("use_dora", true.into(), "plain LoRA"),
+        ("use_qalora", true.into(), "plain LoRA"),
+        ("fan_in_fan_out", true.into(), "plain LoRA"),
+        ("rank_pattern", serde_json::json!({"q_proj": 8}), "plain LoRA"),
+        ("alora_invocation_tokens", serde_json::json!([3]), "plain LoRA"),
+    ] {
+        let error = spoiled(place.path(), &serde_json::json!({field: value}), |_| ());
+        assert!(error.contains(&format!("\"{field}\"")) && error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_refused_by_the_tensor() {
+    type Change = fn(&mut HashMap<String, Tensor>);
+    fn zeros(shape: &[usize]) -> Tensor {
+        Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
+    }
+    const LAYER: &str = "base_model.model.model.layers.1.self_attn.q_proj";
+    let place = tempfile::tempdir().unwrap();
+    let cases: [(&str, Change, &str); 6] = [
+        ("one factor", |all| drop(all.remove(&format!("{LAYER}.lora_A.weight"))), "q_proj.weight`: expected lora_A"),
+        ("two ranks", |all| drop(all.insert(format!("{LAYER}.lora_A.weight"), zeros(&[2, 24]))), "of one rank"),
+        ("a width", |all| drop(all.insert(format!("{LAYER}.lora_A.weight"), zeros(&[3, 20]))), "which is [24, 24]"),
+        (
+            "a layer",
+            |all| {
+                for factor in ["lora_A", "lora_B"] {
+                    all.insert(format!("base_model.model.model.layers.7.o_proj.{factor}.weight"), zeros(&[3, 3]));
+                }
+            },
+            "`model.layers.7.o_proj.weight`, which it has not",
+        ),
+        (
+            "an embedding",
+            |all| drop(all.insert("base_model.model.model.embed_tokens.lora_embedding_A".into(), zeros(&[3, 3]))),
+            "got `base_model.model.model.embed_tokens.lora_embedding_A`",
+        ),
+        (
+            "a stranger",
+            |all| drop(all.insert("base_model.model.model.stranger".into(), zeros(&[3]))),
+            "`model.stranger`",
+        ),
+    ];
+    for (what, change, says) in cases {
+        let error = spoiled(place.path(), &serde_json::json!({}), change);
+        assert!(error.contains(says), "{what}: {error}");
+    }
+}
