@@ -13,6 +13,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use gpt4roi::{
     Config,
+    adapter::{self, AdapterConfig, model_name, stored_name},
     model::tower_directory,
     tokenizer::Tokenizer,
     weights::{self, TensorSource, WeightsError, is_leftover_of_model, is_leftover_of_tower},
@@ -65,6 +66,15 @@ pub struct Checkpoint {
     pub counters: Counters,
 }
 
+/// What a checkpoint is, besides numbers.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// A model.
+    Model(ModelFiles),
+    /// An adapter of a model that lies elsewhere.
+    Adapter(AdapterConfig),
+}
+
 /// Files that belong to a model but not to a step.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
@@ -106,17 +116,16 @@ impl TokenizerFiles {
 
 impl Checkpoint {
     /// Writes `step-…` into `directory` and removes all but the last `keep` checkpoints there.
-    pub fn write(&self, directory: &Path, files: &ModelFiles, keep: usize) -> Result<PathBuf> {
+    pub fn write(&self, directory: &Path, form: &Form, keep: usize) -> Result<PathBuf> {
         let name = format!("{STEP}{:08}", self.counters.step);
         let (target, temporary) = (directory.join(&name), directory.join(format!(".{name}.partial")));
         remove(&temporary)?;
-        create(&temporary.join("vision_tower"))?;
-        write_model(&temporary, &self.parameters, files, DType::F32)?;
+        create(&temporary)?;
+        form.write(&temporary, &self.parameters, DType::F32)?;
         let mut state = self.moments.clone();
         state.extend(self.parameters.iter().filter(|(name, _)| is_aux(name)).map(|(n, t)| (n.clone(), t.clone())));
         write_tensors(&temporary.join(STATE), &state)?;
         write_json(&temporary.join(COUNTERS), &serde_json::to_value(&self.counters).unwrap_or_default())?;
-        sync_directory(&temporary.join("vision_tower"))?;
         sync_directory(&temporary)?;
         remove(&target)?; // the same step, written before a resume from an earlier one
         fs::rename(&temporary, &target).map_err(|source| TrainError::file(&target, source))?;
@@ -133,7 +142,7 @@ impl Checkpoint {
         let text = fs::read_to_string(&counters).map_err(|source| TrainError::file(&counters, source))?;
         let counters =
             serde_json::from_str(&text).map_err(|error| TrainError::checkpoint(counters, error.to_string()))?;
-        let state = open_state(path)?.map(|state| read_tensors(&state, is_moment)).transpose()?;
+        let state = open_file(&path.join(STATE))?.map(|state| read_tensors(&state, is_moment)).transpose()?;
         Ok(Self { parameters: read_parameters(path)?, moments: state.unwrap_or_default(), counters })
     }
 }
@@ -196,7 +205,7 @@ pub fn read_sources(stage: &str, init: &InitConfig) -> Result<Tensors> {
         if files.is_empty() {
             return Err(TrainError::checkpoint(path, "neither a model, nor a stage's output with a checkpoint"));
         }
-        let names = || files.iter().flat_map(|file| file.tensors().map(|(name, ..)| name));
+        let names = || files.iter().flat_map(|file| file.tensors().map(|(name, ..)| model_name(name).unwrap_or(name)));
         check_prefixes(stage, "init.from.take", &source.take, names)?;
         let wanted = |name: &str| (source.take.is_empty() || begins(name, &source.take)) && !begins(name, &init.fresh);
         for file in &files {
@@ -223,12 +232,13 @@ pub(crate) fn read_parameters(path: &Path) -> Result<Tensors> {
     Ok(parameters)
 }
 
-/// Where the parameters of a directory stand: the model's files, the tower's, and the trainer's. Of a published
-/// model the last are missing, of a stage that trains the tower alone the first.
+/// Where the parameters of a directory stand: the model's files, the tower's or an adapter's, and the trainer's. Of a
+/// published model the last are missing, of a stage that trains the tower alone the first.
 fn parameter_files(path: &Path) -> Result<Vec<weights::Checkpoint>> {
     let tower = tower_directory(path).unwrap_or_else(|_| path.join("vision_tower"));
-    let found = [open_weights(path)?, open_weights(&tower)?, open_state(path)?];
-    Ok(found.into_iter().flatten().collect())
+    let of_trainer = [adapter::WEIGHTS, STATE].map(|name| open_file(&path.join(name)));
+    let found = [open_weights(path), open_weights(&tower)].into_iter().chain(of_trainer);
+    Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// The weights of a directory, whole, in shards or pickled; none if it holds none.
@@ -239,15 +249,15 @@ fn open_weights(directory: &Path) -> Result<Option<weights::Checkpoint>> {
     }
 }
 
-fn open_state(path: &Path) -> Result<Option<weights::Checkpoint>> {
-    let path = path.join(STATE);
+fn open_file(path: &Path) -> Result<Option<weights::Checkpoint>> {
     Ok(path.is_file().then(|| weights::Checkpoint::open_file(path, &Device::Cpu)).transpose()?)
 }
 
-/// The tensors that are wanted, in f32.
+/// The tensors that are wanted, in f32, by the model's names, also where they stand in an adapter.
 fn read_tensors(file: &weights::Checkpoint, wanted: impl Fn(&str) -> bool) -> Result<Tensors> {
-    let entries = file.tensors().filter(|(name, ..)| wanted(name));
-    entries.map(|(name, entry, _)| Ok((name.to_owned(), file.tensor(name, &entry.shape)?))).collect()
+    let entries = file.tensors().map(|(stored, entry, _)| (model_name(stored).unwrap_or(stored), stored, entry));
+    let wanted = entries.filter(|(name, ..)| wanted(name));
+    wanted.map(|(name, stored, entry)| Ok((name.to_owned(), file.tensor(stored, &entry.shape)?))).collect()
 }
 
 /// Whether a network could ask for this tensor: it is no moment, and nothing that published files carry for others.
@@ -256,8 +266,26 @@ fn is_parameter(name: &str) -> bool {
     !(is_moment(name) || is_leftover_of_model(name) || is_leftover_of_tower(name, any_depth))
 }
 
+impl Form {
+    /// Writes all but the trainer's state.
+    pub(crate) fn write(&self, directory: &Path, parameters: &Tensors, dtype: DType) -> Result<()> {
+        match self {
+            Self::Model(files) => write_model(directory, parameters, files, dtype),
+            Self::Adapter(config) => write_adapter(directory, parameters, config, dtype),
+        }
+    }
+}
+
+/// `adapter_config.json` and the weights.
+fn write_adapter(directory: &Path, parameters: &Tensors, config: &AdapterConfig, dtype: DType) -> Result<()> {
+    let own = parameters.iter().filter(|(name, _)| !is_aux(name));
+    let own = own.map(|(name, tensor)| Ok((stored_name(name), tensor.to_dtype(dtype)?))).collect::<Result<_>>()?;
+    write_tensors(&directory.join(adapter::WEIGHTS), &own)?;
+    write_json(&directory.join(adapter::CONFIG), &serde_json::to_value(config).unwrap_or_default())
+}
+
 /// `config.json`, the weights, the tower and the tokenizer.
-pub(crate) fn write_model(directory: &Path, parameters: &Tensors, files: &ModelFiles, dtype: DType) -> Result<()> {
+fn write_model(directory: &Path, parameters: &Tensors, files: &ModelFiles, dtype: DType) -> Result<()> {
     let (tower, rest): (Tensors, Tensors) = parameters
         .iter()
         .filter(|(name, _)| !is_aux(name))
@@ -276,7 +304,7 @@ pub(crate) fn write_model(directory: &Path, parameters: &Tensors, files: &ModelF
         write(&directory.join(TOKENIZER), &tokenizer.model)?;
         write(&directory.join(ADDED_TOKENS), tokenizer.added_tokens.as_bytes())?;
     }
-    Ok(())
+    sync_directory(&directory.join("vision_tower"))
 }
 
 /// Parameters that a stage needs and the model does not.

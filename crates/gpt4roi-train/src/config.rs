@@ -10,6 +10,7 @@ use gpt4roi_data::SceneConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    adapter::AdapterSettings,
     error::{Result, TrainError},
     init::InitChoices,
     objective::{ConverseConfig, ObjectiveConfig},
@@ -25,9 +26,15 @@ pub struct StageConfig {
     /// What the stage is called in logs and messages.
     pub name: String,
     /// The model's dimensions.
+    #[serde(default)]
     pub model: ModelConfig,
-    /// Beginnings of the names of all parameters that learn.
+    /// Beginnings of the names of all parameters that learn. Beside an adapter there may be none.
+    #[serde(default)]
     pub trainable: Vec<String>,
+    /// Learns changes beside the model of `model.like`, whose own tensors stay as they are, but for those that
+    /// `trainable` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterSettings>,
     /// Where the other parameters, and the first values of these, come from.
     #[serde(default)]
     pub init: InitConfig,
@@ -69,14 +76,15 @@ pub struct StageConfig {
 }
 
 /// Whose dimensions the model has.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// A built-in set of dimensions.
     #[serde(default)]
     pub preset: Option<Preset>,
     /// In its place a model directory, whose dimensions and tokenizer the model has, relative to the working
-    /// directory.
+    /// directory. What an adapter is trained beside may also be a pair of GGUF files; without a name it is the small
+    /// model inside this program.
     #[serde(default)]
     pub like: Option<PathBuf>,
     /// Beside a preset, a directory with `tokenizer.model` and `added_tokens.json`, relative to the working directory.
@@ -243,7 +251,7 @@ impl StageConfig {
         if self.batch == 0 {
             return refuse("batch", "at least 1", "0".into());
         }
-        if self.trainable.is_empty() {
+        if self.trainable.is_empty() && self.adapter.is_none() {
             return refuse("trainable", "at least one beginning of a name", "none".into());
         }
         if self.clip_norm.is_nan() || self.clip_norm <= 0.0 {
@@ -266,12 +274,13 @@ impl StageConfig {
             return refuse("objective.pictures", "0 to 1", settings.pictures.to_string());
         }
         self.check_model()?;
+        self.adapter.as_ref().map_or(Ok(()), |adapter| adapter.check(self))?;
         self.check_source()
     }
 
     fn check_model(&self) -> Result<()> {
         let ModelConfig { preset, like, tokenizer, .. } = &self.model;
-        if preset.is_some() == like.is_some() {
+        if self.adapter.is_none() && preset.is_some() == like.is_some() {
             let got = if like.is_some() { "both" } else { "neither" };
             return Err(self.refusal("model", "either `preset` or `like`", got));
         }

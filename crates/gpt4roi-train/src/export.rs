@@ -3,15 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use gpt4roi::{convert::IfExists, model::ModelFiles as Files, staging::Staging};
+use gpt4roi::{
+    adapter::{Adapter, AdapterConfig, CONFIG},
+    convert::IfExists,
+    model::ModelFiles as Files,
+    staging::Staging,
+};
 
 use crate::{
-    checkpoint::{self, ModelFiles, TokenizerFiles, last_or_self},
+    checkpoint::{self, Form, ModelFiles, TokenizerFiles, last_or_self},
     error::{Result, TrainError},
 };
 
 /// Writes the model of `source` (a checkpoint, or the output directory of a stage) to `target` in
-/// float16: weights, tower, configurations and tokenizer. The model appears once it is complete.
+/// float16: weights, tower, configurations and tokenizer; or the adapter, if it is one. It appears once it is complete.
 ///
 /// # Errors
 /// If `target` exists, or is more than a model to replace; if `source` holds no whole model, or a weight too large
@@ -19,23 +24,37 @@ use crate::{
 pub fn export(source: &Path, target: &Path, if_exists: IfExists) -> Result<()> {
     let staging = Staging::new(target, if_exists).map_err(gpt4roi::Error::from)?;
     let path = whole_model(source)?;
-    let files =
-        ModelFiles { config: Files::Directory(path.clone()).config()?, tokenizer: Some(TokenizerFiles::read(&path)?) };
+    let form = form(&path)?;
     let parameters = checkpoint::read_parameters(&path)?;
     for (name, tensor) in &parameters {
         if !fits(tensor)? {
             return Err(TrainError::checkpoint(&path, format!("`{name}` has values beyond float16")));
         }
     }
-    checkpoint::write_model(staging.path(), &parameters, &files, DType::F16)?;
-    gpt4roi::Gpt4Roi::open(staging.path(), &Device::Cpu)?; // strict: nothing missing, nothing left over
+    form.write(staging.path(), &parameters, DType::F16)?;
+    match form {
+        // Strict: nothing missing, nothing left over.
+        Form::Model(_) => drop(gpt4roi::Gpt4Roi::open(staging.path(), &Device::Cpu)?),
+        // What it belongs to may lie elsewhere now.
+        Form::Adapter(_) => drop(Adapter::open(staging.path(), &Device::Cpu)?),
+    }
     Ok(staging.commit().map_err(gpt4roi::Error::from)?)
+}
+
+/// What the checkpoint in this directory is.
+fn form(path: &Path) -> Result<Form> {
+    if path.join(CONFIG).is_file() {
+        return Ok(Form::Adapter(AdapterConfig::open(path)?));
+    }
+    let (config, tokenizer) = (Files::Directory(path.into()).config()?, TokenizerFiles::read(path)?);
+    Ok(Form::Model(ModelFiles { config, tokenizer: Some(tokenizer) }))
 }
 
 /// The checkpoint that `source` is or holds, unless it is of a stage that makes no more than a part of a model.
 fn whole_model(source: &Path) -> Result<PathBuf> {
     let path = last_or_self(source)?;
-    let (has_model, has_tower) = (path.join("config.json").is_file(), path.join("vision_tower").is_dir());
+    let has_model = ["config.json", CONFIG].iter().any(|name| path.join(name).is_file());
+    let has_tower = path.join("vision_tower").is_dir();
     let got = match (has_model, has_tower) {
         (true, _) => return Ok(path),
         (false, true) => "a vision tower alone, which later stages of training begin with",

@@ -95,6 +95,12 @@ impl Initializer {
         if let (Some(part), true) = (name.split_once("pos_embedd."), self.choices.place_channels > 0) {
             return self.box_embedding(part.1, shape, fan_in);
         }
+        if ends("lora_A.weight") {
+            return Distribution::Uniform(1.0 / fan_in.sqrt()); // as PEFT draws them
+        }
+        if ends("lora_B.weight") {
+            return Distribution::Constant(0.0); // a change begins with none
+        }
         if vector && ends("weight") {
             return Distribution::Constant(1.0); // every one-dimensional weight is a norm's
         }

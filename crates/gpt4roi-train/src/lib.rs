@@ -21,6 +21,7 @@
 //! [`parameters`] from which the network was built; [`checkpoint`], [`log`](mod@log) and [`curve`] write
 //! down where things stand; [`export`](mod@export) makes a model of it.
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod comparing;
 pub mod config;

@@ -2,13 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use candle_core::{Device, Tensor, Var};
-use gpt4roi::weights::{TensorSource, WeightsError, WeightsResult};
+use gpt4roi::{
+    layers::Matrix,
+    low_rank::LowRank,
+    weights::{TensorSource, WeightsError, WeightsResult},
+};
 
 use crate::{
+    adapter::{Base, Factors, is_factor},
     config::StageConfig,
     error::{Result, TrainError},
     init::Initializer,
@@ -21,8 +26,19 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// The handle that changes it; absent when frozen.
     pub var: Option<Var>,
-    /// Whether it was drawn, not taken from a checkpoint.
-    pub fresh: bool,
+    /// Where its value came from.
+    pub origin: Origin,
+}
+
+/// Where the first value of a parameter came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A checkpoint.
+    Taken,
+    /// The model that an adapter is trained beside.
+    Base,
+    /// It was drawn.
+    Drawn,
 }
 
 /// Hands the network its tensors and remembers which it asked for.
@@ -35,6 +51,8 @@ pub struct Parameters {
     taken: Mutex<BTreeMap<String, Tensor>>,
     initializer: Initializer,
     device: Device,
+    /// What does not learn, beside an adapter.
+    base: Option<Base>,
     asked: Mutex<BTreeMap<String, Parameter>>,
 }
 
@@ -46,14 +64,27 @@ impl Parameters {
         taken: BTreeMap<String, Tensor>,
         initializer: Initializer,
         device: &Device,
-    ) -> Arc<Self> {
+    ) -> Self {
         let (taken, asked) = (Mutex::new(taken), Mutex::new(BTreeMap::new()));
-        Arc::new(Self { trainable, taken, initializer, device: device.clone(), asked })
+        Self { trainable, taken, initializer, device: device.clone(), base: None, asked }
+    }
+
+    /// The same beside a model that stays as it is: its matrices are handed out as it has them, with changes that
+    /// learn, and its tensors are the first values of what else learns.
+    pub(crate) fn beside(self, base: Base) -> Self {
+        Self { base: Some(base), ..self }
     }
 
     /// The trainable parameters, by name.
     pub fn trainable(&self) -> Vec<(String, Var)> {
         self.asked().iter().filter_map(|(name, p)| Some((name.clone(), p.var.clone()?))).collect()
+    }
+
+    /// What a checkpoint holds: everything that was asked for, by name, but for what another model has as well.
+    pub fn own(&self) -> BTreeMap<String, Tensor> {
+        let is_own = |parameter: &Parameter| parameter.var.is_some() || parameter.origin != Origin::Base;
+        let own = self.all().into_iter().filter(|(_, parameter)| is_own(parameter));
+        own.map(|(name, parameter)| (name, parameter.tensor)).collect()
     }
 
     /// Everything that was asked for, by name.
@@ -82,11 +113,30 @@ impl Parameters {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_taken(&self, name: &str) -> bool {
+        self.taken().contains_key(name)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<String, Tensor>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn learns(&self, name: &str) -> bool {
+        begins(name, &self.trainable) || self.base.is_some() && is_factor(name)
+    }
+
+    fn change(&self, factors: &Factors, [output, input]: [usize; 2]) -> WeightsResult<LowRank> {
+        let Factors { layer, rank, scale } = factors;
+        let down = self.tensor(&format!("{layer}.lora_A.weight"), &[*rank, input])?;
+        let up = self.tensor(&format!("{layer}.lora_B.weight"), &[output, *rank])?;
+        Ok(LowRank { down, up, scale: *scale })
+    }
+
     fn make(&self, name: &str, shape: &[usize]) -> WeightsResult<Parameter> {
         let failed = |source| WeightsError::Tensor { name: name.into(), source };
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        let (tensor, fresh) = match taken {
-            Some(tensor) if tensor.dims() == shape => (tensor.to_device(&self.device).map_err(failed)?, false),
+        let taken = self.taken().remove(name);
+        let (tensor, origin) = match taken {
+            Some(tensor) if tensor.dims() == shape => (tensor.to_device(&self.device).map_err(failed)?, Origin::Taken),
             Some(tensor) => {
                 return Err(WeightsError::Shape {
                     name: name.into(),
@@ -94,14 +144,17 @@ impl Parameters {
                     got: tensor.dims().into(),
                 });
             }
-            None => (self.initializer.tensor(name, shape, &self.device).map_err(failed)?, true),
+            None => match self.base.as_ref().map_or(Ok(None), |base| base.tensor(name, shape))? {
+                Some(tensor) => (tensor, Origin::Base),
+                None => (self.initializer.tensor(name, shape, &self.device).map_err(failed)?, Origin::Drawn),
+            },
         };
-        if !begins(name, &self.trainable) {
-            return Ok(Parameter { tensor, var: None, fresh });
+        if !self.learns(name) {
+            return Ok(Parameter { tensor, var: None, origin });
         }
         // A copy, so that a variable never shares its storage with a tensor held elsewhere.
         let var = Var::from_tensor(&tensor.copy().map_err(failed)?).map_err(failed)?;
-        Ok(Parameter { tensor: var.as_tensor().clone(), var: Some(var), fresh })
+        Ok(Parameter { tensor: var.as_tensor().clone(), var: Some(var), origin })
     }
 }
 
@@ -115,12 +168,30 @@ impl TensorSource for Parameters {
         self.asked().insert(name.into(), parameter);
         Ok(tensor)
     }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> WeightsResult<Matrix> {
+        let kept = match &self.base {
+            Some(base) if !self.learns(name) && !self.is_taken(name) => {
+                base.matrix(name, shape)?.map(|matrix| (matrix, base.factors(name)))
+            }
+            _ => None,
+        };
+        match kept {
+            None => self.tensor(name, &shape).map(Matrix::Dense),
+            Some((matrix, None)) => Ok(matrix),
+            Some((matrix, Some(factors))) => Ok(matrix.changed_by(self.change(&factors, shape)?)),
+        }
+    }
 }
 
 fn check_drawn(asked: &BTreeMap<String, Parameter>, stage: &StageConfig) -> Result<()> {
-    let from_nothing = stage.init.from.is_empty();
-    let named = |name: &str, p: &Parameter| from_nothing && p.var.is_some() || begins(name, &stage.init.fresh);
-    let drawn: Vec<_> = asked.iter().filter(|(name, p)| p.fresh && !named(name, p)).map(|(name, _)| name).collect();
+    let from_nothing = stage.init.from.is_empty() && stage.adapter.is_none();
+    let drawn_anyway = |name: &str| stage.adapter.is_some() && is_factor(name);
+    let named = |name: &str, p: &Parameter| {
+        from_nothing && p.var.is_some() || drawn_anyway(name) || begins(name, &stage.init.fresh)
+    };
+    let drawn = asked.iter().filter(|(name, p)| p.origin == Origin::Drawn && !named(name, p));
+    let drawn: Vec<_> = drawn.map(|(name, _)| name).collect();
     match drawn.first() {
         Some(first) => {
             Err(TrainError::Drawn { stage: stage.name.clone(), count: drawn.len(), first: first.to_string() })
@@ -157,7 +228,7 @@ mod tests {
     use super::*;
     use crate::{config::Source, init::InitChoices, optimizer::Group, tiny};
 
-    fn parameters(trainable: &[&str], taken: &[&str]) -> Arc<Parameters> {
+    fn parameters(trainable: &[&str], taken: &[&str]) -> Parameters {
         let initializer = Initializer::new(1, &gpt4roi::Config::gpt4roi_7b(), InitChoices::default());
         let value = Tensor::full(3f32, 2, &Device::Cpu).unwrap();
         let taken = taken.iter().map(|name| (name.to_string(), value.clone())).collect();

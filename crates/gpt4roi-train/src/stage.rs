@@ -7,11 +7,12 @@ use std::{
 };
 
 use candle_core::Device;
-use gpt4roi::{Config, tokenizer::Tokenizer, weights::Weights};
+use gpt4roi::{Config, model::ModelFiles as Files, nano::NANO, tokenizer::Tokenizer, weights::Weights};
 use gpt4roi_data::{QuestionMix, Questions, Scenes};
 
 use crate::{
-    checkpoint::{Checkpoint, ModelFiles, Tensors, TokenizerFiles, complete, read_sources, refuse_other_stage},
+    adapter::Base,
+    checkpoint::{Checkpoint, Form, ModelFiles, Tensors, TokenizerFiles, complete, read_sources, refuse_other_stage},
     config::StageConfig,
     conversations::Conversations,
     error::{Result, TrainError},
@@ -19,7 +20,7 @@ use crate::{
     lesson::Lessons,
     looks::Looks,
     objective::{Converse, ConverseConfig, Language, Objective, ObjectiveConfig, Patches},
-    parameters::{Parameters, check_prefixes},
+    parameters::{Origin, Parameters, check_prefixes},
     records::RecordLessons,
     standardize::standardize,
     tower::Tower,
@@ -56,7 +57,10 @@ pub(crate) struct Plan {
     stage: StageConfig,
     config: Config,
     tokenizer: Option<Arc<Tokenizer>>,
+    /// What is written beside a model.
     tokenizer_files: Option<TokenizerFiles>,
+    /// What an adapter is trained beside.
+    base: Option<Files>,
     pictures: Pictures,
 }
 
@@ -70,27 +74,37 @@ impl Plan {
     /// `like` has the model's dimensions, if no preset has them.
     fn of(stage: StageConfig, like: Option<&Path>) -> Result<Self> {
         stage.check()?;
+        if stage.adapter.is_some() {
+            return Self::beside(stage, like.map_or(Ok(Files::Embedded(NANO)), Files::at)?);
+        }
         let files = like.or(stage.model.tokenizer.as_deref()).map(TokenizerFiles::read).transpose()?;
         let tokens = files.as_ref().map(TokenizerFiles::tokenizer).transpose()?.map_or(0, |all| all.vocab_size());
         let config = match (like, stage.model.preset) {
-            (Some(directory), _) => gpt4roi::model::ModelFiles::Directory(directory.into()).config()?,
+            (Some(directory), _) => Files::Directory(directory.into()).config()?,
             (None, Some(preset)) => preset.config(tokens),
             (None, None) => return Err(stage.refusal("model", "either `preset` or `like`", "neither")),
         };
-        let config = match stage.model.region.is_empty() {
-            true => config,
-            false => config.with_region(&stage.model.region)?,
-        };
+        let config = with_region(config, &stage)?;
         Self::for_model(stage, config, files)
+    }
+
+    /// For an adapter of this model.
+    fn beside(stage: StageConfig, base: Files) -> Result<Self> {
+        let (config, tokenizer) = (with_region(base.config()?, &stage)?, Arc::new(base.tokenizer()?));
+        Ok(Self { base: Some(base), ..Self::with_pictures(stage, config, Some(tokenizer))? })
     }
 
     /// For a model of any dimensions.
     pub(crate) fn for_model(
-        mut stage: StageConfig,
+        stage: StageConfig,
         config: Config,
         tokenizer_files: Option<TokenizerFiles>,
     ) -> Result<Self> {
         let tokenizer = tokenizer_files.as_ref().map(TokenizerFiles::tokenizer).transpose()?.map(Arc::new);
+        Ok(Self { tokenizer_files, ..Self::with_pictures(stage, config, tokenizer)? })
+    }
+
+    fn with_pictures(mut stage: StageConfig, config: Config, tokenizer: Option<Arc<Tokenizer>>) -> Result<Self> {
         let pictures = match (&stage.records, &stage.scenes) {
             (Some(files), _) => {
                 let tokenizer = tokenizer.clone().ok_or_else(|| no_tokenizer(&stage))?;
@@ -100,7 +114,7 @@ impl Plan {
             }
             (None, scenes) => Pictures::Drawn(Arc::new(Scenes::new(scenes.clone().unwrap_or_default()).map_err(data)?)),
         };
-        Ok(Self { stage, config, tokenizer, tokenizer_files, pictures })
+        Ok(Self { stage, config, tokenizer, tokenizer_files: None, base: None, pictures })
     }
 
     pub(crate) fn begin(self, out: PathBuf) -> Result<Trainer> {
@@ -144,6 +158,10 @@ impl Plan {
     /// The network of these tensors, and of fresh ones where they have none, with its loss.
     fn network(&self, taken: Tensors) -> Result<(Arc<Parameters>, Box<dyn Objective>)> {
         let parameters = Parameters::new(self.stage.trainable.clone(), taken, self.initializer(), &Device::Cpu);
+        let parameters = Arc::new(match (&self.base, &self.stage.adapter) {
+            (Some(files), Some(settings)) => parameters.beside(Base::open(files, settings.clone())?),
+            _ => parameters,
+        });
         let objective = self.objective(&Weights::new(parameters.clone()))?;
         Ok((parameters, objective))
     }
@@ -196,8 +214,11 @@ impl Plan {
     }
 
     fn trainer(self, parameters: Arc<Parameters>, objective: Box<dyn Objective>, out: PathBuf) -> Result<Trainer> {
-        let files = ModelFiles { config: self.config, tokenizer: self.tokenizer_files };
-        let mut trainer = Trainer::new(self.stage, parameters, objective, files, out)?;
+        let form = match &self.stage.adapter {
+            Some(settings) => Form::Adapter(settings.config(&self.stage)),
+            None => Form::Model(ModelFiles { config: self.config, tokenizer: self.tokenizer_files }),
+        };
+        let mut trainer = Trainer::new(self.stage, parameters, objective, form, out)?;
         if let Pictures::Own(lessons) = &self.pictures {
             trainer.without_picture = lessons.without_picture();
         }
@@ -213,13 +234,19 @@ impl Plan {
     }
 }
 
+/// The dimensions with what the stage says of the region module.
+fn with_region(config: Config, stage: &StageConfig) -> Result<Config> {
+    let changes = &stage.model.region;
+    Ok(if changes.is_empty() { config } else { config.with_region(changes)? })
+}
+
 fn no_tokenizer(stage: &StageConfig) -> TrainError {
     stage.refusal("model.tokenizer", "a directory with tokenizer.model and added_tokens.json", "none")
 }
 
 /// A checkpoint has every tensor of its network, or it is another network's.
 fn refuse_missing(path: &Path, parameters: &Parameters) -> Result<()> {
-    match parameters.all().into_iter().find(|(_, parameter)| parameter.fresh) {
+    match parameters.all().into_iter().find(|(_, parameter)| parameter.origin == Origin::Drawn) {
         Some((name, _)) => Err(TrainError::checkpoint(path, format!("parameter `{name}` is missing"))),
         None => Ok(()),
     }

@@ -138,6 +138,8 @@ fn named(name: &str, source: candle_core::Error) -> gpt4roi::weights::WeightsErr
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use gpt4roi::{
         Image,
         clip::ClipVision,
@@ -153,7 +155,7 @@ mod tests {
     /// The patches of one level over all scenes.
     fn states(taken: &BTreeMap<String, Tensor>, initializer: &Initializer, level: usize) -> Tensor {
         let config = tiny::config(8);
-        let source = Parameters::new(Vec::new(), taken.clone(), initializer.clone(), &Device::Cpu);
+        let source = Arc::new(Parameters::new(Vec::new(), taken.clone(), initializer.clone(), &Device::Cpu));
         let states = config.level_states().unwrap();
         let clip = ClipVision::load(&Weights::new(source), &config.vision, *states.last().unwrap()).unwrap();
         let scenes = scenes();
@@ -176,7 +178,7 @@ mod tests {
         let config = tiny::config(8);
         let initializer = Initializer::new(5, &config, InitChoices::default());
         // A tower whose stream is loud: all its tensors as drawn, what writes to the stream ten times that.
-        let source = Parameters::new(Vec::new(), BTreeMap::new(), initializer.clone(), &Device::Cpu);
+        let source = Arc::new(Parameters::new(Vec::new(), BTreeMap::new(), initializer.clone(), &Device::Cpu));
         ClipVision::load(&Weights::new(source.clone()), &config.vision, 4).unwrap();
         let mut taken: BTreeMap<_, _> = source.all().into_iter().map(|(name, p)| (name, p.tensor)).collect();
         for (_, tensor) in taken.iter_mut().filter(|(name, _)| writes_to_stream(name)) {
@@ -193,7 +195,7 @@ mod tests {
         assert!(difference.to_scalar::<f32>().unwrap() < 1e-3, "{difference}");
 
         // What the projector makes of it has mean 0, and the spread of weights N(0, 0.02²) on 16 inputs of variance 1.
-        let source = Parameters::new(Vec::new(), taken, initializer.clone(), &Device::Cpu);
+        let source = Arc::new(Parameters::new(Vec::new(), taken, initializer.clone(), &Device::Cpu));
         let weight = source.tensor("model.mm_projector.weight", &[16, 16]).unwrap();
         let bias = source.tensor("model.mm_projector.bias", &[16]).unwrap();
         let tokens = after.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();

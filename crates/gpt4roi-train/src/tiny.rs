@@ -2,10 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use gpt4roi::{Config, tokenizer::Tokenizer};
+use gpt4roi::{
+    Config, Precision,
+    convert::{IfExists, Parts},
+    tokenizer::Tokenizer,
+};
 use gpt4roi_data::{QuestionMix, SceneConfig};
 
 use crate::{
+    adapter::AdapterSettings,
     checkpoint::TokenizerFiles,
     config::{CheckpointConfig, InitConfig, ModelConfig, Preset, StageConfig},
     error::Result,
@@ -98,6 +103,7 @@ pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConf
             region: serde_json::Map::new(),
         },
         trainable: trainable.iter().map(|prefix| prefix.to_string()).collect(),
+        adapter: None,
         init: InitConfig {
             fresh: vec![String::new()],
             choices: InitChoices { place_channels: PLACE_CHANNELS, ..InitChoices::default() },
@@ -133,6 +139,31 @@ pub(crate) fn stage_of_records(files: &[PathBuf]) -> StageConfig {
     let files = files.to_vec();
     let records = RecordsConfig { files, images: None, question: None, split: None, dialogues_per_picture: 20 };
     StageConfig { scenes: None, records: Some(records), ..stage }
+}
+
+/// A whole model of these dimensions and of random numbers, in a directory.
+pub(crate) fn write_model(directory: &Path) {
+    let files = tokenizer_files();
+    let config = config(tokenizer().vocab_size());
+    let parts = Parts::noise(&config, &files.model, &files.added_tokens).unwrap();
+    parts.write_directory(directory, IfExists::Refuse).unwrap();
+}
+
+/// Changes of the language model of `base` learn, and what else is named.
+pub(crate) fn stage_of_adapter(base: &Path, trainable: &[&str]) -> StageConfig {
+    let mut stage = stage(conversation(), trainable);
+    stage.model = ModelConfig { like: Some(base.into()), ..ModelConfig::default() };
+    stage.adapter = Some(AdapterSettings {
+        rank: 3,
+        alpha: 6.0,
+        targets: ["q_proj", "v_proj", "down_proj"].map(String::from).into(),
+        base_dtype: Precision::F32,
+    });
+    stage.init.fresh.clear();
+    if let ObjectiveConfig::Conversation(settings) = &mut stage.objective {
+        (settings.class, settings.distance) = (0.0, 0.0);
+    }
+    stage
 }
 
 pub(crate) fn trainer(stage: StageConfig, out: &Path) -> Result<Trainer> {

@@ -19,7 +19,7 @@ pub(crate) struct Tower {
 impl Tower {
     /// Takes the tower's tensors where `taken` has them, and draws the others.
     pub(crate) fn load(taken: &BTreeMap<String, Tensor>, initializer: &Initializer, config: &Config) -> Result<Self> {
-        let source = Parameters::new(Vec::new(), taken.clone(), initializer.clone(), &Device::Cpu);
+        let source = Arc::new(Parameters::new(Vec::new(), taken.clone(), initializer.clone(), &Device::Cpu));
         let states = config.level_states()?;
         let depth = states.last().copied().unwrap_or(0);
         let clip = ClipVision::load(&Weights::new(source as Arc<_>), &config.vision, depth)?;

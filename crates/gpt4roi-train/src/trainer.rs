@@ -15,7 +15,7 @@ use std::{
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{
-    checkpoint::{Checkpoint, Counters, ModelFiles, Tensors, complete, create, step_of},
+    checkpoint::{Checkpoint, Counters, Form, Tensors, complete, create, step_of},
     config::StageConfig,
     curve,
     error::{Result, TrainError},
@@ -36,10 +36,11 @@ pub struct Trainer {
     parameters: Arc<Parameters>,
     objective: Box<dyn Objective>,
     optimizer: Optimizer,
-    files: ModelFiles,
+    form: Form,
     out: PathBuf,
     counters: Counters,
-    /// One pool of one thread per worker: whatever a kernel would do in parallel stays in its worker.
+    /// A pool per picture that is worked on. As long as there are as many pictures as cores, a pool has one thread, and
+    /// whatever a kernel would do in parallel stays in its worker.
     workers: Vec<ThreadPool>,
     /// All threads together, for the update.
     everyone: ThreadPool,
@@ -97,7 +98,7 @@ impl Trainer {
         stage: StageConfig,
         parameters: Arc<Parameters>,
         objective: Box<dyn Objective>,
-        files: ModelFiles,
+        form: Form,
         out: impl Into<PathBuf>,
     ) -> Result<Self> {
         stage.check()?;
@@ -107,16 +108,18 @@ impl Trainer {
             threads => threads,
         };
         let pool = |threads| ThreadPoolBuilder::new().num_threads(threads).build();
+        let workers = threads.min(stage.batch);
+        let share = |worker| threads / workers + usize::from(worker < threads % workers);
         let optimizer = Optimizer::new(&stage.optimizer, parameters.trainable());
         let counters = Counters { stage: stage.identity(), ..Counters::default() };
         Ok(Self {
             parameters,
             objective,
             optimizer,
-            files,
+            form,
             out: out.into(),
             counters,
-            workers: (0..threads).map(|_| pool(1)).collect::<std::result::Result<_, _>>()?,
+            workers: (0..workers).map(|worker| pool(share(worker))).collect::<std::result::Result<_, _>>()?,
             everyone: pool(threads)?,
             reached: false,
             without_picture: 0,
@@ -321,9 +324,9 @@ impl Trainer {
 
     /// Writes a checkpoint now.
     pub fn write_checkpoint(&self) -> Result<PathBuf> {
-        let parameters = self.parameters.all().into_iter().map(|(name, parameter)| (name, parameter.tensor)).collect();
+        let parameters = self.parameters.own();
         let checkpoint = Checkpoint { parameters, moments: self.optimizer.state()?, counters: self.counters.clone() };
-        checkpoint.write(&self.checkpoints(), &self.files, self.stage.checkpoint.keep)
+        checkpoint.write(&self.checkpoints(), &self.form, self.stage.checkpoint.keep)
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -398,7 +401,7 @@ mod tests {
     use gpt4roi::weights::Weights;
 
     use super::*;
-    use crate::{config::Source, init::Initializer, progress::Silent, tiny};
+    use crate::{checkpoint::ModelFiles, config::Source, init::Initializer, progress::Silent, tiny};
 
     const STILL: fn() -> Duration = || Duration::ZERO;
 
@@ -507,12 +510,15 @@ mod tests {
 
     #[test]
     fn the_number_of_workers_does_not_change_the_result() {
-        let stage =
-            |threads| StageConfig { threads, steps: 2, ..tiny::stage(tiny::patches(), &["vision_model.", "aux."]) };
-        let (one, three) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        run(stage(1), one.path(), false, &mut Silent);
-        run(stage(3), three.path(), false, &mut Silent);
-        assert_same(one.path(), three.path());
+        let trainable = ["vision_model.", "aux."];
+        // Three pictures have a thread each; of a single one's operations, several threads may do parts.
+        for batch in [1, 3] {
+            let stage = |threads| StageConfig { threads, batch, steps: 2, ..tiny::stage(tiny::patches(), &trainable) };
+            let (one, three) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            run(stage(1), one.path(), false, &mut Silent);
+            run(stage(3), three.path(), false, &mut Silent);
+            assert_same(one.path(), three.path());
+        }
     }
 
     #[test]
@@ -611,10 +617,10 @@ mod tests {
         (stage.batch, stage.optimizer.muon, stage.clip_norm) = (1, None, 100.0);
         let config = tiny::config(8);
         let initializer = Initializer::new(1, &config, stage.init.choices.clone());
-        let parameters = Parameters::new(stage.trainable.clone(), BTreeMap::new(), initializer, &Device::Cpu);
+        let parameters = Arc::new(Parameters::new(stage.trainable.clone(), BTreeMap::new(), initializer, &Device::Cpu));
         let w = Weights::new(parameters.clone()).get("aux.w", &[2]).unwrap();
-        let files = ModelFiles { config, tokenizer: None };
-        Trainer::new(stage, parameters, Box::new(Quadratic { w, broken, cut, whole }), files, out).unwrap()
+        let form = Form::Model(ModelFiles { config, tokenizer: None });
+        Trainer::new(stage, parameters, Box::new(Quadratic { w, broken, cut, whole }), form, out).unwrap()
     }
 
     #[test]
