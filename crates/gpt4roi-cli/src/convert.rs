@@ -11,6 +11,7 @@ use candle_core::Device;
 use clap::{ValueEnum, builder::FalseyValueParser};
 use gpt4roi::{
     Gpt4Roi,
+    adapter::Adapter,
     convert::{IfExists, Parts, Tower},
     divergence::Divergence,
     fingerprint::Fingerprint,
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 use crate::{
     failure::{Refusal, tell},
+    options::check_adapter,
     side_file,
 };
 
@@ -38,6 +40,10 @@ pub(crate) struct Args {
     /// The vision tower: a directory or a file with the names of Hugging Face's CLIP, OpenCLIP or OpenAI's CLIP
     #[arg(long, value_name = "DIR|FILE", env = "GPT4ROI_TOWER")]
     tower: Option<PathBuf>,
+
+    /// An adapter of the model, whose changes are added to it for good: a directory with adapter_config.json
+    #[arg(long, value_name = "DIR", env = "GPT4ROI_ADAPTER")]
+    adapter: Option<PathBuf>,
 
     /// Where the model goes: a directory, which must not exist. Its name becomes the name of GGUF files
     #[arg(long, value_name = "DIR", env = "GPT4ROI_OUT")]
@@ -113,6 +119,9 @@ Examples:
   Quantised to 4 bits: models/7b/7b-q4_k.gguf, which llama.cpp loads too, and models/7b/mmproj-7b.gguf:
     gpt4roi convert --from models/gpt4roi-7b --quantize q4_k --out models/7b
 
+  What was trained beside a model, added to it for good:
+    gpt4roi convert --from models/gpt4roi-7b --adapter adapters/mine --quantize q4_k --out models/mine
+
   Where training of the region module starts:
     gpt4roi convert --base vicuna-7b --projector LLaVA-7b-pretrain-projector-v0.bin --out models/start";
 
@@ -180,8 +189,15 @@ impl Args {
             }
         };
         let parts = parts.map_err(gpt4roi::Error::from)?;
-        match &self.tower {
-            Some(tower) => Ok(parts.with_tower(Tower::open(tower).map_err(gpt4roi::Error::from)?)),
+        let parts = match &self.tower {
+            Some(tower) => parts.with_tower(Tower::open(tower).map_err(gpt4roi::Error::from)?),
+            None => parts,
+        };
+        match &self.adapter {
+            Some(adapter) => {
+                check_adapter(adapter)?;
+                Ok(parts.adapted(Adapter::open(adapter, &Device::Cpu)?)?)
+            }
             None => Ok(parts),
         }
     }
@@ -192,7 +208,12 @@ impl Args {
             tell("the language model before and after is compared if it was merged first and is given by --from");
             return Ok(None);
         };
-        let divergence = Divergence::of(&ModelFiles::at(source)?, &ModelFiles::at(&self.out)?)?;
+        let source = ModelFiles::at(source)?;
+        let source = match &self.adapter {
+            Some(adapter) => source.with_adapter(adapter),
+            None => source,
+        };
+        let divergence = Divergence::of(&source, &ModelFiles::at(&self.out)?)?;
         tell(&format!(
             "next-token distributions: KL divergence {:.4} nats on average, {:.4} at most; same top token at {:.1} % of {}",
             divergence.mean_kl,

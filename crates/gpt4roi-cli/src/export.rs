@@ -9,7 +9,8 @@ use crate::failure::tell;
 
 /// Write the model of a training run in float16, without the trainer's state
 ///
-/// The result is a model directory for --model: weights, vision tower, configurations and tokenizer.
+/// The result is a model directory for --model: weights, vision tower, configurations and tokenizer. A run that trained
+/// an adapter beside a model becomes a directory for --adapter.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {

@@ -10,7 +10,7 @@ use std::{
 use candle_core::Device;
 use clap::{Args, builder::FalseyValueParser};
 use gpt4roi::{
-    DeviceChoice, Gpt4Roi, Image, Precision,
+    DeviceChoice, Gpt4Roi, Image, Precision, adapter,
     chat::AskOptions,
     device,
     model::ModelFiles,
@@ -36,6 +36,11 @@ pub(crate) struct ModelOptions {
     /// program answers
     #[arg(long, value_name = "MODEL", env = "GPT4ROI_MODEL")]
     pub(crate) model: Option<PathBuf>,
+
+    /// An adapter of this model, as `gpt4roi export` writes it after training beside a model, or PEFT (LoRA): a
+    /// directory with adapter_config.json
+    #[arg(long, value_name = "DIR", env = "GPT4ROI_ADAPTER")]
+    pub(crate) adapter: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) compute: ComputeOptions,
@@ -80,7 +85,11 @@ impl ModelOptions {
 
     /// How the model is called in reports.
     pub(crate) fn name(&self) -> String {
-        self.model.as_ref().map_or_else(|| "embedded".into(), |directory| directory.display().to_string())
+        let model = self.model.as_ref().map_or_else(|| "embedded".into(), |directory| directory.display().to_string());
+        match &self.adapter {
+            Some(adapter) => format!("{model} with {}", adapter.display()),
+            None => model,
+        }
     }
 
     /// Loads the model.
@@ -90,9 +99,16 @@ impl ModelOptions {
 
     /// The model's files, unread.
     pub(crate) fn files(&self) -> anyhow::Result<ModelFiles> {
-        match &self.model {
-            Some(model) => Ok(ModelFiles::at(&place_of(model)?)?),
-            None => Ok(ModelFiles::Embedded(NANO)),
+        let files = match &self.model {
+            Some(model) => ModelFiles::at(&place_of(model)?)?,
+            None => ModelFiles::Embedded(NANO),
+        };
+        match &self.adapter {
+            Some(adapter) => {
+                check_adapter(adapter)?;
+                Ok(files.with_adapter(adapter))
+            }
+            None => Ok(files),
         }
     }
 }
@@ -131,6 +147,19 @@ fn place_of(model: &Path) -> anyhow::Result<PathBuf> {
     })
 }
 
+/// Tells the directory of an adapter from that of a run, which may hold one.
+pub(crate) fn check_adapter(directory: &Path) -> Result<(), Refusal> {
+    if directory.join(adapter::CONFIG).is_file() {
+        return Ok(());
+    }
+    let place = directory.display();
+    let hint = match directory.join("checkpoints").is_dir() {
+        true => format!("it is a training run; `gpt4roi export {place} --out ADAPTER` makes an adapter of it"),
+        false => format!("--adapter takes the directory that holds {} and {}", adapter::CONFIG, adapter::WEIGHTS),
+    };
+    Err(Refusal::failure(format!("{place} holds no adapter: there is no {} in it", adapter::CONFIG)).hint(hint))
+}
+
 fn is_gguf(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "gguf")
 }
@@ -143,6 +172,9 @@ fn check_directory(directory: &Path) -> Result<(), Refusal> {
     let place = directory.display();
     let hint = match directory.join("checkpoints").is_dir() {
         true => format!("it is a training run; `gpt4roi export {place} --out MODEL` makes a model of it"),
+        false if directory.join(adapter::CONFIG).is_file() => {
+            "it is an adapter: --adapter takes it, and --model the model that it was trained beside".into()
+        }
         false => PLACES.into(),
     };
     Err(Refusal::failure(format!("{place} holds no model: neither config.json nor a GGUF file")).hint(hint))

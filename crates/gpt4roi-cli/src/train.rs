@@ -39,6 +39,7 @@ Examples:
   gpt4roi train configs/nano/0-tower.toml --out runs/nano/0-tower
   gpt4roi train configs/nano/0-tower.toml --out runs/nano/0-tower --resume
   gpt4roi train configs/own-data.toml --set 'records.files=[\"mine.jsonl\"]' --out runs/mine
+  gpt4roi train configs/adapter.toml --set 'model.like=\"gpt4roi-7b\"' --out runs/tuned
   gpt4roi train configs/ablation/3-joint.toml --set model.region.shuffle=false --out runs/no-shuffle";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {

@@ -52,17 +52,30 @@ pub(crate) struct PyModel {
 /// such a pair, or ORG/NAME[@REV] that `gpt4roi pull` has brought into the cache. Nothing is downloaded. Without it the
 /// small model inside this package answers, which knows drawn objects and nothing else.
 ///
+/// `adapter` is the directory of an adapter of this model, as `gpt4roi export` writes it after training beside a model,
+/// or PEFT (LoRA).
+///
 /// `device` is auto, cpu, cuda, cuda:N or metal; a GPU needs a package that was built for it. `dtype` says in how many
 /// bits weights are kept: f32, f16 or bf16.
 #[pyfunction]
-#[pyo3(signature = (model=None, *, device="auto", dtype="f32"))]
-pub(crate) fn load(py: Python<'_>, model: Option<PathBuf>, device: &str, dtype: &str) -> PyResult<PyModel> {
+#[pyo3(signature = (model=None, *, adapter=None, device="auto", dtype="f32"))]
+pub(crate) fn load(
+    py: Python<'_>,
+    model: Option<PathBuf>,
+    adapter: Option<PathBuf>,
+    device: &str,
+    dtype: &str,
+) -> PyResult<PyModel> {
     let wrong = |name: &str, error: &dyn std::fmt::Display| PyValueError::new_err(format!("{name}: {error}"));
     let choice: DeviceChoice = device.parse().map_err(|error| wrong("device", &error))?;
     let precision: Precision = dtype.parse().map_err(|error| wrong("dtype", &error))?;
     let name = model.as_ref().map_or("embedded".into(), |model| model.display().to_string());
     let (model, passed_over) = compute(py, move |_| {
         let files = model.as_deref().map_or(Ok(ModelFiles::Embedded(NANO)), files_of)?;
+        let files = match adapter {
+            Some(adapter) => files.with_adapter(adapter),
+            None => files,
+        };
         let mut passed_over = Vec::new();
         let device = choice.open(|error| passed_over.push(error.to_string()))?;
         Ok((Gpt4Roi::load(&files, &device, precision)?, passed_over))

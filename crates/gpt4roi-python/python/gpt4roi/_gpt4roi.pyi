@@ -67,6 +67,7 @@ _Origin: TypeAlias = Literal["given", "coordinates", "point", "polygon", "mask"]
 def load(
     model: str | os.PathLike[str] | None = None,
     *,
+    adapter: str | os.PathLike[str] | None = None,
     device: str = "auto",
     dtype: Literal["f32", "f16", "bf16"] | str = "f32",
 ) -> Model: ...
