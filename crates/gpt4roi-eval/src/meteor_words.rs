@@ -12,10 +12,11 @@ type Between = fn(char, char) -> bool;
 
 /// The words of a tokenized, lower-cased caption.
 pub(crate) fn normalised(words: &[String]) -> Vec<String> {
-    let line = format!(" {} ", words.join(" ").replace("--", "-"));
+    let line = format!(" {} ", words.join(" "));
     let line: Vec<char> = line.chars().flat_map(apart).collect();
     let line = between(&line, ',', |left, right| !(is_digit(left) && is_digit(right)), " , ");
-    let line: Vec<char> = line.into_iter().map(|mark| if "`‘’".contains(mark) { '\'' } else { mark }).collect();
+    let line: String = line.into_iter().map(plain).collect();
+    let line: Vec<char> = line.replace("''", " \" ").replace("--", "-").chars().collect();
     let line = between(&line, '-', |left, right| (is_word(left) || left == '.') && is_word(right), " ");
     let words = with_apostrophes(line).into_iter().collect::<String>();
     without_stops(&words.split_whitespace().collect::<Vec<_>>())
@@ -25,6 +26,16 @@ pub(crate) fn normalised(words: &[String]) -> Vec<String> {
 fn apart(mark: char) -> Vec<char> {
     let within = is_word(mark) || mark.is_ascii_whitespace() || ".'`,-‘’".contains(mark);
     if within { vec![mark] } else { vec![' ', mark, ' '] }
+}
+
+/// One form of quotation marks and dashes.
+fn plain(mark: char) -> char {
+    match mark {
+        '`' | '‘' | '’' => '\'',
+        '“' | '”' => '"',
+        '–' => '-',
+        _ => mark,
+    }
 }
 
 /// Contractions are cut before their apostrophe, and apostrophes that are none stand by themselves.
@@ -109,6 +120,8 @@ mod tests {
             ("rock 'n' roll 1990 's 90's", "rock ' n ' roll 1990 ' s 90 's"),
             ("1/2 and/or w/o", "1 / 2 and / or w / o"),
             ("日本 naïve мир", "日 本 naïve мир"),
+            ("he said “yes” – ''no'' -- ``maybe''", "he said \" yes \" - \" no \" - \" maybe \""),
+            ("1914–18 a–b a --- b 'tis''s", "1914 - 18 a - b a -- b ' tis \" s"),
             ("", ""),
         ];
         for (caption, expected) in cases {
