@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::{ValueEnum, builder::FalseyValueParser};
 use gpt4roi_eval::{
     captions::Estimate,
-    meteor,
+    meteor::MeteorScore,
     metrics::Accuracy,
     prediction_scores::{GroupScores, LineScores, PredictionReport, PredictionScoring, score},
     predictions::read,
@@ -25,11 +25,11 @@ use crate::{
 
 /// How good the answers in a file of predictions are, without the model that gave them
 ///
-/// Short answers are right or not; captions are scored by BLEU, ROUGE-L, CIDEr and METEOR's exact and stem stages,
-/// all but the last as pycocoevalcap computes them. CIDEr depends on the whole file. If pictures have more than one
-/// line, scores over the first line of each stand beside those over all: papers on region captions use both. Where
-/// answers were chosen, there is also how often the choice is right that is best by the mean of its tokens, and how often
-/// all rounds of a conversation are.
+/// Short answers are right or not; captions are scored by BLEU, ROUGE-L, CIDEr and METEOR as pycocoevalcap computes
+/// them; without --meteor-data, METEOR has its exact and stem stages only. CIDEr depends on the whole file. If pictures
+/// have more than one line, scores over the first line of each stand beside those over all: papers on region captions use
+/// both. Where answers were chosen, there is also how often the choice is right that is best by the mean of its tokens,
+/// and how often all rounds of a conversation are.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -39,6 +39,11 @@ pub(crate) struct Args {
     /// Score each question, or each round of the conversations, by itself, too
     #[arg(long, value_name = "WHAT", env = "GPT4ROI_BY")]
     by: Option<By>,
+
+    /// METEOR's synonyms and paraphrases, for the whole METEOR: a folder with meteor-1.5.jar and data/paraphrase-en.gz,
+    /// as `pip install pycocoevalcap` brings it in pycocoevalcap/meteor
+    #[arg(long, value_name = "DIR", env = "GPT4ROI_METEOR_DATA")]
+    meteor_data: Option<PathBuf>,
 
     /// Write the scores of each line to a file, as JSON lines
     #[arg(long, value_name = "FILE", env = "GPT4ROI_PER_ITEM")]
@@ -64,14 +69,15 @@ const EXAMPLES: &str = "\
 Examples:
   gpt4roi eval predictions predictions.jsonl
   gpt4roi eval predictions predictions.jsonl --by question --per-item scores.jsonl --json
-  gpt4roi eval predictions vcr.jsonl --by round";
+  gpt4roi eval predictions vcr.jsonl --by round
+  gpt4roi eval predictions captions.jsonl --meteor-data venv/lib/python3.12/site-packages/pycocoevalcap/meteor";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let Args { file, by, per_item, seed, json } = args;
+    let Args { file, by, meteor_data, per_item, seed, json } = args;
     per_item.as_ref().map_or(Ok(()), |path| side_file::check("--per-item", path, [("file of predictions", &*file)]))?;
     let predictions = read(&file)?;
-    let scoring = PredictionScoring { by_question: by == Some(By::Question), by_round: by == Some(By::Round), seed };
-    let report = score(&predictions, scoring);
+    let (by_question, by_round) = (by == Some(By::Question), by == Some(By::Round));
+    let report = score(&predictions, &PredictionScoring { by_question, by_round, seed, meteor_data })?;
     if report.all.n == 0 {
         let message =
             format!("{}: expected predictions with answers, got {} without", file.display(), predictions.len());
@@ -114,7 +120,9 @@ fn table(report: &PredictionReport) -> String {
         table += "\n";
     }
     let _ = writeln!(table, "Scores are times 100. CIDEr depends on the lines it is computed over.");
-    let _ = writeln!(table, "{} is lower than the METEOR of papers, which also knows synonyms.", meteor::NAME);
+    if let meteor @ MeteorScore::ExactStem(_) = report.all.captions.meteor {
+        let _ = writeln!(table, "{} is lower than the METEOR of papers; --meteor-data gives theirs.", meteor.name());
+    }
     if report.without_answers > 0 {
         let _ = writeln!(table, "Lines without answers, which were not scored: {}.", report.without_answers);
     }
@@ -129,7 +137,7 @@ fn group(name: &str, scores: &GroupScores) -> String {
     rows.extend((1..).zip(captions.bleu).map(|(n, bleu)| row(&format!("BLEU-{n}"), bleu)));
     rows.push(row("ROUGE-L", captions.rouge_l));
     rows.push(row("CIDEr", captions.cider));
-    rows.push(row(meteor::NAME, captions.meteor_exact_stem));
+    rows.push(row(captions.meteor.name(), *captions.meteor.value()));
     format!("{name}: {n}, pictures: {pictures}\n{}\n", rows.concat())
 }
 

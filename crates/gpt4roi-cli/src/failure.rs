@@ -10,6 +10,7 @@ use gpt4roi_data::{
     DataError,
     records::{Entry, RecordError},
 };
+use gpt4roi_eval::meteor_tables::MeteorTableError;
 use gpt4roi_hub::{HubError, Refused};
 use gpt4roi_train::TrainError;
 
@@ -112,6 +113,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref::<HubError>() {
         return hint_about_hub(error).map(str::to_owned);
+    }
+    if let Some(MeteorTableError::File { .. }) = error.downcast_ref() {
+        return Some("`pip install pycocoevalcap` brings both files, in its folder pycocoevalcap/meteor".into());
     }
     if let Some(DataError::Exists { .. }) = error.downcast_ref() {
         return Some("--force writes over what lies there; --out takes another directory".into());

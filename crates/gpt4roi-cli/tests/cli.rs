@@ -973,8 +973,33 @@ fn predictions_are_scored_without_a_model() {
         contains("every line: 3, pictures: 2")
             .and(contains("the first line of each picture: 2, pictures: 2"))
             .and(contains("METEOR (exact, stem)"))
+            .and(contains("--meteor-data gives theirs"))
             .and(contains("not scored: 1.")),
     );
+}
+
+#[test]
+fn predictions_have_the_whole_meteor_by_its_tables() {
+    let place = Place::new();
+    let line = r#"{"id": 1, "image": "a.png", "question": "What?", "prediction": "box", "answers": ["carton"]}"#;
+    fs::write(place.path("said.jsonl"), line).unwrap();
+    let tables = concat!(env!("CARGO_MANIFEST_DIR"), "/../gpt4roi-eval/tests/data/meteor");
+    let arguments = ["eval", "predictions", "said.jsonl"];
+    let mut json = place.gpt4roi(&arguments);
+    json.args(["--json", "--per-item", "lines.jsonl"]).env("GPT4ROI_METEOR_DATA", tables);
+    let report: serde_json::Value = serde_json::from_slice(&json.assert().success().get_output().stdout).unwrap();
+    let scored: serde_json::Value = serde_json::from_slice(&fs::read(place.path("lines.jsonl")).unwrap()).unwrap();
+    // One word each, synonyms: matched at 0.8, and all of both sides, so that nothing is punished.
+    for meteor in [&report["all"]["meteor"]["score"], &scored["meteor"]] {
+        assert!((meteor.as_f64().unwrap() - 0.8).abs() < 1e-9, "{meteor}");
+    }
+    assert_eq!((&report["all"]["meteor_exact_stem"], &scored["meteor_exact_stem"]), (&().into(), &().into()));
+    let mut table = place.gpt4roi(&arguments);
+    let whole = contains("METEOR                 80.0").and(contains("exact, stem").not());
+    table.args(["--meteor-data", tables]).assert().success().stdout(whole);
+    let mut wrong = place.gpt4roi(&arguments);
+    let expected = contains("error: none: expected a folder with meteor-1.5.jar").and(contains("hint: `pip install"));
+    wrong.args(["--meteor-data", "none"]).assert().code(1).stdout("").stderr(expected);
 }
 
 #[test]

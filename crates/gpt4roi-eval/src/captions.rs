@@ -1,4 +1,4 @@
-//! Scores of captions against references: BLEU, ROUGE-L, CIDEr and the first two stages of METEOR.
+//! Scores of captions against references: BLEU, ROUGE-L, CIDEr and METEOR.
 //!
 //! `tests/captions.rs` holds each against pycocoevalcap 1.2.
 
@@ -7,7 +7,13 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::{bleu::BleuCounts, cider::cider, meteor::Meteor, meteor::MeteorCounts, ptb::PtbTokenizer, rouge::rouge_l};
+use crate::{
+    bleu::BleuCounts,
+    cider::cider,
+    meteor::{Meteor, MeteorCounts, MeteorScore},
+    ptb::PtbTokenizer,
+    rouge::rouge_l,
+};
 
 /// How many corpora are drawn for an interval.
 const RESAMPLES: u64 = 1000;
@@ -32,8 +38,9 @@ pub struct SampleScores {
     pub rouge_l: f64,
     /// CIDEr.
     pub cider: f64,
-    /// METEOR, exact and stem.
-    pub meteor_exact_stem: f64,
+    /// METEOR.
+    #[serde(flatten)]
+    pub meteor: MeteorScore<f64>,
 }
 
 /// The scores of a corpus: 0..1 each, but CIDEr, which is 0..10. Papers print all of them times 100.
@@ -45,8 +52,9 @@ pub struct CaptionScores {
     pub rouge_l: Estimate,
     /// The mean of CIDEr. It depends on the references of the whole corpus.
     pub cider: Estimate,
-    /// METEOR of counts that are summed over the corpus, with its exact and stem stages.
-    pub meteor_exact_stem: Estimate,
+    /// METEOR of counts that are summed over the corpus.
+    #[serde(flatten)]
+    pub meteor: MeteorScore<Estimate>,
 }
 
 /// A score and how sure it is.
@@ -66,7 +74,7 @@ pub struct Corpus {
     bleu: Vec<BleuCounts>,
     rouge_l: Vec<f64>,
     cider: Vec<f64>,
-    meteor: Vec<MeteorCounts>,
+    meteor: MeteorScore<Vec<MeteorCounts>>,
 }
 
 impl Sample {
@@ -86,13 +94,12 @@ impl Sample {
 
 impl Corpus {
     /// Counts a corpus.
-    pub fn new(samples: &[Sample]) -> Self {
-        let meteor = Meteor::new();
+    pub fn new(samples: &[Sample], meteor: &Meteor) -> Self {
         Self {
             bleu: samples.iter().map(BleuCounts::of).collect(),
             rouge_l: samples.iter().map(rouge_l).collect(),
             cider: cider(samples),
-            meteor: samples.iter().map(|sample| meteor.counts(sample)).collect(),
+            meteor: meteor.counts(samples),
         }
     }
 
@@ -102,7 +109,7 @@ impl Corpus {
             bleu: self.bleu[at].score(),
             rouge_l: self.rouge_l[at],
             cider: self.cider[at],
-            meteor_exact_stem: self.meteor[at].score(),
+            meteor: self.meteor.with(self.meteor.value()[at].score()),
         };
         (0..self.rouge_l.len()).map(of).collect()
     }
@@ -113,11 +120,11 @@ impl Corpus {
     pub fn scores(&self, seed: u64) -> CaptionScores {
         let all = self.score(0..self.rouge_l.len());
         let drawn: Vec<[f64; 7]> = (0..RESAMPLES).into_par_iter().map(|index| self.resample(seed, index)).collect();
-        let [bleu_1, bleu_2, bleu_3, bleu_4, rouge_l, cider, meteor_exact_stem] = std::array::from_fn(|which| {
+        let [bleu_1, bleu_2, bleu_3, bleu_4, rouge_l, cider, meteor] = std::array::from_fn(|which| {
             let scores = drawn.iter().map(|scores| scores[which]).collect();
             Estimate { score: all[which], ci95: middle(scores) }
         });
-        CaptionScores { bleu: [bleu_1, bleu_2, bleu_3, bleu_4], rouge_l, cider, meteor_exact_stem }
+        CaptionScores { bleu: [bleu_1, bleu_2, bleu_3, bleu_4], rouge_l, cider, meteor: self.meteor.with(meteor) }
     }
 
     /// The scores of a corpus of the same size, drawn from this one with replacement.
@@ -134,7 +141,7 @@ impl Corpus {
         let (mut rouge_l, mut cider, mut count) = (0.0, 0.0, 0.0f64);
         for at in samples {
             bleu += self.bleu[at];
-            meteor += self.meteor[at];
+            meteor += self.meteor.value()[at];
             rouge_l += self.rouge_l[at];
             cider += self.cider[at];
             count += 1.0;
@@ -162,7 +169,7 @@ mod tests {
         let wrong = Sample::of("e f g h", &["i j k l"]);
         let width = |times: usize| {
             let samples = [vec![right.clone(); times], vec![wrong.clone(); times]].concat();
-            let Estimate { score, ci95: [low, high] } = Corpus::new(&samples).scores(1).rouge_l;
+            let Estimate { score, ci95: [low, high] } = Corpus::new(&samples, &Meteor::new()).scores(1).rouge_l;
             assert!((score - 0.5).abs() < 1e-12 && low < 0.5 && 0.5 < high, "{low} {score} {high}");
             high - low
         };
@@ -173,7 +180,8 @@ mod tests {
 
     #[test]
     fn an_interval_is_the_same_every_time() {
-        let corpus = Corpus::new(&[Sample::of("a b", &["a c"]), Sample::of("d", &["d"]), Sample::of("e", &["f"])]);
+        let samples = [Sample::of("a b", &["a c"]), Sample::of("d", &["d"]), Sample::of("e", &["f"])];
+        let corpus = Corpus::new(&samples, &Meteor::new());
         assert_eq!(corpus.scores(3), corpus.scores(3));
         assert_ne!(corpus.scores(3).bleu[0].ci95, [0.0; 2]);
     }

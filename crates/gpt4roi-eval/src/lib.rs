@@ -8,7 +8,7 @@
 //! * [`plot`] draws both; [`metrics`] has shares and their intervals;
 //! * [`predictions`] reads what a model answered to people's own data, and [`prediction_scores`] scores it:
 //!   [`answers`] that are right, and [`captions`] by [`bleu`], [`rouge`], [`cider`] and [`meteor`], over the
-//!   words of [`ptb`].
+//!   words of [`ptb`]; [`meteor_tables`] reads what METEOR knows of synonyms and paraphrases.
 
 pub mod answers;
 pub mod bleu;
@@ -19,6 +19,10 @@ pub mod curves;
 pub mod descriptions;
 pub mod meteor;
 mod meteor_align;
+mod meteor_match;
+mod meteor_paraphrases;
+mod meteor_synonyms;
+pub mod meteor_tables;
 mod meteor_words;
 pub mod metrics;
 mod play;

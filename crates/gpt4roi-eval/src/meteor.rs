@@ -1,20 +1,25 @@
-//! METEOR 1.5 for English with its first two stages: equal words, and words of the same stem.
+//! METEOR 1.5 for English: words of a prediction stand for words of a reference where they are equal, have the same
+//! stem, are synonyms, or are in phrases that paraphrase each other.
 //!
-//! The whole METEOR also matches synonyms and paraphrases, by tables of 60 MB that are not part of this program, and
-//! is higher for it; [`NAME`] says so. With `-m 'exact stem'` and `-norm`, METEOR 1.5 computes what stands here, and
-//! `tests/captions.rs` compares the two.
+//! The last two stages need tables of 60 MB that are not part of this program. Without them METEOR has its first two
+//! stages only, and is lower; [`MeteorScore`] tells the two apart. With `-norm`, METEOR 1.5 computes what stands here,
+//! without tables for `-m 'exact stem'`; `tests/captions.rs` compares both.
 //!
 //! Source: M. Denkowski and A. Lavie, “Meteor universal: language specific translation evaluation for any target
 //! language”, 2014, and the program of that paper.
 
 use std::{collections::BTreeSet, ops::AddAssign};
 
-use rust_stemmers::{Algorithm, Stemmer};
+use rayon::prelude::*;
+use serde::Serialize;
 
-use crate::{captions::Sample, meteor_align::align, meteor_words::normalised};
-
-/// What the score is to be called.
-pub const NAME: &str = "METEOR (exact, stem)";
+use crate::{
+    captions::Sample,
+    meteor_align::align,
+    meteor_match::{Matcher, Span},
+    meteor_tables::MeteorTables,
+    meteor_words::normalised,
+};
 
 /// How much recall counts against precision.
 const ALPHA: f64 = 0.85;
@@ -24,8 +29,8 @@ const BETA: f64 = 0.2;
 const GAMMA: f64 = 0.6;
 /// How much words with a meaning of their own count against function words.
 const DELTA: f64 = 0.75;
-/// What a match is worth: of equal words, and of equal stems.
-const WEIGHTS: [f64; 2] = [1.0, 0.6];
+/// What a matched word is worth, by the stage that matched it.
+const WEIGHTS: [f64; 4] = [1.0, 0.6, 0.8, 0.6];
 
 /// Words with hardly a meaning of their own: those that METEOR 1.5 lists for English.
 const FUNCTION_WORDS: &str = "the , . to of and a in that for \" is on 's it with was as said at he by be from have \
@@ -36,8 +41,19 @@ const FUNCTION_WORDS: &str = "the , . to of and a in that for \" is on 's it wit
 /// Computes METEOR of samples.
 #[expect(missing_debug_implementations, reason = "a stemmer has none")]
 pub struct Meteor {
-    stemmer: Stemmer,
+    matcher: Matcher,
     function_words: BTreeSet<&'static str>,
+}
+
+/// Something of METEOR, by the stages that it was computed with. The two kinds of scores can't be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub enum MeteorScore<T> {
+    /// With equal words and equal stems.
+    #[serde(rename = "meteor_exact_stem")]
+    ExactStem(T),
+    /// With synonyms and paraphrases, too, as papers have it.
+    #[serde(rename = "meteor")]
+    Whole(T),
 }
 
 /// What METEOR is made of; sums of these are a corpus' counts.
@@ -55,7 +71,7 @@ struct Side {
     words: usize,
     function_words: usize,
     /// By stage: words with a meaning of their own, and function words.
-    matched: [[usize; 2]; 2],
+    matched: [[usize; 2]; WEIGHTS.len()],
 }
 
 impl Default for Meteor {
@@ -65,14 +81,27 @@ impl Default for Meteor {
 }
 
 impl Meteor {
-    /// Gets the stemmer and the list of function words ready.
+    /// METEOR with its first two stages.
     pub fn new() -> Self {
-        let function_words = FUNCTION_WORDS.split_whitespace().collect();
-        Self { stemmer: Stemmer::create(Algorithm::English), function_words }
+        Self::by(Matcher::new(None))
     }
 
-    /// Counts a sample against the reference that it scores best with.
-    pub fn counts(&self, sample: &Sample) -> MeteorCounts {
+    /// METEOR with all four stages, for the samples that the tables were read for.
+    pub fn with_tables(tables: MeteorTables) -> Self {
+        Self::by(Matcher::new(Some(tables)))
+    }
+
+    fn by(matcher: Matcher) -> Self {
+        Self { matcher, function_words: FUNCTION_WORDS.split_whitespace().collect() }
+    }
+
+    /// Counts each sample against the reference that it scores best with.
+    pub fn counts(&self, samples: &[Sample]) -> MeteorScore<Vec<MeteorCounts>> {
+        let counts = samples.par_iter().map(|sample| self.best(sample)).collect();
+        if self.matcher.has_tables() { MeteorScore::Whole(counts) } else { MeteorScore::ExactStem(counts) }
+    }
+
+    fn best(&self, sample: &Sample) -> MeteorCounts {
         let prediction = normalised(&sample.prediction);
         let mut best: Option<(f64, MeteorCounts)> = None;
         for reference in &sample.references {
@@ -86,27 +115,57 @@ impl Meteor {
     }
 
     fn against(&self, prediction: &[String], reference: &[String]) -> MeteorCounts {
-        let matches = align(prediction, reference, |word| self.stemmer.stem(word).into_owned());
+        let alignment = align(&self.matcher.candidates(prediction, reference));
         let mut counts = MeteorCounts {
             prediction: self.side(prediction),
             reference: self.side(reference),
-            chunks: matches.chunks(),
+            chunks: alignment.chunks(),
         };
-        for found in matches.pairs() {
-            let kind = |word: &String| usize::from(self.is_function_word(word));
-            counts.prediction.matched[found.stage][kind(&prediction[found.prediction])] += 1;
-            counts.reference.matched[found.stage][kind(&reference[found.reference])] += 1;
+        for found in alignment.matches() {
+            let stage = found.stage as usize;
+            self.count(&mut counts.prediction.matched[stage], prediction, found.prediction);
+            self.count(&mut counts.reference.matched[stage], reference, found.reference);
         }
         counts
     }
 
     fn side(&self, words: &[String]) -> Side {
         let function_words = words.iter().filter(|word| self.is_function_word(word)).count();
-        Side { words: words.len(), function_words, matched: [[0; 2]; 2] }
+        Side { words: words.len(), function_words, matched: Default::default() }
+    }
+
+    fn count(&self, [content, function]: &mut [usize; 2], words: &[String], matched: Span) {
+        for word in &words[matched.range()] {
+            *(if self.is_function_word(word) { &mut *function } else { &mut *content }) += 1;
+        }
     }
 
     fn is_function_word(&self, word: &str) -> bool {
         self.function_words.contains(word)
+    }
+}
+
+impl<T> MeteorScore<T> {
+    /// What the score is to be called.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ExactStem(_) => "METEOR (exact, stem)",
+            Self::Whole(_) => "METEOR",
+        }
+    }
+
+    /// What it holds, whichever it is.
+    pub fn value(&self) -> &T {
+        let (Self::ExactStem(value) | Self::Whole(value)) = self;
+        value
+    }
+
+    /// Something else by the same stages.
+    pub(crate) fn with<U>(&self, value: U) -> MeteorScore<U> {
+        match self {
+            Self::ExactStem(_) => MeteorScore::ExactStem(value),
+            Self::Whole(_) => MeteorScore::Whole(value),
+        }
     }
 }
 
@@ -167,7 +226,11 @@ mod tests {
     use super::*;
 
     fn score(prediction: &str, references: &[&str]) -> f64 {
-        Meteor::new().counts(&Sample::of(prediction, references)).score()
+        counts(&[Sample::of(prediction, references)])[0].score()
+    }
+
+    fn counts(samples: &[Sample]) -> Vec<MeteorCounts> {
+        Meteor::new().counts(samples).value().clone()
     }
 
     fn close(got: f64, expected: f64) {
@@ -206,12 +269,9 @@ mod tests {
 
     #[test]
     fn a_corpus_is_scored_by_its_sums() {
-        let meteor = Meteor::new();
-        let mut sum = meteor.counts(&Sample::of("red cat", &["red cat"]));
+        let samples = [Sample::of("red cat", &["red cat"]), Sample::of("big dog", &["small bird"])];
         let mut all = MeteorCounts::default();
-        all += sum;
-        sum = meteor.counts(&Sample::of("big dog", &["small bird"]));
-        all += sum;
+        counts(&samples).into_iter().for_each(|counts| all += counts);
         // Two of four words; the perfect sample adds no piece, so nothing is punished.
         close(all.score(), 0.5);
     }

@@ -1,4 +1,4 @@
-//! METEOR's alignment: which word of a prediction stands for which word of a reference.
+//! METEOR's alignment: which words of a prediction stand for which words of a reference.
 //!
 //! A beam search from left to right through the reference, which prefers more equal words, then fewer pieces, then
 //! words close to their place. It is METEOR 1.5's own down to its oddities, as ties are common and decide the number
@@ -6,75 +6,59 @@
 
 use std::cmp::Reverse;
 
+use crate::meteor_match::{Candidates, Match, Span, Stage};
+
 /// How many alignments are kept at every word.
 const BEAM: usize = 40;
 
-/// The alignment of two captions: a match, or none, for each word of the reference.
+/// The alignment of two captions: at each word of the reference the match that begins there, if one does.
 #[derive(Debug)]
 pub(crate) struct Alignment(Vec<Option<Match>>);
 
-/// Two words that stand for each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Match {
-    pub(crate) prediction: usize,
-    pub(crate) reference: usize,
-    /// 0 if they are equal, 1 if their stems are.
-    pub(crate) stage: usize,
-}
-
-/// Aligns a prediction with a reference.
-pub(crate) fn align(prediction: &[String], reference: &[String], stem: impl Fn(&str) -> String) -> Alignment {
-    let candidates = candidates(prediction, reference, stem);
-    let mut paths = vec![Path::new(&candidates, prediction.len())];
-    for place in &candidates {
-        paths.sort_by_key(Path::rank);
-        paths.truncate(BEAM);
-        paths = paths.into_iter().flat_map(|path| path.extend(place)).collect();
+/// Chooses among what could stand for what.
+pub(crate) fn align(candidates: &Candidates) -> Alignment {
+    let mut paths = vec![Path::new(candidates)];
+    for (at, place) in candidates.places().iter().enumerate() {
+        keep_best(&mut paths);
+        paths = paths.into_iter().flat_map(|path| path.extend(at, place)).collect();
     }
-    for path in &mut paths {
-        path.close_chunk();
-    }
-    // Sorting is stable, so of equals the first one wins, here and there.
+    keep_best(&mut paths);
+    paths.iter_mut().for_each(Path::close_chunk);
     let best = paths.into_iter().min_by_key(Path::rank);
     Alignment(best.map(|path| path.matches).unwrap_or_default())
 }
 
+/// Sorting is stable, so of equals the first one wins, here and there.
+fn keep_best(paths: &mut Vec<Path>) {
+    paths.sort_by_key(Path::rank);
+    paths.truncate(BEAM);
+}
+
 impl Alignment {
-    pub(crate) fn pairs(&self) -> impl Iterator<Item = Match> {
+    /// Matches in the order of the reference.
+    pub(crate) fn matches(&self) -> impl Iterator<Item = Match> {
         self.0.iter().flatten().copied()
     }
 
     /// Pieces whose words follow each other on both sides.
     pub(crate) fn chunks(&self) -> usize {
-        let follows = |pair: &[Option<Match>]| matches!(pair, [Some(a), Some(b)] if b.prediction == a.prediction + 1);
-        self.pairs().count() - self.0.windows(2).filter(|pair| follows(pair)).count()
+        let follows = |(a, b): &(Match, Match)| {
+            (a.prediction.end(), a.reference.end()) == (b.prediction.start, b.reference.start)
+        };
+        self.matches().count() - self.matches().zip(self.matches().skip(1)).filter(follows).count()
     }
-}
-
-/// For each word of the reference the words of the prediction that could stand for it: equal ones first.
-fn candidates(prediction: &[String], reference: &[String], stem: impl Fn(&str) -> String) -> Vec<Vec<Match>> {
-    // Equal captions need no stems.
-    let stems = |words: &[String]| words.iter().map(|word| stem(word)).collect::<Vec<_>>();
-    let (said, wanted) =
-        if prediction == reference { Default::default() } else { (stems(prediction), stems(reference)) };
-    let of = |at: usize| {
-        let pairs = |stage| move |said: usize| Match { prediction: said, reference: at, stage };
-        let equal = (0..prediction.len()).filter(move |said| prediction[*said] == reference[at]).map(pairs(0));
-        let alike =
-            (0..said.len()).filter(|said_at| prediction[*said_at] != reference[at] && said[*said_at] == wanted[at]);
-        equal.chain(alike.map(pairs(1))).collect()
-    };
-    (0..reference.len()).map(of).collect()
 }
 
 /// An alignment up to some word of the reference.
 #[derive(Clone)]
 struct Path {
     matches: Vec<Option<Match>>,
-    used: Vec<bool>,
+    predicted: Vec<bool>,
+    referred: Vec<bool>,
+    /// The word of the reference to go on with: all before it is matched or left out.
     at: usize,
-    /// Matches of equal words. Those of equal stems weigh a half, which METEOR's whole numbers round away.
-    equal: usize,
+    /// Matched words of both sides, as the search weighs them.
+    weight: usize,
     /// Pieces that have ended.
     chunks: usize,
     distance: usize,
@@ -83,38 +67,50 @@ struct Path {
 }
 
 impl Path {
-    /// Takes what has no alternative on either side.
-    fn new(candidates: &[Vec<Match>], predicted: usize) -> Self {
-        let mut wanted = vec![0; predicted];
-        candidates.iter().flatten().for_each(|found| wanted[found.prediction] += 1);
+    /// Takes what has no alternative for any of its words.
+    fn new(candidates: &Candidates) -> Self {
+        let (predicted, referred) = (candidates.prediction_words(), candidates.places().len());
+        let (mut for_predicted, mut for_referred) = (vec![0; predicted], vec![0; referred]);
+        for found in candidates.places().iter().flatten() {
+            for_predicted[found.prediction.range()].iter_mut().for_each(|count| *count += 1);
+            for_referred[found.reference.range()].iter_mut().for_each(|count| *count += 1);
+        }
+        let sole = |counts: &[usize], span: Span| counts[span.range()].iter().all(|count| *count == 1);
         let settled = |place: &Vec<Match>| match place[..] {
-            [only] if wanted[only.prediction] == 1 => Some(only),
+            [only] if sole(&for_predicted, only.prediction) && sole(&for_referred, only.reference) => Some(only),
             _ => None,
         };
-        let matches: Vec<_> = candidates.iter().map(settled).collect();
-        let mut used = vec![false; predicted];
-        matches.iter().flatten().for_each(|found| used[found.prediction] = true);
-        Self { matches, used, at: 0, equal: 0, chunks: 0, distance: 0, next: None }
+        let matches: Vec<_> = candidates.places().iter().map(settled).collect();
+        let (predicted, referred) = (vec![false; predicted], vec![false; referred]);
+        let mut path = Self { predicted, referred, at: 0, weight: 0, chunks: 0, distance: 0, next: None, matches };
+        for found in path.matches.clone().into_iter().flatten() {
+            path.mark_used(found);
+        }
+        path
     }
 
     /// Better paths rank lower.
     fn rank(&self) -> (Reverse<usize>, usize, usize) {
-        (Reverse(self.equal), self.chunks, self.distance)
+        (Reverse(self.weight), self.chunks, self.distance)
     }
 
     /// The paths that one more word of the reference leads to.
-    fn extend(mut self, place: &[Match]) -> Vec<Self> {
-        if let Some(settled) = self.matches[self.at] {
+    fn extend(mut self, at: usize, place: &[Match]) -> Vec<Self> {
+        if at < self.at {
+            // The word is part of a phrase that is matched already.
+            return vec![self];
+        }
+        if let Some(settled) = self.matches[at] {
             self.take(settled);
             self.distance += distance(settled);
             return vec![self];
         }
         let mut paths = Vec::new();
         for &found in place {
-            if !self.used[found.prediction] {
+            if !self.is_used(found) {
                 let mut path = self.clone();
-                path.used[found.prediction] = true;
-                path.matches[path.at] = Some(found);
+                path.mark_used(found);
+                path.matches[at] = Some(found);
                 path.take(found);
                 paths.push(path);
                 // METEOR adds the distance to the path that was left, so that it counts for those after this one.
@@ -128,32 +124,52 @@ impl Path {
     }
 
     fn take(&mut self, found: Match) {
-        self.equal += usize::from(found.stage == 0);
-        if self.next.is_some_and(|next| next != found.prediction) {
+        self.weight += weight(found.stage, found.prediction) + weight(found.stage, found.reference);
+        if self.next.is_some_and(|next| next != found.prediction.start) {
             self.chunks += 1;
         }
-        self.next = Some(found.prediction + 1);
-        self.at += 1;
+        self.next = Some(found.prediction.end());
+        self.at = found.reference.end();
     }
 
     fn close_chunk(&mut self) {
         self.chunks += usize::from(self.next.take().is_some());
     }
+
+    fn is_used(&self, found: Match) -> bool {
+        self.predicted[found.prediction.range()].contains(&true)
+            || self.referred[found.reference.range()].contains(&true)
+    }
+
+    fn mark_used(&mut self, found: Match) {
+        self.predicted[found.prediction.range()].fill(true);
+        self.referred[found.reference.range()].fill(true);
+    }
+}
+
+/// What matched words count in the search. Words that are not equal count half, in whole numbers: a single one nothing.
+fn weight(stage: Stage, span: Span) -> usize {
+    if stage == Stage::Exact { span.words } else { span.words / 2 }
 }
 
 fn distance(found: Match) -> usize {
-    found.prediction.abs_diff(found.reference)
+    found.prediction.start.abs_diff(found.reference.start)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meteor_match::Matcher;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
 
     fn aligned(prediction: &str, reference: &str) -> (Vec<(usize, usize)>, usize) {
-        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let stem = |word: &str| word.trim_end_matches('s').to_owned();
-        let alignment = align(&words(prediction), &words(reference), stem);
-        (alignment.pairs().map(|found| (found.prediction, found.reference)).collect(), alignment.chunks())
+        let (prediction, reference) = (words(prediction), words(reference));
+        let alignment = align(&Matcher::new(None).candidates(&prediction, &reference));
+        let pair = |found: Match| (found.prediction.start, found.reference.start);
+        (alignment.matches().map(pair).collect(), alignment.chunks())
     }
 
     #[test]
@@ -172,5 +188,31 @@ mod tests {
     #[test]
     fn a_stem_is_matched_where_nothing_else_could_be() {
         assert_eq!(aligned("two cats", "two cat"), (vec![(0, 0), (1, 1)], 1));
+    }
+
+    /// Two words of the prediction, from `prediction` on, for some of the reference.
+    fn pair(prediction: usize, reference: usize, words: usize) -> Match {
+        let stage = Stage::Paraphrase;
+        Match { prediction: Span { start: prediction, words: 2 }, reference: Span { start: reference, words }, stage }
+    }
+
+    #[test]
+    fn phrases_that_follow_each_other_are_one_piece() {
+        // `p q | r s` for `x | y z w`: one and three words, which nothing else could stand for.
+        let mut candidates = Candidates::new(4, 4);
+        candidates.add(pair(0, 0, 1));
+        candidates.add(pair(2, 1, 3));
+        let alignment = align(&candidates);
+        assert_eq!(alignment.matches().collect::<Vec<_>>(), [pair(0, 0, 1), pair(2, 1, 3)]);
+        assert_eq!(alignment.chunks(), 1);
+    }
+
+    #[test]
+    fn a_phrase_leaves_its_words_to_no_other() {
+        // Two phrases want the second word of the reference. Counted in halves, the first weighs 1 + 1, the other 1 + 0.
+        let mut candidates = Candidates::new(4, 3);
+        candidates.add(pair(0, 0, 2));
+        candidates.add(pair(2, 1, 1));
+        assert_eq!(align(&candidates).matches().collect::<Vec<_>>(), [pair(0, 0, 2)]);
     }
 }

@@ -1,6 +1,9 @@
 //! Scores of a file of predictions: how often answers are right, and how good captions are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use gpt4roi::choices::best_by_token;
 use serde::Serialize;
@@ -8,6 +11,8 @@ use serde::Serialize;
 use crate::{
     answers::is_right,
     captions::{CaptionScores, Corpus, Sample, SampleScores},
+    meteor::Meteor,
+    meteor_tables::{MeteorTableError, MeteorTables},
     metrics::{Accuracy, Tally},
     predictions::Prediction,
     ptb::PtbTokenizer,
@@ -73,7 +78,7 @@ pub struct LineScores {
 }
 
 /// How predictions are scored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PredictionScoring {
     /// Score each question by itself, too.
     pub by_question: bool,
@@ -81,30 +86,37 @@ pub struct PredictionScoring {
     pub by_round: bool,
     /// Draws the corpora that intervals come from.
     pub seed: u64,
+    /// A folder with METEOR's tables, as [`MeteorTables::read`] takes it. Without one, METEOR knows neither synonyms nor
+    /// paraphrases.
+    pub meteor_data: Option<PathBuf>,
 }
 
 /// Scores predictions.
-pub fn score(predictions: &[Prediction], scoring: PredictionScoring) -> PredictionReport {
+///
+/// # Errors
+/// If METEOR's tables can't be read.
+pub fn score(predictions: &[Prediction], scoring: &PredictionScoring) -> Result<PredictionReport, MeteorTableError> {
     let tokenizer = PtbTokenizer::new();
     let lines: Vec<Line<'_>> = predictions.iter().filter_map(|prediction| Line::new(&tokenizer, prediction)).collect();
     let every: Vec<&Line<'_>> = lines.iter().collect();
-    let corpus = corpus(&every);
+    let scale = Scale { meteor: meteor(&every, scoring)?, seed: scoring.seed };
+    let corpus = scale.corpus(&every);
     let first = first_of_pictures(&every);
-    PredictionReport {
+    Ok(PredictionReport {
         without_answers: predictions.len() - lines.len(),
-        all: group(&every, &corpus, scoring.seed),
-        one_per_picture: (first.len() < lines.len()).then(|| corpus_scores(&first, scoring.seed)),
+        all: scale.group(&every, &corpus),
+        one_per_picture: (first.len() < lines.len()).then(|| scale.scores(&first)),
         by_question: match scoring.by_question {
-            true => grouped(&every, scoring.seed, |line| line.prediction.question.clone()),
+            true => scale.grouped(&every, |line| line.prediction.question.clone()),
             false => BTreeMap::new(),
         },
         by_round: match scoring.by_round {
-            true => grouped(&every, scoring.seed, |line| line.prediction.round),
+            true => scale.grouped(&every, |line| line.prediction.round),
             false => BTreeMap::new(),
         },
         every_round: every_round(&every),
         lines: lines.iter().zip(corpus.samples()).map(|(line, captions)| line.scores(captions)).collect(),
-    }
+    })
 }
 
 /// A prediction with its answers as words.
@@ -140,14 +152,6 @@ fn first_of_pictures<'l, 'p>(lines: &[&'l Line<'p>]) -> Vec<&'l Line<'p>> {
     lines.iter().copied().filter(|line| seen.insert(&line.prediction.image)).collect()
 }
 
-fn grouped<K: Ord>(lines: &[&Line<'_>], seed: u64, by: impl Fn(&Line<'_>) -> K) -> BTreeMap<K, GroupScores> {
-    let mut groups: BTreeMap<K, Vec<&Line<'_>>> = BTreeMap::new();
-    for &line in lines {
-        groups.entry(by(line)).or_default().push(line);
-    }
-    groups.into_iter().map(|(key, lines)| (key, corpus_scores(&lines, seed))).collect()
-}
-
 fn every_round(lines: &[&Line<'_>]) -> Option<Accuracy> {
     let mut conversations: BTreeMap<(&str, &str), Vec<bool>> = BTreeMap::new();
     for line in lines.iter().filter(|line| !line.prediction.choices.is_empty()) {
@@ -158,24 +162,52 @@ fn every_round(lines: &[&Line<'_>]) -> Option<Accuracy> {
     (!conversations.is_empty()).then(|| Tally::of(right, conversations.len()).accuracy())
 }
 
-fn corpus(lines: &[&Line<'_>]) -> Corpus {
-    Corpus::new(&lines.iter().map(|line| line.sample.clone()).collect::<Vec<_>>())
+fn samples(lines: &[&Line<'_>]) -> Vec<Sample> {
+    lines.iter().map(|line| line.sample.clone()).collect()
 }
 
-fn corpus_scores(lines: &[&Line<'_>], seed: u64) -> GroupScores {
-    group(lines, &corpus(lines), seed)
+fn meteor(lines: &[&Line<'_>], scoring: &PredictionScoring) -> Result<Meteor, MeteorTableError> {
+    match &scoring.meteor_data {
+        Some(folder) => Ok(Meteor::with_tables(MeteorTables::read(folder, &samples(lines))?)),
+        None => Ok(Meteor::new()),
+    }
 }
 
-fn group(lines: &[&Line<'_>], corpus: &Corpus, seed: u64) -> GroupScores {
-    let with_choices = lines.iter().filter(|line| !line.prediction.choices.is_empty());
-    let by_token: Vec<bool> = with_choices.map(|line| line.right_by_token).collect::<Option<_>>().unwrap_or_default();
-    let right_by_token = by_token.iter().filter(|right| **right).count();
-    GroupScores {
-        n: lines.len(),
-        pictures: first_of_pictures(lines).len(),
-        exact: Tally::of(lines.iter().filter(|line| line.right).count(), lines.len()).accuracy(),
-        exact_by_token: (!by_token.is_empty()).then(|| Tally::of(right_by_token, by_token.len()).accuracy()),
-        captions: corpus.scores(seed),
+/// What groups of lines are measured by.
+struct Scale {
+    meteor: Meteor,
+    seed: u64,
+}
+
+impl Scale {
+    fn corpus(&self, lines: &[&Line<'_>]) -> Corpus {
+        Corpus::new(&samples(lines), &self.meteor)
+    }
+
+    fn scores(&self, lines: &[&Line<'_>]) -> GroupScores {
+        self.group(lines, &self.corpus(lines))
+    }
+
+    fn grouped<K: Ord>(&self, lines: &[&Line<'_>], by: impl Fn(&Line<'_>) -> K) -> BTreeMap<K, GroupScores> {
+        let mut groups: BTreeMap<K, Vec<&Line<'_>>> = BTreeMap::new();
+        for &line in lines {
+            groups.entry(by(line)).or_default().push(line);
+        }
+        groups.into_iter().map(|(key, lines)| (key, self.scores(&lines))).collect()
+    }
+
+    fn group(&self, lines: &[&Line<'_>], corpus: &Corpus) -> GroupScores {
+        let with_choices = lines.iter().filter(|line| !line.prediction.choices.is_empty());
+        let by_token: Vec<bool> =
+            with_choices.map(|line| line.right_by_token).collect::<Option<_>>().unwrap_or_default();
+        let right_by_token = by_token.iter().filter(|right| **right).count();
+        GroupScores {
+            n: lines.len(),
+            pictures: first_of_pictures(lines).len(),
+            exact: Tally::of(lines.iter().filter(|line| line.right).count(), lines.len()).accuracy(),
+            exact_by_token: (!by_token.is_empty()).then(|| Tally::of(right_by_token, by_token.len()).accuracy()),
+            captions: corpus.scores(self.seed),
+        }
     }
 }
 
@@ -197,6 +229,10 @@ mod tests {
         }
     }
 
+    fn scored(predictions: &[Prediction], scoring: PredictionScoring) -> PredictionReport {
+        score(predictions, &scoring).expect("no tables are read")
+    }
+
     #[test]
     fn protocols_groups_and_what_has_no_answer_are_told_apart() {
         let predictions = [
@@ -206,7 +242,7 @@ mod tests {
             prediction("b.png", "Where?", "left", &["Left."]),
         ];
         let report =
-            score(&predictions, PredictionScoring { by_question: true, seed: 1, ..PredictionScoring::default() });
+            scored(&predictions, PredictionScoring { by_question: true, seed: 1, ..PredictionScoring::default() });
         assert_eq!((report.without_answers, report.all.n, report.all.pictures), (1, 3, 2));
         assert_eq!((report.all.exact.accuracy, report.all.exact.n), (2.0 / 3.0, 3));
         let first = report.one_per_picture.expect("a.png has two lines");
@@ -243,32 +279,32 @@ mod tests {
             Prediction { id: "both".into(), round: 3, ..prediction("a.png", "Why?", "because", &["so"]) },
         ];
         let scoring = PredictionScoring { by_round: true, ..PredictionScoring::default() };
-        let report = score(&predictions, scoring);
+        let report = scored(&predictions, scoring.clone());
         let whole = report.every_round.expect("two conversations of two rounds");
         assert_eq!((whole.accuracy, whole.n), (0.5, 2));
         assert_eq!((report.all.exact.accuracy, report.all.exact.n), (3.0 / 6.0, 6));
         assert_eq!(report.all.exact_by_token, None, "a choice of the fifth line was given up");
         let mut known = predictions.to_vec();
         known.remove(4);
-        let by_token = score(&known, scoring).all.exact_by_token.expect("four lines");
+        let by_token = scored(&known, scoring.clone()).all.exact_by_token.expect("four lines");
         assert_eq!((by_token.accuracy, by_token.n), (0.5, 4));
         let rounds: Vec<_> =
             report.by_round.iter().map(|(round, group)| (*round, group.n, group.exact.accuracy)).collect();
         assert_eq!(rounds, [(1, 3, 2.0 / 3.0), (2, 2, 0.5), (3, 1, 0.0)]);
         assert_eq!(report.by_round[&3].exact_by_token, None);
-        let single = score(&predictions[4..], scoring);
+        let single = scored(&predictions[4..], scoring);
         assert_eq!((single.every_round, single.all.exact_by_token), (None, None));
     }
 
     #[test]
     fn one_line_per_picture_needs_no_second_protocol() {
-        let report = score(&[prediction("a.png", "What?", "a", &["a"])], PredictionScoring::default());
+        let report = scored(&[prediction("a.png", "What?", "a", &["a"])], PredictionScoring::default());
         assert_eq!((report.one_per_picture, report.by_question.len()), (None, 0));
     }
 
     #[test]
     fn nothing_to_score_is_no_failure() {
-        let report = score(&[prediction("a.png", "What?", "a", &[])], PredictionScoring::default());
+        let report = scored(&[prediction("a.png", "What?", "a", &[])], PredictionScoring::default());
         assert_eq!((report.all.n, report.all.captions.cider.score, report.lines.len()), (0, 0.0, 0));
     }
 }
