@@ -18,7 +18,6 @@ use crate::{
     error::{Error, Result},
     layers::Matrix,
     low_rank::LowRank,
-    stream::StreamedTensor,
     weights::{Checkpoint, StoredTensor, TensorSource, TensorStore, WeightsError, WeightsResult},
 };
 
@@ -169,28 +168,32 @@ impl Adapter {
     /// # Errors
     /// If a file is missing or damaged, or if the adapter is of a kind that can't be computed with.
     pub fn open(directory: &Path, device: &Device) -> Result<Self> {
-        let scale = AdapterConfig::open(directory)?.scale();
+        let config = AdapterConfig::open(directory)?;
         let path = [WEIGHTS, PICKLE].map(|name| directory.join(name)).into_iter().find(|path| path.is_file());
         let path = path.unwrap_or_else(|| directory.join(WEIGHTS));
         let tensors = Checkpoint::open_file(&path, device)?;
-        let corrupt = |what| WeightsError::Corrupt { file: path.clone(), what };
-        let (mut factors, mut replaced) = (BTreeMap::<_, [Option<StoredTensor>; 2]>::new(), BTreeMap::new());
+        let (mut factors, mut replaced) = (BTreeMap::<_, Factors>::new(), BTreeMap::new());
         for tensor in tensors.stored() {
             match Part::of(&tensor.name) {
-                Some(Part::Factor(matrix, which)) => factors.entry(matrix).or_default()[which] = Some(tensor),
+                Some(Part::Down(matrix)) => factors.entry(matrix).or_default().down = Some(tensor),
+                Some(Part::Up(matrix)) => factors.entry(matrix).or_default().up = Some(tensor),
                 Some(Part::Whole(name)) => drop(replaced.insert(name, tensor.name)),
                 None => {
                     let expected = format!("`{PREFIX}….lora_A.weight`, `….lora_B.weight`, or a tensor of the model");
-                    return Err(corrupt(format!("expected {expected}, got `{}`", tensor.name)).into());
+                    let what = format!("expected {expected}, got `{}`", tensor.name);
+                    return Err(WeightsError::Corrupt { file: path, what }.into());
                 }
             }
         }
-        let change = |(matrix, factors)| match Change::of(factors) {
+        let change = |(matrix, factors): (String, Factors)| match factors.change(config.r) {
             Some(change) => Ok((matrix, change)),
-            None => Err(corrupt(format!("`{matrix}`: expected lora_A [r, input] and lora_B [output, r] of one rank"))),
+            None => {
+                let what = format!("`{matrix}`: expected lora_A [{r}, input] and lora_B [output, {r}]", r = config.r);
+                Err(WeightsError::Corrupt { file: path.clone(), what })
+            }
         };
         let changes = factors.into_iter().map(change).collect::<WeightsResult<_>>()?;
-        Ok(Self { path, scale, tensors, changes, replaced })
+        Ok(Self { scale: config.scale(), path, tensors, changes, replaced })
     }
 
     /// Refuses changes of matrices that are not among these, or have another shape.
@@ -219,15 +222,6 @@ impl Adapter {
         self.replaced.iter().filter_map(move |(name, own)| Some((name, here.get(own)?.clone()))).map(renamed)
     }
 
-    /// A stretch of a matrix, row by row, with what it is changed by.
-    fn changed_piece(&self, name: &str, elements: Range<usize>, mut values: Vec<f32>) -> WeightsResult<Vec<f32>> {
-        if let Some(change) = self.change(name)? {
-            let change = change.piece(elements).map_err(failed(name))?;
-            values.iter_mut().zip(change).for_each(|(value, change)| *value += change);
-        }
-        Ok(values)
-    }
-
     /// The change of a matrix, if it has one.
     fn change(&self, name: &str) -> WeightsResult<Option<LowRank>> {
         let Some(Change { down, up, rank, shape: [output, input] }) = self.changes.get(name) else { return Ok(None) };
@@ -236,12 +230,20 @@ impl Adapter {
     }
 }
 
-impl Change {
-    fn of([down, up]: [Option<StoredTensor>; 2]) -> Option<Self> {
-        let (down, up) = (down?, up?);
+/// The factors of one change, as far as they were met.
+#[derive(Default)]
+struct Factors {
+    down: Option<StoredTensor>,
+    up: Option<StoredTensor>,
+}
+
+impl Factors {
+    /// What they make up, if both are there and have this rank.
+    fn change(self, expected: usize) -> Option<Change> {
+        let (down, up) = (self.down?, self.up?);
         match (&down.shape[..], &up.shape[..]) {
-            (&[rank, input], &[output, inner]) if rank == inner => {
-                Some(Self { down: down.name, up: up.name, rank, shape: [output, input] })
+            (&[rank, input], &[output, inner]) if [rank, inner] == [expected; 2] => {
+                Some(Change { down: down.name, up: up.name, rank, shape: [output, input] })
             }
             _ => None,
         }
@@ -250,21 +252,25 @@ impl Change {
 
 /// What a tensor of an adapter's file is.
 enum Part {
-    /// A (0) or B (1) of the change of this matrix.
-    Factor(String, usize),
+    /// A of the change of this matrix.
+    Down(String),
+    /// B of it.
+    Up(String),
     /// What replaces this tensor.
     Whole(String),
 }
 
 impl Part {
-    fn of(name: &str) -> Option<Self> {
-        let own: Vec<&str> = name.strip_prefix(PREFIX)?.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
-        match own[..] {
-            [ref module @ .., "lora_A", "weight"] => Some(Self::Factor(format!("{}.weight", module.join(".")), 0)),
-            [ref module @ .., "lora_B", "weight"] => Some(Self::Factor(format!("{}.weight", module.join(".")), 1)),
-            _ if own.iter().any(|part| part.starts_with("lora_")) => None,
-            _ => Some(Self::Whole(own.join("."))),
+    fn of(stored: &str) -> Option<Self> {
+        let own = model_name(stored)?.split('.').filter(|part| !WRAPPERS.contains(part));
+        let own = own.collect::<Vec<_>>().join(".");
+        if let Some(layer) = own.strip_suffix(".lora_A.weight") {
+            return Some(Self::Down(format!("{layer}.weight")));
         }
+        if let Some(layer) = own.strip_suffix(".lora_B.weight") {
+            return Some(Self::Up(format!("{layer}.weight")));
+        }
+        (!own.contains(".lora_")).then_some(Self::Whole(own))
     }
 }
 
@@ -289,7 +295,7 @@ struct Adapted {
 ///
 /// # Errors
 /// If the adapter changes what neither has.
-pub fn adapted(
+pub(crate) fn adapted(
     model: Arc<dyn TensorStore>,
     tower: Arc<dyn TensorStore>,
     adapter: Adapter,
@@ -298,31 +304,6 @@ pub fn adapted(
     let adapter = Arc::new(adapter);
     let changed = |base, of_tower| Arc::new(Adapted { base, adapter: adapter.clone(), of_tower });
     Ok((changed(model, false), changed(tower, true)))
-}
-
-/// Streamed tensors of a model, or of its tower, with the changes of an adapter.
-pub(crate) fn adapt(tensors: Vec<StreamedTensor>, adapter: &Arc<Adapter>, of_tower: bool) -> Vec<StreamedTensor> {
-    let replaced: BTreeMap<_, _> = adapter
-        .replaced()
-        .filter(|tensor| is_of_tower(&tensor.name) == of_tower)
-        .map(|tensor| (tensor.name.clone(), tensor))
-        .collect();
-    let kept = tensors.into_iter().filter(|tensor| !replaced.contains_key(&tensor.name));
-    let changed = kept.map(|tensor| {
-        let (name, shape, adapter) = (tensor.name.clone(), tensor.shape.clone(), adapter.clone());
-        if !adapter.changes.contains_key(&name) {
-            return tensor;
-        }
-        StreamedTensor::new(name.clone(), &shape, move |elements| {
-            adapter.changed_piece(&name, elements.clone(), tensor.read(elements)?)
-        })
-    });
-    let changed: Vec<_> = changed.collect();
-    let new = replaced.values().map(|tensor| {
-        let (adapter, here) = (adapter.clone(), adapter.replaced[&tensor.name].clone());
-        StreamedTensor::new(tensor.name.clone(), &tensor.shape, move |elements| adapter.tensors.piece(&here, elements))
-    });
-    changed.into_iter().chain(new).collect()
 }
 
 impl TensorSource for Adapted {
@@ -362,8 +343,12 @@ impl TensorStore for Adapted {
         if let Some(here) = self.adapter.replaced.get(name) {
             return self.adapter.tensors.piece(here, elements);
         }
-        let values = self.base.piece(name, elements.clone())?;
-        self.adapter.changed_piece(name, elements, values)
+        let mut values = self.base.piece(name, elements.clone())?;
+        if let Some(change) = self.adapter.change(name)? {
+            let change = change.piece(elements).map_err(failed(name))?;
+            values.iter_mut().zip(change).for_each(|(value, change)| *value += change);
+        }
+        Ok(values)
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 pub use crate::clip_names::Tower;
 use crate::{
-    adapter::{Adapter, adapt},
+    adapter::{Adapter, adapted},
     config::Config,
     error::Result,
     gguf_export::{write_language, write_projector},
@@ -25,7 +25,7 @@ use crate::{
     sentencepiece::SentencePiece,
     shards::{SHARD_BYTES, write_safetensors},
     staging::{Staging, file_error},
-    stream::StreamedTensor,
+    stream::{Streamed, StreamedTensor},
     tokenizer::{Tokenizer, TokenizerError},
     weights::{
         Census, Checkpoint, LoadReport, StoredTensor, TensorStore, Weights, WeightsError, is_leftover_of_model,
@@ -228,12 +228,12 @@ impl Parts {
     /// # Errors
     /// If the adapter changes a matrix that is not there, or has another shape.
     pub fn adapted(mut self, adapter: Adapter) -> Result<Self> {
-        let tower = self.tower.iter().flat_map(|tower| &tower.tensors);
-        adapter.check(stored(self.model.iter().chain(tower)))?;
-        let adapter = Arc::new(adapter);
-        self.model = adapt(self.model, &adapter, false);
+        let of_tower = self.tower.as_mut().map(|tower| std::mem::take(&mut tower.tensors));
+        let (model, of_tower) =
+            adapted(Streamed::store(self.model), Streamed::store(of_tower.unwrap_or_default()), adapter)?;
+        self.model = StreamedTensor::all(&model);
         if let Some(tower) = &mut self.tower {
-            tower.tensors = adapt(std::mem::take(&mut tower.tensors), &adapter, true);
+            tower.tensors = StreamedTensor::all(&of_tower);
         }
         Ok(self)
     }
@@ -306,10 +306,8 @@ impl Parts {
         let depth = config.level_states()?.last().copied().unwrap_or(0);
         let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
         Network::load(&config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
-        LoadReport::new(&stored(&self.model).collect::<Vec<_>>(), &of_model.asked(), is_leftover_of_model)
-            .and(LoadReport::new(&stored(&tower.tensors).collect::<Vec<_>>(), &of_tower.asked(), |name| {
-                is_leftover_of_tower(name, depth)
-            }))
+        LoadReport::new(&stored(&self.model), &of_model.asked(), is_leftover_of_model)
+            .and(LoadReport::new(&stored(&tower.tensors), &of_tower.asked(), |name| is_leftover_of_tower(name, depth)))
             .strict()?;
         Ok(config)
     }
@@ -368,13 +366,8 @@ fn open(directory: &Path) -> ConvertResult<Arc<dyn TensorStore>> {
     Ok(Arc::new(Checkpoint::open(directory, &Device::Cpu)?))
 }
 
-fn stored<'a>(tensors: impl IntoIterator<Item = &'a StreamedTensor>) -> impl Iterator<Item = StoredTensor> {
-    tensors.into_iter().map(|tensor| StoredTensor {
-        name: tensor.name.clone(),
-        numbers: String::new(),
-        shape: tensor.shape.clone(),
-        file: PathBuf::new(),
-    })
+fn stored(tensors: &[StreamedTensor]) -> Vec<StoredTensor> {
+    tensors.iter().map(StreamedTensor::header).collect()
 }
 
 pub(crate) fn read_json(path: &Path) -> ConvertResult<Value> {

@@ -1,10 +1,11 @@
 //! Tensors too large to hold: known by name and shape, computed a piece at a time while they are written.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
+use candle_core::{Device, Tensor};
 use half::{f16, slice::HalfFloatSliceExt};
 
-use crate::weights::{StoredTensor, TensorStore, WeightsResult};
+use crate::weights::{StoredTensor, TensorSource, TensorStore, WeightsError, WeightsResult};
 
 /// Numbers in memory at a time: 16 MiB of f32. A multiple of every block of ggml's types.
 pub const PIECE: usize = 1 << 22;
@@ -80,6 +81,12 @@ impl StreamedTensor {
         })
     }
 
+    /// What a store would say of it.
+    pub(crate) fn header(&self) -> StoredTensor {
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        StoredTensor { name, numbers: String::new(), shape, file: PathBuf::new() }
+    }
+
     fn row_width(&self) -> usize {
         self.shape.iter().skip(1).product()
     }
@@ -101,6 +108,41 @@ impl StreamedTensor {
     pub fn pieces(&self) -> impl Iterator<Item = WeightsResult<Vec<f32>>> {
         let count = self.count();
         (0..count).step_by(PIECE).map(move |start| self.read(start..count.min(start + PIECE)))
+    }
+}
+
+/// Streamed tensors in the place of files.
+pub(crate) struct Streamed(BTreeMap<String, StreamedTensor>);
+
+impl Streamed {
+    pub(crate) fn store(tensors: Vec<StreamedTensor>) -> Arc<dyn TensorStore> {
+        Arc::new(Self(tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect()))
+    }
+
+    fn named(&self, name: &str) -> WeightsResult<&StreamedTensor> {
+        self.0.get(name).ok_or_else(|| WeightsError::Missing { name: name.to_owned(), expected: Vec::new() })
+    }
+}
+
+impl TensorSource for Streamed {
+    fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
+        let tensor = self.named(name)?;
+        if tensor.shape != shape {
+            let (expected, got) = (shape.to_vec(), tensor.shape.clone());
+            return Err(WeightsError::Shape { name: name.to_owned(), expected, got });
+        }
+        Tensor::from_vec(tensor.read(0..tensor.count())?, shape, &Device::Cpu)
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+}
+
+impl TensorStore for Streamed {
+    fn stored(&self) -> Vec<StoredTensor> {
+        self.0.values().map(StreamedTensor::header).collect()
+    }
+
+    fn piece(&self, name: &str, elements: Range<usize>) -> WeightsResult<Vec<f32>> {
+        self.named(name)?.read(elements)
     }
 }
 

@@ -193,8 +193,16 @@ fn an_adapter_that_does_not_fit_is_refused_by_the_tensor() {
     const LAYER: &str = "base_model.model.model.layers.1.self_attn.q_proj";
     let place = tempfile::tempdir().unwrap();
     let cases: [(&str, Change, &str); 6] = [
-        ("one factor", |all| drop(all.remove(&format!("{LAYER}.lora_A.weight"))), "q_proj.weight`: expected lora_A"),
-        ("two ranks", |all| drop(all.insert(format!("{LAYER}.lora_A.weight"), zeros(&[2, 24]))), "of one rank"),
+        (
+            "one factor",
+            |all| drop(all.remove(&format!("{LAYER}.lora_A.weight"))),
+            "q_proj.weight`: expected lora_A [3, input]",
+        ),
+        (
+            "two ranks",
+            |all| drop(all.insert(format!("{LAYER}.lora_A.weight"), zeros(&[2, 24]))),
+            "expected lora_A [3, input]",
+        ),
         ("a width", |all| drop(all.insert(format!("{LAYER}.lora_A.weight"), zeros(&[3, 20]))), "which is [24, 24]"),
         (
             "a layer",
