@@ -1153,6 +1153,45 @@ fn conversations_without_a_picture_are_passed_over() {
 }
 
 #[test]
+fn an_adapter_is_trained_exported_asked_and_merged() {
+    let place = Place::new();
+    fs::write(place.path("questions.jsonl"), QUESTIONS).unwrap();
+    let model = || fs::read(place.path("model/model.safetensors")).unwrap();
+    let before = model();
+    let stage = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/adapter.toml");
+    let mut train = place.gpt4roi(&["train", stage, "--out", "run", "--set", "epochs=1", "--set", "adapter.rank=2"]);
+    train.args(["--set", r#"model.like="model""#, "--set", r#"records.files=["questions.jsonl"]"#]);
+    train.args(["--set", "optimizer.adamw.lr=0.3", "--set", "schedule.warmup=0"]).assert().success();
+    place.gpt4roi(&["export", "run", "--out", "adapter"]).assert().success();
+    assert_eq!(model(), before, "the model's own files changed");
+
+    let logits = |arguments: &[&str]| {
+        let mut ask = place.gpt4roi(&[&["ask", "scene.png", "What is <region1>?", "--json"], arguments].concat());
+        ask.args(["--region", "1,1,20,20", "--max-new-tokens", "1"]);
+        let answer: serde_json::Value = serde_json::from_slice(&ask.assert().success().get_output().stdout).unwrap();
+        answer["probability"].as_f64().unwrap()
+    };
+    let plain = logits(&["--model", "model"]);
+    let adapted = logits(&["--model", "model", "--adapter", "adapter"]);
+    assert!((plain - adapted).abs() > 1e-4, "{plain}, {adapted}");
+    place
+        .gpt4roi(&["convert", "--from", "model", "--adapter", "adapter", "--out", "merged", "--self-test", "never"])
+        .assert()
+        .success();
+    let merged = logits(&["--model", "merged"]);
+    assert!((merged - adapted).abs() < 1e-3, "{merged}, {adapted}");
+
+    let refused = |arguments: &[&str], says: &str, hint: &str| {
+        let mut ask = place.gpt4roi(&["ask", "scene.png", "What is it?"]);
+        ask.args(arguments).assert().code(1).stderr(contains(says).and(contains(hint)));
+    };
+    refused(&["--model", "model", "--adapter", "run"], "run holds no adapter", "`gpt4roi export run --out ADAPTER`");
+    refused(&["--model", "model", "--adapter", "model"], "model holds no adapter", "adapter_model.safetensors");
+    refused(&["--model", "adapter"], "adapter holds no model", "it is an adapter");
+    refused(&["--adapter", "adapter"], "changes of the model's own matrices", "");
+}
+
+#[test]
 fn predictions_go_on_where_they_stopped() {
     let place = Place::new();
     fs::write(place.path("questions.jsonl"), QUESTIONS).unwrap();
