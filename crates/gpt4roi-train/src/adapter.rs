@@ -25,7 +25,7 @@ pub struct AdapterSettings {
     pub rank: usize,
     /// Their weight, times the rank.
     pub alpha: f64,
-    /// Which layers of the language model change, by the last parts of their names.
+    /// Which layers of the language model change, by the last parts of their names. None, where other things learn.
     #[serde(default = "all_layers")]
     pub targets: Vec<String>,
     /// In how many bits matrices are kept that do not learn, unless they are stored in fewer.
@@ -47,7 +47,9 @@ impl AdapterSettings {
         let measures = init.standardize_over > 0 || init.words_over > 0 || !init.scale.is_empty();
         let (field, expected, got) = match unknown {
             Some(name) => ("adapter.targets", format!("some of {}", LAYERS.join(", ")), format!("`{name}`")),
-            None if self.targets.is_empty() => ("adapter.targets", "at least one layer".into(), "none".into()),
+            None if self.targets.is_empty() && stage.trainable.is_empty() => {
+                ("adapter.targets", "a layer, or something in `trainable`".into(), "neither".into())
+            }
             None if self.rank == 0 => ("adapter.rank", "at least 1".into(), "0".into()),
             None if !self.alpha.is_finite() || self.alpha <= 0.0 => {
                 ("adapter.alpha", "more than 0".into(), self.alpha.to_string())
@@ -255,6 +257,33 @@ mod tests {
             let same = same.to_scalar::<f32>().unwrap() == 0.0;
             assert_eq!(same, !is_factor(name), "{name}");
         }
+    }
+
+    /// The paper's first stage: the region module, which the model lacks, learns in front of a language model that
+    /// stays as it is.
+    #[test]
+    fn a_region_module_is_trained_beside_a_model_without_one() {
+        let place = tempfile::tempdir().unwrap();
+        let [base, out, adapter] = ["base", "out", "adapter"].map(|name| place.path().join(name));
+        let files = tiny::tokenizer_files();
+        let config = tiny::config(tiny::tokenizer().vocab_size());
+        let mut parts = Parts::noise(&config, &files.model, &files.added_tokens).unwrap();
+        parts.model.retain(|tensor| !tensor.name.starts_with("model.spi_module."));
+        parts.write_directory(&base, IfExists::Refuse).unwrap();
+
+        let region = ["model.spi_module."];
+        let mut stage = StageConfig { steps: 2, ..tiny::stage_of_adapter(&base, &region) };
+        let settings = stage.adapter.as_mut().unwrap();
+        (settings.targets, settings.base_dtype) = (Vec::new(), Precision::Bf16);
+        let error = open(stage.clone(), &out).unwrap_err();
+        assert!(matches!(error, TrainError::Drawn { .. }), "{error}");
+        stage.init.fresh = region.map(String::from).into();
+        run(open(stage, &out));
+        assert!(names(&last(&out)).iter().all(|name| name.starts_with(region[0])));
+        export(&out, &adapter, IfExists::Refuse).unwrap();
+        let files = ModelFiles::at(&base).unwrap();
+        assert!(Gpt4Roi::from_files(&files, &Device::Cpu).is_err(), "it has no region module of its own");
+        Gpt4Roi::from_files(&files.with_adapter(&adapter), &Device::Cpu).unwrap();
     }
 
     /// The embedded model's blocks stay as they are.

@@ -132,6 +132,16 @@ impl Linear {
         self.weight.is_quantized()
     }
 
+    /// Where it lies.
+    pub(crate) fn device(&self) -> Device {
+        self.weight.device()
+    }
+
+    /// Whether gradients can flow through the weight itself.
+    pub(crate) fn is_dense(&self) -> bool {
+        matches!(self.weight, Matrix::Dense(_))
+    }
+
     /// What is added to the weight, if it is changed.
     pub(crate) fn change(&self) -> Option<&LowRank> {
         match &self.weight {

@@ -110,13 +110,13 @@ impl Llama {
         })
     }
 
-    /// Reads whole sequences at once, without a cache: what training needs. Layers with changes that learn remember
-    /// their inputs alone, and nothing else of them can learn.
+    /// Reads whole sequences at once, without a cache: what training needs. Layers whose weights are packed or changed
+    /// remember their inputs alone, and nothing but their changes can learn.
     ///
     /// # Shapes
     /// embeds `[1, T, H]`, positions `[T]` (u32) → `[1, T, H]`, normalised
     pub fn forward_packed(&self, embeds: &Tensor, positions: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
-        if !self.layers.iter().any(DecoderLayer::learns_changes) {
+        if self.layers.iter().all(DecoderLayer::is_dense) {
             return self.read(embeds, positions, |_, heads, q, k, v| attention(&q, &k, &v, heads, mask));
         }
         let step = |x: Tensor, layer: &DecoderLayer| recomputed(layer, &x, &self.rotary, positions, mask);
@@ -252,9 +252,9 @@ impl DecoderLayer {
         [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
     }
 
-    /// Whether a gradient is wanted through a change of one of its matrices.
-    fn learns_changes(&self) -> bool {
-        self.linear().into_iter().filter_map(Linear::change).any(|change| change.down.track_op())
+    /// Whether gradients can flow through all of its matrices.
+    fn is_dense(&self) -> bool {
+        self.linear().into_iter().all(Linear::is_dense)
     }
 
     /// The factors of all changes, one behind the other.
@@ -262,9 +262,12 @@ impl DecoderLayer {
     /// # Shapes
     /// `[N]`
     pub(crate) fn factors(&self) -> Result<Tensor> {
-        let factors =
-            self.linear().into_iter().filter_map(Linear::change).flat_map(|change| [&change.down, &change.up]);
-        Tensor::cat(&factors.map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?, 0)
+        let changes = self.linear().into_iter().filter_map(Linear::change);
+        let factors = changes.flat_map(|change| [&change.down, &change.up]).map(Tensor::flatten_all);
+        match &factors.collect::<Result<Vec<_>>>()?[..] {
+            [] => Tensor::zeros(0, DType::F32, &self.q_proj.device()),
+            factors => Tensor::cat(factors, 0),
+        }
     }
 
     /// The same layer with other [`Self::factors`].
