@@ -87,30 +87,32 @@ def values(name, shape, scale=1.0):
     return (torch.randn(shape, dtype=torch.float32) * (deviation * scale if len(shape) > 1 else 0.01 * scale)).half()
 
 
-def write(out, stem, tensors, save, scale=1.0):
+def write(out, stem, tensors, save, values=values, shard_bytes=SHARD_BYTES):
     """Shards as Hugging Face's `save_pretrained` cuts them, and the index beside them."""
     out.mkdir(parents=True, exist_ok=True)
-    shards, room = [[]], SHARD_BYTES
+    shards, room = [[]], shard_bytes
     for name, shape in tensors:
         size = 2 * torch.Size(shape).numel()
         if size > room and shards[-1]:
             shards.append([])
-            room = SHARD_BYTES
+            room = shard_bytes
         shards[-1].append((name, shape))
         room -= size
     stem, suffix = stem.split(".")
     index = {}
     for number, shard in enumerate(shards, 1):
         file = f"{stem}-{number:05}-of-{len(shards):05}.{suffix}"
-        content = {name: values(name, shape, 1.0 if is_ours(name) else scale) for name, shape in shard}
+        content = {name: values(name, shape) for name, shape in shard}
         save(content, out / file)
         index |= dict.fromkeys(content, file)
         print(out / file, flush=True)
     (out / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-def is_ours(name):
-    return "mm_projector" in name or "spi_module" in name
+def delta_values(name, shape):
+    """What training changed of LLaMA is small; what LLaMA does not have is there as a whole."""
+    is_ours = "mm_projector" in name or "spi_module" in name
+    return values(name, shape, 1.0 if is_ours else 0.05)
 
 
 def write_json(path, **fields):
@@ -147,7 +149,7 @@ def main():
     write(base, "model.safetensors", llama(32000, options.layers), save_file)
     write_json(base / "config.json", **llama_config(32000, options.layers))
 
-    write(delta, "pytorch_model.bin", [*llama(32006, options.layers), *ours()], torch.save, scale=0.05)
+    write(delta, "pytorch_model.bin", [*llama(32006, options.layers), *ours()], torch.save, delta_values)
     published = dict(
         architectures=["SPILlavaMPTForCausalLM"], model_type="llava", mm_vision_tower="openai/clip-vit-large-patch14",
         mm_hidden_size=VISION, mm_vision_select_layer=-2, mm_use_im_start_end=True, use_mm_proj=True,
