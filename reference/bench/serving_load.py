@@ -107,8 +107,8 @@ async def measured(arguments):
 
 
 @contextlib.contextmanager
-def serving(program):
-    command = [program, "serve", "--port", "0", "--no-page"]
+def serving(program, *options):
+    command = [program, "serve", "--port", "0", "--no-page", *options]
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
