@@ -42,32 +42,20 @@ fn all_layers() -> Vec<String> {
 
 impl AdapterSettings {
     pub(crate) fn check(&self, stage: &StageConfig) -> Result<()> {
-        let unknown = self.targets.iter().find(|target| !LAYERS.contains(&target.as_str()));
-        let init = &stage.init;
-        let measures = init.standardize_over > 0 || init.words_over > 0 || !init.scale.is_empty();
-        let (field, expected, got) = match unknown {
-            Some(name) => ("adapter.targets", format!("some of {}", LAYERS.join(", ")), format!("`{name}`")),
-            None if self.targets.is_empty() && stage.trainable.is_empty() => {
-                ("adapter.targets", "a layer, or something in `trainable`".into(), "neither".into())
-            }
-            None if self.rank == 0 => ("adapter.rank", "at least 1".into(), "0".into()),
-            None if !self.alpha.is_finite() || self.alpha <= 0.0 => {
-                ("adapter.alpha", "more than 0".into(), self.alpha.to_string())
-            }
-            None if stage.model.preset.is_some() => {
-                ("model", "`like`, the model that the adapter is trained beside".into(), "a preset".into())
-            }
-            None if stage.trainable.iter().any(|prefix| overlap(prefix, "model.layers.")) => {
-                let expected = "none of `model.layers.`, which learn through the adapter".into();
-                ("trainable", expected, format!("{:?}", stage.trainable))
-            }
-            None if measures => {
-                let expected = "no `scale`, `standardize_over` and `words_over` beside an adapter".into();
-                ("init", expected, "some".into())
-            }
-            None => return Ok(()),
-        };
-        Err(stage.refusal(field, &expected, &got))
+        let refuse = |field: &str, expected: &str, got: &str| Err(stage.refusal(field, expected, got));
+        if let Some(unknown) = self.targets.iter().find(|target| !LAYERS.contains(&target.as_str())) {
+            return refuse("adapter.targets", &format!("some of {}", LAYERS.join(", ")), &format!("`{unknown}`"));
+        }
+        if self.targets.is_empty() && stage.trainable.is_empty() {
+            return refuse("adapter.targets", "a layer, or something in `trainable`", "neither");
+        }
+        if self.rank == 0 {
+            return refuse("adapter.rank", "at least 1", "0");
+        }
+        if !self.alpha.is_finite() || self.alpha <= 0.0 {
+            return refuse("adapter.alpha", "more than 0", &self.alpha.to_string());
+        }
+        check_beside(stage)
     }
 
     /// What stands beside the weights of an adapter of this stage.
@@ -76,6 +64,27 @@ impl AdapterSettings {
         let base = stage.model.like.as_ref().map_or_else(|| "embedded".into(), |like| like.display().to_string());
         AdapterConfig::new(self.rank, self.alpha, &self.targets, &replaced, &base)
     }
+}
+
+/// Refuses what only a stage that makes a model of its own can ask for.
+fn check_beside(stage: &StageConfig) -> Result<()> {
+    let refuse = |field: &str, expected: &str, got: &str| Err(stage.refusal(field, expected, got));
+    if stage.model.preset.is_some() {
+        return refuse("model", "`like`, the model that the adapter is trained beside", "a preset");
+    }
+    if !stage.model.region.is_empty() {
+        let expected = "none beside an adapter, which is opened with the model's own config.json";
+        return refuse("model.region", expected, "some");
+    }
+    if let Some(prefix) = stage.trainable.iter().find(|prefix| overlap(prefix, "model.layers.")) {
+        let expected = "none of `model.layers.`, which learn through the adapter";
+        return refuse("trainable", expected, &format!("`{prefix}`"));
+    }
+    let init = &stage.init;
+    if init.standardize_over > 0 || init.words_over > 0 || !init.scale.is_empty() {
+        return refuse("init", "no `scale`, `standardize_over` and `words_over` beside an adapter", "some");
+    }
+    Ok(())
 }
 
 /// The model beneath an adapter.
@@ -304,13 +313,14 @@ mod tests {
     #[test]
     fn impossible_adapters_are_refused_by_field() {
         type Spoil = fn(&mut StageConfig);
-        let cases: [(&str, Spoil); 7] = [
+        let cases: [(&str, Spoil); 8] = [
             ("adapter.targets", |stage| stage.adapter.as_mut().unwrap().targets.clear()),
             ("adapter.targets", |stage| stage.adapter.as_mut().unwrap().targets.push("lm_head".into())),
             ("adapter.rank", |stage| stage.adapter.as_mut().unwrap().rank = 0),
             ("adapter.alpha", |stage| stage.adapter.as_mut().unwrap().alpha = f64::NAN),
             ("model", |stage| stage.model.preset = Some(crate::config::Preset::Nano)),
             ("trainable", |stage| stage.trainable = vec!["model.".into()]),
+            ("model.region", |stage| drop(stage.model.region.insert("shuffle".into(), false.into()))),
             ("init", |stage| stage.init.words_over = 3),
         ];
         let good = || tiny::stage_of_adapter(Path::new("base"), &[]);

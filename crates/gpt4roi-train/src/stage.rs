@@ -84,13 +84,16 @@ impl Plan {
             (None, Some(preset)) => preset.config(tokens),
             (None, None) => return Err(stage.refusal("model", "either `preset` or `like`", "neither")),
         };
-        let config = with_region(config, &stage)?;
+        let config = match stage.model.region.is_empty() {
+            true => config,
+            false => config.with_region(&stage.model.region)?,
+        };
         Self::for_model(stage, config, files)
     }
 
     /// For an adapter of this model.
     fn beside(stage: StageConfig, base: Files) -> Result<Self> {
-        let (config, tokenizer) = (with_region(base.config()?, &stage)?, Arc::new(base.tokenizer()?));
+        let (config, tokenizer) = (base.config()?, Arc::new(base.tokenizer()?));
         Ok(Self { base: Some(base), ..Self::with_pictures(stage, config, Some(tokenizer))? })
     }
 
@@ -232,12 +235,6 @@ impl Plan {
     fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
         self.tokenizer.clone().ok_or_else(|| no_tokenizer(&self.stage))
     }
-}
-
-/// The dimensions with what the stage says of the region module.
-fn with_region(config: Config, stage: &StageConfig) -> Result<Config> {
-    let changes = &stage.model.region;
-    Ok(if changes.is_empty() { config } else { config.with_region(changes)? })
 }
 
 fn no_tokenizer(stage: &StageConfig) -> TrainError {
