@@ -634,14 +634,6 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_through_a_quantised_weight_is_an_error() {
-        let (matrix, _) = quantized(3, 64);
-        let y = matrix.product(&var(&[2, 64], 1), None).unwrap();
-        let error = y.sum_all().unwrap().backward().unwrap_err().to_string();
-        assert!(error.contains("packed_linear"), "{error}");
-    }
-
-    #[test]
     fn norms_agree_with_their_compositions() {
         for (shape, size) in [(vec![2, 3, 8], 8), (vec![150, 33], 33), (vec![1, 1], 1)] {
             let (x, w, b) = (var(&shape, 1), var(&[size], 2), var(&[size], 3));
