@@ -166,7 +166,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
     let session = picture.with_model(&args.model, &args.output)?;
     let mut timings = session.timings();
-    let mut chat = session.encode(&mut timings)?;
+    let mut chat = session.encode(&args.generation.draft, &mut timings)?;
     shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
     match choices {
         None => args.answer(&session, &mut chat, timings, &options)?,

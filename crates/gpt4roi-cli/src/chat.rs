@@ -86,7 +86,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let picture = OpenedPicture::open(&args.picture)?;
     let shapes = args.regions.shapes(picture.size())?;
     let session = picture.with_model(&args.model, &output)?;
-    let mut chat = session.encode(&mut session.timings())?;
+    let mut chat = session.encode(&args.generation.draft, &mut session.timings())?;
     shapes.into_iter().try_for_each(|shape| chat.add_shape(shape).map(drop))?;
     let coordinates = args.regions.coordinates;
     let (abstain, quiet) = (args.generation.abstain, args.quiet);

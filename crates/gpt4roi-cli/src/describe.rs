@@ -120,7 +120,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let question = args.question(&shapes, size)?;
     let session = picture.with_model(&args.model, &args.output)?;
     let mut timings = session.timings();
-    let mut chat = session.encode(&mut timings)?;
+    let mut chat = session.encode(&args.generation.draft, &mut timings)?;
 
     let mut descriptions = Vec::new();
     session.time(&mut timings, || {

@@ -7,7 +7,7 @@ use gpt4roi::{
     batch::{DecodeBatch, NewSequence, Reading},
     config::LlamaConfig,
     cost::Cost,
-    drafter::{DEFAULT_DRAFT, Tail},
+    drafter::{DEFAULT_DRAFT, Told},
     generate::Limits,
     kv_cache::{Branch, KvCache},
     llama::Llama,
@@ -79,7 +79,7 @@ impl LanguageModel {
                 reading: Reading::new(Branch::new(prompt.clone()), self.embed(QUESTION)?),
                 sampler: Sampler::new(&Sampling::Greedy)?,
                 limits: Limits { eos: u32::MAX, max_new_tokens: CAPTION },
-                tail: Tail::default(),
+                told: Told::default(),
             })?;
         }
         while !batch.is_empty() {

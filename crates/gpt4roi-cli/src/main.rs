@@ -13,6 +13,7 @@ mod choices;
 mod completions;
 mod convert;
 mod describe;
+mod drafts;
 mod eval;
 mod eval_predictions;
 mod export;

@@ -22,6 +22,7 @@ use gpt4roi_hub::{Cache, ModelRef};
 
 use crate::{
     annotate,
+    drafts::DraftOptions,
     failure::{Refusal, tell, warn},
     regions::RegionOptions,
     side_file,
@@ -132,17 +133,22 @@ fn place_of(model: &Path) -> anyhow::Result<PathBuf> {
             .hint("the embedded model answers where --model is left away")
             .into());
     }
-    let name = model.to_str().filter(|name| name.contains('/')).and_then(|name| name.parse::<ModelRef>().ok());
-    let Some(name) = name else {
-        return Err(Refusal::failure(format!("{} is neither a directory nor a GGUF file", model.display()))
-            .hint(PLACES)
+    find_in_cache(model, PLACES)
+}
+
+/// Where `gpt4roi pull` has put ORG/NAME[@REV]; `places` says what could have been meant instead.
+pub(crate) fn find_in_cache(name: &Path, places: &str) -> anyhow::Result<PathBuf> {
+    let parsed = name.to_str().filter(|name| name.contains('/')).and_then(|name| name.parse::<ModelRef>().ok());
+    let Some(name) = parsed else {
+        return Err(Refusal::failure(format!("{} is neither a directory nor a GGUF file", name.display()))
+            .hint(places)
             .into());
     };
     let cache = Cache::from_env(|name| env::var(name).ok())?;
     cache.find(&name).map_err(|_| {
         let cache = cache.root().display();
         Refusal::failure(format!("{name} is neither a directory nor a model in the cache {cache}"))
-            .hint(format!("`gpt4roi pull {name}` downloads it; or {PLACES}"))
+            .hint(format!("`gpt4roi pull {name}` downloads it; or {places}"))
             .into()
     })
 }
@@ -160,7 +166,7 @@ pub(crate) fn check_adapter(directory: &Path) -> Result<(), Refusal> {
     Err(Refusal::failure(format!("{place} holds no adapter: there is no {} in it", adapter::CONFIG)).hint(hint))
 }
 
-fn is_gguf(file: &Path) -> bool {
+pub(crate) fn is_gguf(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "gguf")
 }
 
@@ -279,24 +285,6 @@ pub(crate) struct GenerationOptions {
 
     #[command(flatten)]
     pub(crate) zoom: ZoomOptions,
-}
-
-/// How far texts are drafted ahead.
-#[derive(Debug, Clone, Copy, Args)]
-#[command(next_help_heading = "Generation")]
-pub(crate) struct DraftOptions {
-    /// Tokens that are drafted ahead at most, by what was said before, and read together with the one that was drawn.
-    /// Answers come sooner, most of all where they resemble each other, and stay the same; 0 drafts none [default: 3
-    /// where quantised weights are computed with on the CPU, else 0]
-    #[arg(long, value_name = "N", env = "GPT4ROI_DRAFT")]
-    draft: Option<usize>,
-}
-
-impl DraftOptions {
-    /// As the library takes it.
-    pub(crate) fn resolve(self) -> Option<usize> {
-        self.draft
-    }
 }
 
 /// Whether small regions are looked at more closely.

@@ -145,7 +145,7 @@ impl Args {
         let mut interview = Interview {
             model: &model,
             options,
-            drafter: Drafter::new(),
+            drafter: self.generation.draft.drafter(&model)?,
             vocabulary,
             abstain,
             predictions,

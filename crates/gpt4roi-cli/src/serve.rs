@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::builder::FalseyValueParser;
+use gpt4roi::Gpt4Roi;
 use gpt4roi_server::{
     Keys, Limits, Server, ServerError, ServerOptions, Times,
     engine::{Engine, EngineOptions, EngineThread},
@@ -17,8 +18,9 @@ use gpt4roi_server::{
 use tokio::sync::watch;
 
 use crate::{
+    drafts::DraftOptions,
     failure::{Refusal, tell},
-    options::{DraftOptions, ModelOptions},
+    options::ModelOptions,
 };
 
 /// Answer questions over HTTP, and serve the page where one draws boxes and talks
@@ -141,8 +143,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(colours).with_target(false).init();
     let options = args.options()?;
-    let engine_options = args.limits.engine();
     let model = args.model.open()?;
+    let engine_options = args.limits.engine(&model)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (engine, mut thread) = Engine::start(model, engine_options);
     let served = runtime.block_on(serve(engine.clone(), &mut thread, options, args.model.is_embedded()));
@@ -262,9 +264,10 @@ impl AccessOptions {
 }
 
 impl LimitOptions {
-    fn engine(&self) -> EngineOptions {
+    fn engine(&self, model: &Gpt4Roi) -> anyhow::Result<EngineOptions> {
         let (max_queue, max_sequences, draft) = (self.max_queue, self.max_sequences, self.draft.resolve());
-        EngineOptions { max_queue, max_sequences, draft, ..EngineOptions::default() }
+        let drafter = self.draft.drafter(model)?;
+        Ok(EngineOptions { max_queue, max_sequences, draft, drafter, ..EngineOptions::default() })
     }
 }
 

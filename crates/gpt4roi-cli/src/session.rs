@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::{
     annotate::annotated,
+    drafts::DraftOptions,
     failure::{Refusal, tell},
     options::{ModelOptions, OutputOptions, PictureOptions},
 };
@@ -70,9 +71,10 @@ impl OpenedPicture {
 
 impl Session {
     /// Encodes the picture.
-    pub(crate) fn encode(&self, timings: &mut Timings) -> anyhow::Result<Chat<'_>> {
+    pub(crate) fn encode(&self, drafts: &DraftOptions, timings: &mut Timings) -> anyhow::Result<Chat<'_>> {
+        let drafter = drafts.drafter(&self.model)?;
         let encoding = Instant::now();
-        let chat = Chat::new(&self.model, &self.image)?;
+        let chat = Chat::new(&self.model, &self.image)?.drafting_by(&drafter);
         timings.encode_seconds = encoding.elapsed().as_secs_f64();
         Ok(chat)
     }

@@ -12,6 +12,7 @@ use gpt4roi::{
     Chat, DeviceChoice, Gpt4Roi, Precision, RegionId,
     bbox::ImageSize,
     device,
+    draft_model::DraftModel,
     drafter::Drafter,
     mention::{self, Part},
     model::ModelFiles,
@@ -55,14 +56,18 @@ pub(crate) struct PyModel {
 /// `adapter` is the directory of an adapter of this model, as `gpt4roi export` writes it after training beside a model,
 /// or PEFT (LoRA).
 ///
+/// `draft_model` is a small LLaMA with the same tokens, which drafts answers for this model to check: a directory, a GGUF
+/// file or ORG/NAME[@REV]. Answers come sooner and stay the same.
+///
 /// `device` is auto, cpu, cuda, cuda:N or metal; a GPU needs a package that was built for it. `dtype` says in how many
 /// bits weights are kept: f32, f16 or bf16.
 #[pyfunction]
-#[pyo3(signature = (model=None, *, adapter=None, device="auto", dtype="f32"))]
+#[pyo3(signature = (model=None, *, adapter=None, draft_model=None, device="auto", dtype="f32"))]
 pub(crate) fn load(
     py: Python<'_>,
     model: Option<PathBuf>,
     adapter: Option<PathBuf>,
+    draft_model: Option<PathBuf>,
     device: &str,
     dtype: &str,
 ) -> PyResult<PyModel> {
@@ -70,7 +75,7 @@ pub(crate) fn load(
     let choice: DeviceChoice = device.parse().map_err(|error| wrong("device", &error))?;
     let precision: Precision = dtype.parse().map_err(|error| wrong("dtype", &error))?;
     let name = model.as_ref().map_or("embedded".into(), |model| model.display().to_string());
-    let (model, passed_over) = compute(py, move |_| {
+    let (model, drafter, passed_over) = compute(py, move |_| {
         let files = model.as_deref().map_or(Ok(ModelFiles::Embedded(NANO)), files_of)?;
         let files = match adapter {
             Some(adapter) => files.with_adapter(adapter),
@@ -78,31 +83,42 @@ pub(crate) fn load(
         };
         let mut passed_over = Vec::new();
         let device = choice.open(|error| passed_over.push(error.to_string()))?;
-        Ok((Gpt4Roi::load(&files, &device, precision)?, passed_over))
+        let model = Gpt4Roi::load(&files, &device, precision)?;
+        let drafter = match draft_model {
+            Some(name) => {
+                Drafter::with_model(DraftModel::open(&place_of("draft_model", &name)?, &model.tokenizer, &device)?)
+            }
+            None => Drafter::new(),
+        };
+        Ok((model, drafter, passed_over))
     })?;
     for gpu in passed_over {
         PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &CString::new(gpu)?, 1)?;
     }
-    Ok(PyModel { model: Arc::new(model), drafter: Drafter::new(), name, precision })
+    Ok(PyModel { model: Arc::new(model), drafter, name, precision })
 }
 
 /// The files that a name stands for.
 fn files_of(model: &Path) -> Result<ModelFiles, Failure> {
+    Ok(ModelFiles::at(&place_of("model", model)?)?)
+}
+
+/// Where they lie; `argument` is what the name was given for.
+fn place_of(argument: &str, model: &Path) -> Result<PathBuf, Failure> {
     let is_gguf = model.extension().is_some_and(|extension| extension == "gguf");
     if model.is_dir() || is_gguf {
-        return Ok(ModelFiles::at(model)?);
+        return Ok(model.to_owned());
     }
     let place = model.display();
     let name = model.to_str().filter(|name| name.contains('/')).and_then(|name| name.parse::<ModelRef>().ok());
     let name =
-        name.ok_or_else(|| Failure::NoModel(format!("model: {place} is neither a directory nor a GGUF file")))?;
+        name.ok_or_else(|| Failure::NoModel(format!("{argument}: {place} is neither a directory nor a GGUF file")))?;
     let cache = Cache::from_env(|name| env::var(name).ok())?;
-    let directory = cache.find(&name).map_err(|_| {
+    cache.find(&name).map_err(|_| {
         let root = cache.root().display();
-        let missing = format!("model: {name} is neither a directory nor a model in the cache {root}");
+        let missing = format!("{argument}: {name} is neither a directory nor a model in the cache {root}");
         Failure::NoModel(format!("{missing}; `gpt4roi pull {name}` downloads it"))
-    })?;
-    Ok(ModelFiles::at(&directory)?)
+    })
 }
 
 #[pymethods]

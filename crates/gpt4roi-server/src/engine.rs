@@ -23,6 +23,7 @@ use gpt4roi::{
     bbox::BoxPrecision,
     chat::{Answer, AskOptions, ResolvedRegion},
     choices::{Chosen, WrittenChoices},
+    drafter::Drafter,
     generate::GenerateError,
     image_cache::ImageCache,
     prefix_cache::PrefixCache,
@@ -68,6 +69,8 @@ pub struct EngineOptions {
     /// Tokens that are drafted ahead at most, if not as many as the model drafts unasked; that of a question's own
     /// options does not count.
     pub draft: Option<usize>,
+    /// What drafts, and learns from all that is asked and answered.
+    pub drafter: Drafter,
     /// In which precision boxes reach the model; that of a question's own options does not count.
     pub box_precision: BoxPrecision,
     /// How words are read that look like structure; that of a question's own options does not count.
@@ -85,6 +88,7 @@ impl Default for EngineOptions {
             prefix_bytes: 1 << 30,
             piece: 128,
             draft: None,
+            drafter: Drafter::new(),
             box_precision: BoxPrecision::F32,
             text_mode: TextMode::Literal,
         }

@@ -20,7 +20,6 @@ use gpt4roi::{
     batch::{DecodeBatch, Ended, Event, NewSequence, Reading, SequenceId},
     chat::AnswerStream,
     choices::ScoredChoices,
-    drafter::Drafter,
     generate::{GenerateError, Halt},
     image_cache::EncodedImage,
     tokenizer::Tokenizer,
@@ -119,7 +118,7 @@ impl Beginning {
 impl<'m> Scheduler<'m> {
     pub(crate) fn new(eye: &'m Eye<'m>, queue: &'m Queue, options: &'m EngineOptions) -> Self {
         let llama = &eye.model.network.llama;
-        let draft = options.draft.unwrap_or_else(|| llama.default_draft());
+        let draft = options.draft.unwrap_or_else(|| options.drafter.default_draft(llama));
         Self {
             eye,
             queue,
@@ -127,7 +126,7 @@ impl<'m> Scheduler<'m> {
             requests: BTreeMap::new(),
             seats: Vec::new(),
             beginnings: VecDeque::new(),
-            batch: DecodeBatch::new(llama).drafting(Drafter::new(), draft),
+            batch: DecodeBatch::new(llama).drafting(options.drafter.clone(), draft),
             choosing: Choosing::new(eye.model),
             looks: VecDeque::new(),
             open: true,
@@ -576,8 +575,8 @@ impl<'m> Seat<'m> {
                 let (sampler, limits) = (asked.rendered().sampler(), asked.rendered().limits());
                 // A copy of a long prompt would have to be copied for good as soon as the answer begins.
                 let again = (!streams).then(|| reading.clone());
-                let tail = asked.show(batch.drafter(), reused);
-                let id = batch.add(NewSequence { reading, sampler, limits, tail })?;
+                let told = asked.show(batch.drafter(), reused);
+                let id = batch.add(NewSequence { reading, sampler, limits, told })?;
                 let stream = AnswerStream::new(tokenizer, asked.rendered().stop());
                 Stage::Decoding(Box::new(Decoding { id, image, asked, reused, stream, again }))
             }
@@ -649,7 +648,7 @@ mod tests {
         bbox::Point,
         chat::{Answer, AskOptions},
         choices::{Chosen, Scoring},
-        drafter::Tail,
+        drafter::Told,
         generate::{FinishReason, Limits},
         image::DEFAULT_MAX_PIXELS,
         image_cache::ImageCache,
@@ -1428,7 +1427,7 @@ mod tests {
                 reading: Reading::new(nothing, misfit),
                 sampler: Sampler::new(&Sampling::Greedy).unwrap(),
                 limits: Limits { eos: 2, max_new_tokens: 5 },
-                tail: Tail::default(),
+                told: Told::default(),
             });
             driven.step();
             driven.scheduler.batch.end(wrong.unwrap(), Halt::Cancel);

@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use gpt4roi::{
     Config,
     adapter::{self, AdapterConfig, model_name, stored_name},
+    config::LlamaConfig,
     model::tower_directory,
     tokenizer::Tokenizer,
     weights::{self, TensorSource, WeightsError, is_leftover_of_model, is_leftover_of_tower},
@@ -73,6 +74,8 @@ pub enum Form {
     Model(ModelFiles),
     /// An adapter of a model that lies elsewhere.
     Adapter(AdapterConfig),
+    /// A language model alone.
+    Language(LanguageFiles),
 }
 
 /// Files that belong to a model but not to a step.
@@ -82,6 +85,15 @@ pub struct ModelFiles {
     pub config: Config,
     /// The tokenizer, unless the model is a tower alone.
     pub tokenizer: Option<TokenizerFiles>,
+}
+
+/// What belongs to a language model alone but not to a step.
+#[derive(Clone, Debug)]
+pub struct LanguageFiles {
+    /// The dimensions.
+    pub config: LlamaConfig,
+    /// The tokenizer.
+    pub tokenizer: TokenizerFiles,
 }
 
 /// The tokenizer's files. They are in memory, since a run may outlive the directory that it took them from.
@@ -111,6 +123,11 @@ impl TokenizerFiles {
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer = Tokenizer::from_bytes(&self.model, &self.added_tokens);
         tokenizer.map_err(|error| gpt4roi::Error::from(error).into())
+    }
+
+    fn write(&self, directory: &Path) -> Result<()> {
+        write(&directory.join(TOKENIZER), &self.model)?;
+        write(&directory.join(ADDED_TOKENS), self.added_tokens.as_bytes())
     }
 }
 
@@ -272,6 +289,7 @@ impl Form {
         match self {
             Self::Model(files) => write_model(directory, parameters, files, dtype),
             Self::Adapter(config) => write_adapter(directory, parameters, config, dtype),
+            Self::Language(files) => write_language(directory, parameters, files, dtype),
         }
     }
 }
@@ -282,6 +300,14 @@ fn write_adapter(directory: &Path, parameters: &Tensors, config: &AdapterConfig,
     let own = own.map(|(name, tensor)| Ok((stored_name(name), tensor.to_dtype(dtype)?))).collect::<Result<_>>()?;
     write_tensors(&directory.join(adapter::WEIGHTS), &own)?;
     write_json(&directory.join(adapter::CONFIG), &serde_json::to_value(config).unwrap_or_default())
+}
+
+/// `config.json`, the weights and the tokenizer.
+fn write_language(directory: &Path, parameters: &Tensors, files: &LanguageFiles, dtype: DType) -> Result<()> {
+    let tensors = parameters.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(dtype)?)));
+    write_tensors(&directory.join(MODEL), &tensors.collect::<Result<_>>()?)?;
+    write_json(&directory.join("config.json"), &files.config.to_json())?;
+    files.tokenizer.write(directory)
 }
 
 /// `config.json`, the weights, the tower and the tokenizer.
@@ -300,10 +326,7 @@ fn write_model(directory: &Path, parameters: &Tensors, files: &ModelFiles, dtype
         write_tensors(&directory.join(MODEL), &rest)?;
         write_json(&directory.join("config.json"), &files.config.to_json())?;
     }
-    if let Some(tokenizer) = &files.tokenizer {
-        write(&directory.join(TOKENIZER), &tokenizer.model)?;
-        write(&directory.join(ADDED_TOKENS), tokenizer.added_tokens.as_bytes())?;
-    }
+    files.tokenizer.as_ref().map_or(Ok(()), |tokenizer| tokenizer.write(directory))?;
     sync_directory(&directory.join("vision_tower"))
 }
 

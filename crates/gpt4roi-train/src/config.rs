@@ -13,7 +13,7 @@ use crate::{
     adapter::AdapterSettings,
     error::{Result, TrainError},
     init::InitChoices,
-    objective::{ConverseConfig, ObjectiveConfig},
+    objective::{ConverseConfig, ObjectiveConfig, TextConfig},
     optimizer::{Group, OptimizerConfig, Rule},
     records::RecordsConfig,
     schedule::Schedule,
@@ -111,6 +111,8 @@ pub enum Preset {
     /// The published language model behind a ViT-H/14 tower.
     #[serde(rename = "gpt4roi-7b-vit-h14")]
     Gpt4roi7bVitH14,
+    /// A language model alone that drafts for another one; its vocabulary is the tokenizer's.
+    Draft,
 }
 
 impl Preset {
@@ -121,6 +123,7 @@ impl Preset {
             Self::Pico => Config::pico(vocab_size),
             Self::Gpt4roi7b => Config::gpt4roi_7b(),
             Self::Gpt4roi7bVitH14 => Config::gpt4roi_7b_vit_h14(),
+            Self::Draft => Config::draft(vocab_size),
         }
     }
 }
@@ -284,6 +287,11 @@ impl StageConfig {
             let got = if like.is_some() { "both" } else { "neither" };
             return Err(self.refusal("model", "either `preset` or `like`", got));
         }
+        let is_draft = *preset == Some(Preset::Draft);
+        if is_draft != matches!(self.objective, ObjectiveConfig::Text(_)) || (is_draft && self.adapter.is_some()) {
+            let expected = "\"draft\" where the objective is \"text\", without an adapter, and nowhere else";
+            return Err(self.refusal("model.preset", expected, if is_draft { "it" } else { "another" }));
+        }
         if like.is_some() && tokenizer.is_some() {
             return Err(self.refusal("model.tokenizer", "none beside `like`, which has its own", "one"));
         }
@@ -308,7 +316,8 @@ impl StageConfig {
             return Err(self.refusal("steps", "at least 1, and no `epochs`, since scenes have no end", &got));
         }
         match &self.objective {
-            ObjectiveConfig::Conversation(ConverseConfig { questions: None, .. }) => {
+            ObjectiveConfig::Conversation(ConverseConfig { questions: None, .. })
+            | ObjectiveConfig::Text(TextConfig { questions: None }) => {
                 Err(self.refusal("objective.questions", "what is asked about scenes", "none"))
             }
             _ => Ok(()),
@@ -327,8 +336,19 @@ impl StageConfig {
         if self.init.standardize_over > 0 || self.init.words_over > 0 {
             return refuse("init", "no `standardize_over` and no `words_over`: those are measured over scenes", "some");
         }
-        let ObjectiveConfig::Conversation(settings) = &self.objective else {
-            return refuse("objective.kind", "\"conversation\", all that can be learned from records", "another");
+        let settings = match &self.objective {
+            ObjectiveConfig::Conversation(settings) => settings,
+            ObjectiveConfig::Text(TextConfig { questions: None }) => return Ok(()),
+            ObjectiveConfig::Text(_) => {
+                return refuse("objective.questions", "none: records bring their own questions", "some");
+            }
+            _ => {
+                return refuse(
+                    "objective.kind",
+                    "\"conversation\" or \"text\", what can be learned from records",
+                    "another",
+                );
+            }
         };
         if settings.needs_kinds() {
             return refuse("objective", "`class` and `distance` of 0: records do not tell kinds", "more");
@@ -340,6 +360,14 @@ impl StageConfig {
             return refuse("objective.questions", "none: records bring their own questions", "some");
         }
         Ok(())
+    }
+
+    /// Patches of a picture, as conversations about it are written down.
+    pub(crate) fn patches(&self, config: &Config) -> usize {
+        match self.objective {
+            ObjectiveConfig::Text(_) => 0,
+            _ => config.vision.patches(),
+        }
     }
 
     pub(crate) fn refusal(&self, field: &str, expected: &str, got: &str) -> TrainError {

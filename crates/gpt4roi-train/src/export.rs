@@ -5,18 +5,20 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use gpt4roi::{
     adapter::{Adapter, AdapterConfig, CONFIG},
+    config::LlamaConfig,
     convert::IfExists,
+    draft_model::DraftModel,
     model::ModelFiles as Files,
     staging::Staging,
 };
 
 use crate::{
-    checkpoint::{self, Form, ModelFiles, TokenizerFiles, last_or_self},
+    checkpoint::{self, Form, LanguageFiles, ModelFiles, TokenizerFiles, last_or_self},
     error::{Result, TrainError},
 };
 
 /// Writes the model of `source` (a checkpoint, or the output directory of a stage) to `target` in
-/// float16: weights, tower, configurations and tokenizer; or the adapter, if it is one. It appears once it is complete.
+/// float16: weights, tower, configurations and tokenizer; or the adapter or the draft model, if it is one. It appears once it is complete.
 ///
 /// # Errors
 /// If `target` exists, or is more than a model to replace; if `source` holds no whole model, or a weight too large
@@ -37,6 +39,9 @@ pub fn export(source: &Path, target: &Path, if_exists: IfExists) -> Result<()> {
         Form::Model(_) => drop(gpt4roi::Gpt4Roi::open(staging.path(), &Device::Cpu)?),
         // What it belongs to may lie elsewhere now.
         Form::Adapter(_) => drop(Adapter::open(staging.path(), &Device::Cpu)?),
+        Form::Language(files) => {
+            drop(DraftModel::open(staging.path(), &files.tokenizer.tokenizer()?, &Device::Cpu)?);
+        }
     }
     Ok(staging.commit().map_err(gpt4roi::Error::from)?)
 }
@@ -46,7 +51,13 @@ fn form(path: &Path) -> Result<Form> {
     if path.join(CONFIG).is_file() {
         return Ok(Form::Adapter(AdapterConfig::open(path)?));
     }
-    let (config, tokenizer) = (Files::Directory(path.into()).config()?, TokenizerFiles::read(path)?);
+    let tokenizer = TokenizerFiles::read(path)?;
+    if !path.join("vision_tower").is_dir() {
+        let file = path.join("config.json");
+        let text = std::fs::read_to_string(&file).map_err(|source| TrainError::file(&file, source))?;
+        return Ok(Form::Language(LanguageFiles { config: LlamaConfig::from_json(&text)?, tokenizer }));
+    }
+    let config = Files::Directory(path.into()).config()?;
     Ok(Form::Model(ModelFiles { config, tokenizer: Some(tokenizer) }))
 }
 

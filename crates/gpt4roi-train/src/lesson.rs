@@ -1,7 +1,7 @@
 //! A picture and what is to be learned from it, whoever asked: what a stage of conversations needs of its source.
 
 use candle_core::{Device, Tensor};
-use gpt4roi::{Image, Network};
+use gpt4roi::{Image, Network, llama::Llama};
 use gpt4roi_data::Packed;
 use rand_chacha::ChaCha8Rng;
 
@@ -82,7 +82,6 @@ impl Lesson {
     ) -> Result<Tensor> {
         let (packed, device) = (&self.packed, network.llama.device());
         let ids = Tensor::from_slice(&packed.ids, packed.ids.len(), device)?;
-        let positions = Tensor::from_slice(&packed.positions, packed.positions.len(), device)?;
         let patches: Vec<u32> = packed.patches.clone().map(|place| place as u32).collect();
         let (places, rows): (Vec<u32>, Vec<u32>) =
             packed.regions.iter().map(|&(place, row)| (place, row as u32)).unzip();
@@ -90,11 +89,26 @@ impl Lesson {
         let regions = region_tokens.map(|tokens| tokens.index_select(&rows, 0)).transpose()?;
         let image = image_tokens.map(|tokens| (tokens, &patches[..]));
         let parts: Vec<_> = image.into_iter().chain(regions.as_ref().map(|regions| (regions, &places[..]))).collect();
-        let embeds = network.splice(&ids, &parts)?;
-        let hidden = network.llama.forward_packed(&embeds, &positions, &packed.mask)?.squeeze(0)?;
+        self.loss_behind(&network.llama, &network.splice(&ids, &parts)?, first_token, metrics)
+    }
+
+    /// The same, of what the language model reads.
+    ///
+    /// # Shapes
+    /// embeds `[1, T, H]` → a scalar
+    pub fn loss_behind(
+        &self,
+        llama: &Llama,
+        embeds: &Tensor,
+        first_token: f64,
+        metrics: &mut Metrics,
+    ) -> Result<Tensor> {
+        let (packed, device) = (&self.packed, llama.device());
+        let positions = Tensor::from_slice(&packed.positions, packed.positions.len(), device)?;
+        let hidden = llama.forward_packed(embeds, &positions, &packed.mask)?.squeeze(0)?;
         let predictors: Vec<u32> = packed.predictors.iter().map(|&place| place as u32).collect();
         let hidden = hidden.index_select(&Tensor::from_slice(&predictors, predictors.len(), device)?, 0)?;
-        let logits = network.llama.logits(&hidden)?;
+        let logits = llama.logits(&hidden)?;
         let targets = packed.target_ids();
         self.score(&correct(&logits, &targets)?, metrics);
         Ok(cross_entropy(&logits, &targets, &self.weights(first_token))?)

@@ -47,6 +47,7 @@ pub mod scenes;
 pub mod schedule;
 pub mod stage;
 pub mod standardize;
+pub mod text;
 #[cfg(test)]
 mod tiny;
 mod tower;

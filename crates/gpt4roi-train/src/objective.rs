@@ -10,6 +10,7 @@ pub use crate::{
     conversation::{Converse, ConverseConfig},
     language::{Language, LanguageConfig},
     patches::{Patches, PatchesConfig},
+    text::{Text, TextConfig},
 };
 
 /// Turns the picture of a given index into a loss.
@@ -70,4 +71,6 @@ pub enum ObjectiveConfig {
     Language(LanguageConfig),
     /// Stages 1 and 2: conversations about pictures.
     Conversation(ConverseConfig),
+    /// A draft model's stage: conversations as texts.
+    Text(TextConfig),
 }

@@ -66,13 +66,19 @@ pub struct RecordLessons {
 impl RecordLessons {
     /// Reads the files, and of every picture the header, and renders every conversation, so that a lost picture, a box
     /// outside of its picture, or a conversation that is too long for the model does not end a run that has begun. The
-    /// pictures themselves are opened when it is their turn.
+    /// pictures themselves are opened when it is their turn. In a conversation one stands as so many patches.
     ///
     /// # Errors
     /// If a file can't be read or holds what is no record; if there is no answer in any of them; if a picture can't be
     /// read, coordinates lie outside of one, or a conversation can't be rendered or has more tokens than the model has
     /// positions.
-    pub fn open(files: &RecordsConfig, config: &Config, tokenizer: Arc<Tokenizer>, seed: u64) -> Result<Self> {
+    pub fn open(
+        files: &RecordsConfig,
+        config: &Config,
+        patches: usize,
+        tokenizer: Arc<Tokenizer>,
+        seed: u64,
+    ) -> Result<Self> {
         let (pictures, without_picture) = pictures(files)?;
         let pictures = learnable(pictures);
         if pictures.is_empty() {
@@ -84,7 +90,7 @@ impl RecordLessons {
             dialogues_per_picture: files.dialogues_per_picture,
             tokenizer,
             seed,
-            patches: config.vision.patches(),
+            patches,
             region_tokens: config.region.tokens,
             max_positions: config.llama.max_position_embeddings,
             point_reach: config.region.point_reach,
@@ -337,7 +343,7 @@ mod tests {
             split: None,
             dialogues_per_picture: most,
         };
-        RecordLessons::open(&files, config, Arc::new(tiny::tokenizer()), 3)
+        RecordLessons::open(&files, config, config.vision.patches(), Arc::new(tiny::tokenizer()), 3)
     }
 
     fn said(image: &str, question: &str, answer: &str) -> Value {
@@ -382,6 +388,7 @@ mod tests {
         let error = RecordLessons::open(
             &RecordsConfig { files: Vec::new(), images: None, question: None, split: None, dialogues_per_picture: 1 },
             &tiny::config(8),
+            4,
             Arc::new(tiny::tokenizer()),
             1,
         );

@@ -12,14 +12,17 @@ use gpt4roi_data::{QuestionMix, Questions, Scenes};
 
 use crate::{
     adapter::Base,
-    checkpoint::{Checkpoint, Form, ModelFiles, Tensors, TokenizerFiles, complete, read_sources, refuse_other_stage},
+    checkpoint::{
+        Checkpoint, Form, LanguageFiles, ModelFiles, Tensors, TokenizerFiles, complete, read_sources,
+        refuse_other_stage,
+    },
     config::StageConfig,
     conversations::Conversations,
     error::{Result, TrainError},
     init::Initializer,
     lesson::Lessons,
     looks::Looks,
-    objective::{Converse, ConverseConfig, Language, Objective, ObjectiveConfig, Patches},
+    objective::{Converse, Language, Objective, ObjectiveConfig, Patches, Text},
     parameters::{Origin, Parameters, check_prefixes},
     records::RecordLessons,
     standardize::standardize,
@@ -111,7 +114,8 @@ impl Plan {
         let pictures = match (&stage.records, &stage.scenes) {
             (Some(files), _) => {
                 let tokenizer = tokenizer.clone().ok_or_else(|| no_tokenizer(&stage))?;
-                let lessons = RecordLessons::open(files, &config, tokenizer, stage.seed)?;
+                let patches = stage.patches(&config);
+                let lessons = RecordLessons::open(files, &config, patches, tokenizer, stage.seed)?;
                 stage.count_steps(lessons.pictures());
                 Pictures::Own(Arc::new(lessons))
             }
@@ -179,19 +183,23 @@ impl Plan {
                 let conversations = self.conversations(&settings.questions)?;
                 Box::new(Language::load(weights, config, conversations, settings.clone(), device)?)
             }
+            ObjectiveConfig::Text(settings) => {
+                let (lessons, _) = self.lessons(settings.questions.as_ref())?;
+                Box::new(Text::load(weights, &config.llama, lessons, device)?)
+            }
             ObjectiveConfig::Conversation(settings) => {
-                let (lessons, kinds) = self.lessons(settings)?;
+                let (lessons, kinds) = self.lessons(settings.questions.as_ref())?;
                 Box::new(Converse::load(weights, config, lessons, kinds, settings.clone(), device)?)
             }
         })
     }
 
     /// What conversations are learned from, and how many kinds of objects it tells apart.
-    fn lessons(&self, settings: &ConverseConfig) -> Result<(Arc<dyn Lessons>, usize)> {
+    fn lessons(&self, questions: Option<&QuestionMix>) -> Result<(Arc<dyn Lessons>, usize)> {
         match &self.pictures {
             Pictures::Own(lessons) => Ok((lessons.clone(), 0)),
             Pictures::Drawn(scenes) => {
-                let questions = settings.questions.clone().unwrap_or_default();
+                let questions = questions.cloned().unwrap_or_default();
                 Ok((Arc::new(self.conversations(&questions)?), scenes.kinds().len()))
             }
         }
@@ -211,15 +219,18 @@ impl Plan {
             questions: Questions::new(mix.clone(), scenes.kinds()).map_err(data)?,
             tokenizer: self.tokenizer()?,
             seed: self.stage.seed,
-            patches: self.config.vision.patches(),
+            patches: self.stage.patches(&self.config),
             region_tokens: self.config.region.tokens,
         })
     }
 
     fn trainer(self, parameters: Arc<Parameters>, objective: Box<dyn Objective>, out: PathBuf) -> Result<Trainer> {
-        let form = match &self.stage.adapter {
-            Some(settings) => Form::Adapter(settings.config(&self.stage)),
-            None => Form::Model(ModelFiles { config: self.config, tokenizer: self.tokenizer_files }),
+        let form = match (&self.stage.adapter, &self.stage.objective, self.tokenizer_files) {
+            (Some(settings), ..) => Form::Adapter(settings.config(&self.stage)),
+            (None, ObjectiveConfig::Text(_), Some(tokenizer)) => {
+                Form::Language(LanguageFiles { config: self.config.llama, tokenizer })
+            }
+            (None, _, tokenizer) => Form::Model(ModelFiles { config: self.config, tokenizer }),
         };
         let mut trainer = Trainer::new(self.stage, parameters, objective, form, out)?;
         if let Pictures::Own(lessons) = &self.pictures {
@@ -266,12 +277,12 @@ fn data(error: gpt4roi_data::DataError) -> TrainError {
 #[cfg(test)]
 mod tests {
     use candle_core::Tensor;
-    use gpt4roi::{BBox, Chat, Gpt4Roi, chat::AskOptions};
+    use gpt4roi::{BBox, Chat, Gpt4Roi, chat::AskOptions, draft_model::DraftModel, drafter::Drafter};
     use gpt4roi_data::SceneConfig;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{export::export, progress::Silent, tiny};
+    use crate::{config::Preset, export::export, objective::TextConfig, progress::Silent, tiny};
 
     /// One step with everything trainable, the tower included, then the exported model answers. The first step
     /// of a trainer fails if any parameter gets no gradient.
@@ -484,6 +495,56 @@ mod tests {
         let picture = gpt4roi::Image::open(directory.path().join("c.png"), 1 << 20).unwrap();
         let options = AskOptions { max_new_tokens: 4, ..AskOptions::default() };
         Chat::new(&model, &picture).unwrap().ask_with("What is in the picture?", &options).unwrap();
+    }
+
+    /// It learns what is said, and nothing of the pictures; what is exported is a language model alone, of which another
+    /// model takes drafts.
+    #[test]
+    fn a_draft_model_learns_what_is_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = own_pictures(directory.path());
+        let (out, exported) = (directory.path().join("out"), directory.path().join("draft"));
+        let objective = ObjectiveConfig::Text(TextConfig::default());
+        let of_records = tiny::stage_of_records(&[file]);
+        let mut stage = StageConfig { objective, steps: 0, epochs: 60, batch: 2, ..of_records };
+        stage.optimizer.adamw.lr = 0.02;
+        stage.model.preset = Some(Preset::Draft);
+        stage.check().unwrap();
+        tiny::trainer(stage, &out).unwrap().run(&|| std::time::Duration::ZERO, &mut Silent).unwrap();
+        let records = crate::log::read(&out.join("log.jsonl")).unwrap();
+        assert!(records[89].loss < records[0].loss / 2.0, "{} to {}", records[0].loss, records[89].loss);
+
+        export(&out, &exported, gpt4roi::convert::IfExists::Refuse).unwrap();
+        assert!(!exported.join("vision_tower").exists());
+        let model = Gpt4Roi::nano(&Device::Cpu).unwrap();
+        let draft_model = DraftModel::open(&exported, &model.tokenizer, &Device::Cpu).unwrap();
+        let picture = gpt4roi::Image::open(directory.path().join("c.png"), 1 << 20).unwrap();
+        let options = AskOptions { max_new_tokens: 8, ..AskOptions::default() };
+        let ask = |chat: Chat<'_>| { chat }.ask_with("What is in the picture?", &options).unwrap();
+        let plain = ask(Chat::new(&model, &picture).unwrap());
+        let drafted = ask(Chat::new(&model, &picture).unwrap().drafting_by(&Drafter::with_model(draft_model)));
+        assert_eq!(drafted.text, plain.text);
+    }
+
+    #[test]
+    fn texts_are_for_draft_models_alone() {
+        for (objective, preset, adapter, refused) in [
+            (
+                ObjectiveConfig::Text(TextConfig { questions: Some(QuestionMix::default()) }),
+                Preset::Draft,
+                false,
+                false,
+            ),
+            (ObjectiveConfig::Text(TextConfig { questions: Some(QuestionMix::default()) }), Preset::Nano, false, true),
+            (ObjectiveConfig::Text(TextConfig { questions: None }), Preset::Draft, false, true),
+            (tiny::conversation(), Preset::Draft, false, true),
+            (ObjectiveConfig::Text(TextConfig { questions: Some(QuestionMix::default()) }), Preset::Draft, true, true),
+        ] {
+            let mut stage = tiny::stage(objective, &["model.", "lm_head."]);
+            stage.model.preset = Some(preset);
+            stage.adapter = adapter.then(|| tiny::stage_of_adapter(Path::new("base"), &[]).adapter).flatten();
+            assert_eq!(stage.check().is_err(), refused, "{:?} {preset:?}", stage.objective);
+        }
     }
 
     /// Another stage has the exported model's dimensions and tokenizer, and all that it knows; it also goes on when

@@ -9,7 +9,7 @@ use crate::{
     bbox::{BBox, ImageSize, RegionId},
     chat::{Answer, AskOptions, ChatError, Origin, Region, ResolvedRegion},
     choices::Choices,
-    drafter::{Drafter, Tail},
+    drafter::{Drafter, Told},
     error::Result,
     generate::{Generation, Limits},
     image_cache::EncodedImage,
@@ -69,7 +69,7 @@ pub struct Rendered {
     point_box: PointBox,
     sampler: Sampler,
     limits: Limits,
-    draft: usize,
+    draft: Option<usize>,
     stop: StopStrings,
 }
 
@@ -125,7 +125,7 @@ impl Rendered {
             point_box,
             sampler,
             limits: Limits { eos: tokenizer.special().eos, max_new_tokens },
-            draft: options.draft.unwrap_or_else(|| model.network.llama.default_draft()),
+            draft: options.draft,
             stop: options.stop.clone(),
         })
     }
@@ -203,8 +203,8 @@ impl Rendered {
         self.limits
     }
 
-    /// How many tokens are drafted ahead at most.
-    pub fn draft(&self) -> usize {
+    /// How many tokens are drafted ahead at most; none if nothing was said about it.
+    pub fn draft(&self) -> Option<usize> {
         self.draft
     }
 
@@ -366,19 +366,19 @@ impl Asked {
         zoom::look(model, image, boxes_in(&self.prompt[range], model.config.region.tokens))
     }
 
-    /// Lets a drafter read the prompt from its token `start` on, as far as it is made of words, and returns its end. Without
-    /// a drafter nobody looks at that.
-    pub fn show(&self, drafter: Option<&Drafter>, start: usize) -> Tail {
-        let Some(drafter) = drafter else { return Tail::default() };
-        let mut tail = Tail::default();
+    /// Tells a drafter the prompt, of which it learns from token `start` on. Without a drafter nobody looks at that.
+    pub fn show(&self, drafter: Option<&Drafter>, start: usize) -> Told {
+        let Some(drafter) = drafter else { return Told::default() };
+        let (mut told, encoded) = (drafter.begin(), &self.rendered.encoded);
         for (place, slot) in self.prompt.iter().enumerate() {
             match *slot {
-                Slot::Token(token) if place < start => tail.push(token),
-                Slot::Token(token) => drafter.read(&mut tail, token),
-                Slot::Region(..) => tail = Tail::default(),
+                Slot::Token(token) if encoded.patches.contains(&place) => told.see(token),
+                Slot::Token(token) if place < start => told.push(token),
+                Slot::Token(token) => drafter.read(&mut told, token),
+                Slot::Region(..) => told.see(encoded.ids[place]),
             }
         }
-        tail
+        told
     }
 
     /// The answer, with what it is an answer to.

@@ -3,7 +3,7 @@
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
-    drafter::{Ahead, Draft, Drafter, Tail},
+    drafter::{Ahead, Draft, Drafter, Told},
     generate::{FinishReason, GenerateError, Generation, Halt, Limits},
     kv_cache::Branch,
     llama::Llama,
@@ -117,8 +117,8 @@ pub struct NewSequence {
     pub sampler: Sampler,
     /// When to end; the model's positions may end it earlier.
     pub limits: Limits,
-    /// The end of the prompt, which drafts begin behind.
-    pub tail: Tail,
+    /// What drafts begin behind: the prompt.
+    pub told: Told,
 }
 
 /// What a step did to one sequence.
@@ -153,8 +153,7 @@ struct Sequence {
     logits: Option<Vec<f32>>,
     /// What was read behind it.
     ahead: Ahead,
-    /// The end of what was said.
-    tail: Tail,
+    told: Told,
     sampler: Sampler,
     limits: Limits,
     ids: Vec<u32>,
@@ -202,7 +201,7 @@ impl<'m> DecodeBatch<'m> {
     /// [`GenerateError::Prompt`] if nothing is to be read or the prompt has more tokens than the model
     /// positions.
     pub fn add(&mut self, new: NewSequence) -> Result<SequenceId, GenerateError> {
-        let NewSequence { reading, sampler, limits, tail } = new;
+        let NewSequence { reading, sampler, limits, told } = new;
         let unread = reading.unread();
         let Reading { branch, unread: embeds } = reading;
         let (tokens, max) = (branch.len() + unread, self.llama.max_positions());
@@ -220,7 +219,7 @@ impl<'m> DecodeBatch<'m> {
             unread: Some(embeds),
             logits: None,
             ahead: Ahead::default(),
-            tail,
+            told,
             sampler,
             limits: Limits { max_new_tokens, ..limits },
             ids: Vec::new(),
@@ -274,9 +273,10 @@ impl<'m> DecodeBatch<'m> {
             return Ok(());
         }
         let drafts = match &self.drafting {
-            Some(drafting) => drafting.drafts(&going, self.llama.vocabulary()),
-            None => vec![Draft::new(); going.len()],
+            Some(drafting) => drafting.drafts(&mut going, self.llama.vocabulary()),
+            None => Ok(vec![Draft::new(); going.len()]),
         };
+        let drafts = drafts.map_err(|source| GenerateError::Tensor { step, source })?;
         let before: Vec<_> = going.iter().map(|sequence| sequence.branch.own().len()).collect();
         match read(self.llama, &mut going, &drafts) {
             Ok(logits) => {
@@ -302,14 +302,17 @@ impl Drafting {
     const FEW: usize = 8;
 
     /// A draft for each sequence, as far as all of them together are few; none that reaches behind its limit.
-    fn drafts(&self, sequences: &[&mut Sequence], vocabulary: usize) -> Vec<Draft> {
+    fn drafts(&self, sequences: &mut [&mut Sequence], vocabulary: usize) -> TensorResult<Vec<Draft>> {
         let unread: usize = sequences.iter().map(|sequence| sequence.unread_tokens()).sum();
         let each = self.most.min(Self::FEW.saturating_sub(unread) / sequences.len());
-        let draft = |sequence: &&mut Sequence| match sequence.unread {
-            Some(_) => Draft::new(),
-            None => self.drafter.draft(sequence.tail, each.min(sequence.tokens_left() - 1), vocabulary),
+        let draft = |sequence: &mut &mut Sequence| match sequence.unread {
+            Some(_) => Ok(Draft::new()),
+            None => {
+                let most = each.min(sequence.tokens_left() - 1);
+                self.drafter.draft(&mut sequence.told, most, vocabulary)
+            }
         };
-        sequences.iter().map(draft).collect()
+        sequences.iter_mut().map(draft).collect()
     }
 }
 
@@ -367,7 +370,7 @@ impl Sequence {
         self.ids.push(choice.token);
         self.log_probabilities.push(choice.log_probability);
         if let Some(drafter) = drafter {
-            drafter.hear(&mut self.tail, choice.token);
+            drafter.hear(&mut self.told, choice.token);
         }
         if choice.token == self.limits.eos {
             return Event::Finished(self.end(FinishReason::Eos));
@@ -440,7 +443,7 @@ mod tests {
             reading: Reading::new(Branch::new(prefix.clone()), embeds.clone()),
             sampler,
             limits,
-            tail: Tail::default(),
+            told: Told::default(),
         }
     }
 
@@ -590,13 +593,18 @@ mod tests {
         assert_same(ended[0].1.as_ref().unwrap(), &alone(&model, &whole, &Sampling::Greedy, limits(4)));
     }
 
-    /// A drafter that has heard these texts so often that it drafts several tokens at a time.
-    fn heard(texts: &[(Tail, Vec<u32>)]) -> Drafter {
+    fn told(tokens: &[u32]) -> Told {
+        let mut told = Told::default();
+        tokens.iter().for_each(|&token| told.push(token));
+        told
+    }
+
+    /// A drafter that has heard these texts, each behind its beginning, so often that it drafts several tokens at a time.
+    fn heard<'a>(texts: impl IntoIterator<Item = (&'a [u32], Vec<u32>)> + Clone) -> Drafter {
         let drafter = Drafter::new();
-        for _ in 0..20 {
-            for &(mut tail, ref text) in texts {
-                text.iter().for_each(|&token| drafter.hear(&mut tail, token));
-            }
+        for (beginning, text) in std::iter::repeat_n(texts, 20).flatten() {
+            let mut told = told(beginning);
+            text.into_iter().for_each(|token| drafter.hear(&mut told, token));
         }
         drafter
     }
@@ -616,20 +624,14 @@ mod tests {
                     alone(&model, &whole, sampling, limits(24))
                 })
                 .collect();
-            let tails: Vec<_> = (0..count as u32)
-                .map(|i| {
-                    let mut tail = Tail::default();
-                    [5000 + i, 6000].into_iter().for_each(|token| tail.push(token));
-                    tail
-                })
-                .collect();
+            let beginnings: Vec<_> = (0..count as u32).map(|i| [5000 + i, 6000]).collect();
             let spoiled =
                 |ids: &[u32]| ids.iter().enumerate().map(|(i, id)| if i % 5 == 4 { 700 } else { *id }).collect();
-            let drafter =
-                heard(&tails.iter().zip(&alone).map(|(tail, got)| (*tail, spoiled(&got.ids))).collect::<Vec<_>>());
-            let mut batch = DecodeBatch::new(&model.network.llama).drafting(drafter, 3);
-            for (rest, tail) in rests.iter().zip(tails) {
-                batch.add(NewSequence { tail, ..sequence(&prefix, rest, sampling, limits(24)) }).unwrap();
+            let texts = beginnings.iter().zip(&alone).map(|(beginning, got)| (&beginning[..], spoiled(&got.ids)));
+            let mut batch = DecodeBatch::new(&model.network.llama).drafting(heard(texts), 3);
+            for (rest, beginning) in rests.iter().zip(&beginnings) {
+                let told = told(beginning);
+                batch.add(NewSequence { told, ..sequence(&prefix, rest, sampling, limits(24)) }).unwrap();
             }
             let ended = run(&mut batch);
             for ((_, got), expected) in ended.iter().zip(&alone) {
@@ -652,13 +654,11 @@ mod tests {
         let none = Arc::new(model.network.llama.new_cache());
         let embeds = prompt(&model, 6, 3);
         let whole = alone(&model, &embeds, &Sampling::Greedy, limits(12));
-        let mut tail = Tail::default();
-        tail.push(5000);
-        let drafter = heard(&[(tail, whole.ids.clone())]);
+        let drafter = heard([(&[5000][..], whole.ids.clone())]);
         for steps in 1..12 {
             let mut batch = DecodeBatch::new(&model.network.llama).drafting(drafter.clone(), 3);
-            let id =
-                batch.add(NewSequence { tail, ..sequence(&none, &embeds, &Sampling::Greedy, limits(12)) }).unwrap();
+            let new = sequence(&none, &embeds, &Sampling::Greedy, limits(12));
+            let id = batch.add(NewSequence { told: told(&[5000]), ..new }).unwrap();
             (0..steps).for_each(|_| assert_eq!(batch.step().unwrap().len(), 1));
             let Ended { generation, branch } = batch.end(id, Halt::Stop).unwrap();
             assert_eq!(generation.ids, whole.ids[..steps]);
@@ -668,7 +668,7 @@ mod tests {
             let mut on = DecodeBatch::new(&model.network.llama);
             let sampler = Sampler::new(&Sampling::Greedy).unwrap();
             let reading = Reading::new(branch, last);
-            on.add(NewSequence { reading, sampler, limits: limits(12 - steps), tail: Tail::default() }).unwrap();
+            on.add(NewSequence { reading, sampler, limits: limits(12 - steps), told: Told::default() }).unwrap();
             assert_eq!(run(&mut on)[0].1.as_ref().unwrap().ids, whole.ids[steps..]);
         }
     }

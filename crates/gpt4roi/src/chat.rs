@@ -107,7 +107,7 @@ pub struct AskOptions {
     pub scoring: Scoring,
     /// How many tokens are drafted ahead at most, by what was said before, and read along; see
     /// [`drafter`](crate::drafter). It changes no answer. If nothing is said, as
-    /// [`Llama::default_draft`](crate::llama::Llama::default_draft).
+    /// [`Drafter::default_draft`].
     pub draft: Option<usize>,
     /// When many regions are described together, or many choices scored: how many bytes the keys and values of the
     /// sequences may take that are read at the same time, beyond those of the prefix that they share. One sequence
@@ -385,10 +385,12 @@ impl<'m> Chat<'m> {
         let embeds = asked.embed(self.model, &self.image, reused..tokens)?;
         let (mut sampler, limits) = (rendered.sampler(), rendered.limits());
         let mut stream = AnswerStream::new(&self.model.tokenizer, rendered.stop());
-        let decoder = LlamaDecoder { llama: &self.model.network.llama, cache: &mut self.memory.cache, embeds: &embeds };
-        let drafter = (rendered.draft() > 0).then_some(&self.drafter);
-        let tail = asked.show(drafter, reused);
-        let mut decoder = DraftingDecoder::new(decoder, drafter, tail, rendered.draft());
+        let llama = &self.model.network.llama;
+        let decoder = LlamaDecoder { llama, cache: &mut self.memory.cache, embeds: &embeds };
+        let most = rendered.draft().unwrap_or_else(|| self.drafter.default_draft(llama));
+        let drafter = (most > 0).then_some(&self.drafter);
+        let told = asked.show(drafter, reused);
+        let mut decoder = DraftingDecoder::new(decoder, drafter, told, most);
         let generated = generate(&mut decoder, &mut sampler, limits, |token| {
             let complete = stream.push(token);
             match (on_text(stream.fresh()), complete) {

@@ -269,6 +269,19 @@ impl Config {
         }
     }
 
+    /// A language model to draft for another one. Of the rest there is nothing to be drafted with.
+    pub fn draft(vocab_size: usize) -> Self {
+        let nano = Self::nano(vocab_size);
+        let llama = LlamaConfig {
+            hidden_size: 256,
+            intermediate_size: 688,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
+            ..nano.llama
+        };
+        Self { llama, ..nano }
+    }
+
     /// Channels that each input convolution of the pyramid reads: the tower's, and two coordinates.
     pub fn input_width(&self) -> usize {
         self.vision.hidden_size + if self.region.coordinates { 2 } else { 0 }
@@ -377,12 +390,8 @@ impl Config {
     /// Refuses dimensions that no model can have, before anything is computed with them.
     fn check(&self) -> Result<()> {
         let Self { llama, vision, region, .. } = self;
-        for (field, value) in [
-            ("vocab_size", llama.vocab_size),
-            ("hidden_size", llama.hidden_size),
-            ("intermediate_size", llama.intermediate_size),
-            ("num_hidden_layers", llama.num_hidden_layers),
-            ("max_position_embeddings", llama.max_position_embeddings),
+        llama.check()?;
+        check_extents(&[
             ("vision hidden_size", vision.hidden_size),
             ("vision num_hidden_layers", vision.num_hidden_layers),
             ("vision intermediate_size", vision.intermediate_size),
@@ -395,27 +404,14 @@ impl Config {
             ("region.scales", region.scales.iter().copied().max().unwrap_or(1)),
             // No convolution without a round is fine.
             ("region.fuse_rounds", region.fuse_rounds.max(1)),
-        ] {
-            let most = if field.starts_with("region") || field.ends_with("layers") { 1 << 14 } else { 1 << 20 };
-            if !(1..=most).contains(&value) {
-                return Err(Error::config(field, format!("1 to {most}"), value.to_string()));
-            }
-        }
+        ])?;
         // Unless `scales` says otherwise, each level is twice as fine as the next: powers of two have an end.
         if !(1..=MAX_LEVELS).contains(&region.levels) {
             return Err(Error::config("region.levels", format!("1 to {MAX_LEVELS}"), region.levels.to_string()));
         }
-        let divides = |field: &str, part: usize, whole: usize| {
-            if part == 0 || whole == 0 || !whole.is_multiple_of(part) {
-                return Err(Error::config(field, format!("a divisor of {whole}"), part.to_string()));
-            }
-            Ok(())
-        };
-        divides("num_attention_heads", self.llama.num_attention_heads, self.llama.hidden_size)?;
         divides("vision num_attention_heads", self.vision.num_attention_heads, self.vision.hidden_size)?;
         divides("patch_size", self.vision.patch_size, self.vision.image_size)?;
         divides("region.gn_groups", self.region.gn_groups, self.region.dim)?;
-        divides("2 (a head's width)", 2, self.llama.hidden_size / self.llama.num_attention_heads)?;
         divides("region.tokens, its root", region.cells(), region.roi_size)?;
         if region.cells() * region.cells() != region.tokens {
             return Err(Error::config("region.tokens", "a square number".into(), region.tokens.to_string()));
@@ -445,11 +441,7 @@ impl Config {
         let (grid, seen) = (vision.grid(), self.input_width());
         let cell = region.roi_size / region.cells();
         let finest = grid.saturating_mul(region.scales().into_iter().max().unwrap_or(1));
-        let tensors: [(&str, &[usize]); 18] = [
-            ("the token embedding", &[llama.vocab_size, llama.hidden_size]),
-            ("attention", &[llama.hidden_size, llama.hidden_size]),
-            ("the feed-forward part", &[llama.hidden_size, llama.intermediate_size]),
-            ("rotary positions", &[llama.max_position_embeddings, llama.hidden_size / llama.num_attention_heads]),
+        check_tensors(&[
             ("the picture", &[3, vision.image_size, vision.image_size]),
             ("the patch embedding", &[vision.hidden_size, 3, vision.patch_size, vision.patch_size]),
             ("the tower's positions", &[vision.hidden_size, grid, grid]),
@@ -467,16 +459,87 @@ impl Config {
             ("what flattens a region", &[region.dim, region.dim, cell, cell]),
             ("the box embedding", &[region.dim, region.pos_hidden]),
             ("a region's token", &[region.dim, llama.hidden_size]),
-        ];
-        for (tensor, dimensions) in tensors {
-            let numbers = dimensions.iter().try_fold(1usize, |product, extent| product.checked_mul(*extent));
-            if numbers.is_none_or(|numbers| numbers > MAX_NUMBERS) {
-                let expected = format!("at most {MAX_NUMBERS} numbers");
-                return Err(Error::config(tensor, expected, format!("{dimensions:?}")));
-            }
-        }
-        Ok(())
+        ])
     }
+}
+
+impl LlamaConfig {
+    /// Reads `config.json` of a language model alone; fields that a LLaMA has none of play no part.
+    ///
+    /// # Errors
+    /// Names the field, what was expected and what stands there.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let model: serde_json::Value = parse("config.json", text)?;
+        refuse_variants(&model)?;
+        let config: Self = fields("config.json", &model)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// `config.json` of a language model alone.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut json = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "tie_word_embeddings": false,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        });
+        if let (Some(json), Ok(serde_json::Value::Object(own))) = (json.as_object_mut(), serde_json::to_value(self)) {
+            json.extend(own);
+        }
+        json
+    }
+
+    /// Refuses dimensions that no model can have, and tensors that no memory holds.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (vocab, width, inner) = (self.vocab_size, self.hidden_size, self.intermediate_size);
+        check_extents(&[
+            ("vocab_size", vocab),
+            ("hidden_size", width),
+            ("intermediate_size", inner),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ])?;
+        divides("num_attention_heads", self.num_attention_heads, width)?;
+        let head = width / self.num_attention_heads;
+        divides("2 (a head's width)", 2, head)?;
+        check_tensors(&[
+            ("the token embedding", &[vocab, width]),
+            ("attention", &[width, width]),
+            ("the feed-forward part", &[width, inner]),
+            ("rotary positions", &[self.max_position_embeddings, head]),
+        ])
+    }
+}
+
+fn check_extents(fields: &[(&str, usize)]) -> Result<()> {
+    for &(field, value) in fields {
+        let most = if field.starts_with("region") || field.ends_with("layers") { 1 << 14 } else { 1 << 20 };
+        if !(1..=most).contains(&value) {
+            return Err(Error::config(field, format!("1 to {most}"), value.to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn divides(field: &str, part: usize, whole: usize) -> Result<()> {
+    if part == 0 || whole == 0 || !whole.is_multiple_of(part) {
+        return Err(Error::config(field, format!("a divisor of {whole}"), part.to_string()));
+    }
+    Ok(())
+}
+
+fn check_tensors(tensors: &[(&str, &[usize])]) -> Result<()> {
+    for (tensor, dimensions) in tensors {
+        let numbers = dimensions.iter().try_fold(1usize, |product, extent| product.checked_mul(*extent));
+        if numbers.is_none_or(|numbers| numbers > MAX_NUMBERS) {
+            let expected = format!("at most {MAX_NUMBERS} numbers");
+            return Err(Error::config(*tensor, expected, format!("{dimensions:?}")));
+        }
+    }
+    Ok(())
 }
 
 /// Levels of a pyramid; the original has four.

@@ -146,8 +146,9 @@ struct Running<'m> {
 
 impl<'a, 'm> Describing<'a, 'm> {
     fn new(chat: &'a Chat<'m>, shared: &'a Shared, shapes: &'a [Shape]) -> Self {
-        let batch = DecodeBatch::new(&chat.model.network.llama);
-        let batch = batch.drafting(chat.drafter.clone(), shared.rendered.draft());
+        let llama = &chat.model.network.llama;
+        let most = shared.rendered.draft().unwrap_or_else(|| chat.drafter.default_draft(llama));
+        let batch = DecodeBatch::new(llama).drafting(chat.drafter.clone(), most);
         Self { chat, shared, shapes, encoded: 0, waiting: VecDeque::new(), batch, running: Vec::new(), open: true }
     }
 
@@ -178,7 +179,7 @@ impl<'a, 'm> Describing<'a, 'm> {
                 reading: from.reading.clone(),
                 sampler: from.asked.rendered().sampler(),
                 limits: from.asked.rendered().limits(),
-                tail: from.asked.show(self.batch.drafter(), self.shared.reused(from.index)),
+                told: from.asked.show(self.batch.drafter(), self.shared.reused(from.index)),
             })?;
             let stream = AnswerStream::new(&self.chat.model.tokenizer, from.asked.rendered().stop());
             self.running.push(Running { id, stream, from });

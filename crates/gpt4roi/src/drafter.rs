@@ -1,15 +1,22 @@
-//! Tokens drafted ahead of the model, and checked by it several at a time (speculative decoding with n-grams, also known
-//! as prompt lookup).
+//! Tokens drafted ahead of the model, and checked by it several at a time (speculative decoding).
 //!
 //! Reading a few tokens together costs little more than reading one, since the weights are read once for all of them. So
-//! with each token that was drawn, a draft of the next ones is read: how texts went on before behind the same words.
-//! A drafted token counts only if it is the one that is drawn then, from the same logits as ever. Drafts change how long
-//! an answer takes, and not what it is.
+//! with each token that was drawn, a draft of the next ones is read: how texts went on before behind the same words
+//! (n-grams, also known as prompt lookup), or how a small language model would go on ([`DraftModel`]), whichever is the
+//! more probable. A drafted token counts only if it is the one that is drawn then, from the same logits as ever. Drafts
+//! change how long an answer takes, and not what it is.
 
 use std::{
     collections::{HashMap, VecDeque},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use candle_core::Result as TensorResult;
+
+use crate::{
+    draft_model::{DraftModel, DraftReading},
+    llama::Llama,
 };
 
 /// Tokens that a draft looks back at, at most.
@@ -22,49 +29,121 @@ pub const DEFAULT_DRAFT: usize = 3;
 /// Drafts by what was said before: in a conversation by its questions and answers, and wherever many answers come from the
 /// same model, by all of them. A clone learns from the same texts as the original, and drafts by them.
 #[derive(Clone, Debug, Default)]
-pub struct Drafter(Arc<Mutex<Phrases>>);
+pub struct Drafter {
+    phrases: Arc<Mutex<Phrases>>,
+    model: Option<Arc<DraftModel>>,
+}
 
 impl Drafter {
+    /// A token is read along if it comes with this probability, judged by those before it. It makes a step longer by a
+    /// tenth to three tenths where memory is what a step waits for.
+    const WORTH: f32 = 0.35;
+
     /// One that has read nothing.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// One that has read nothing, and that asks a small model, too.
+    pub fn with_model(model: impl Into<Arc<DraftModel>>) -> Self {
+        Self { model: Some(model.into()), ..Self::default() }
+    }
+
+    /// Tokens that are drafted ahead for this model at most where nothing else is asked for: if there is a small model,
+    /// somebody wants drafts.
+    pub fn default_draft(&self, llama: &Llama) -> usize {
+        if self.model.is_some() { DEFAULT_DRAFT } else { llama.default_draft() }
+    }
+
+    /// A text that begins.
+    pub(crate) fn begin(&self) -> Told {
+        Told { tail: Tail::default(), reading: self.model.clone().map(DraftReading::new) }
+    }
+
     /// Learns how a text goes on that the model did not write.
-    pub(crate) fn read(&self, tail: &mut Tail, token: u32) {
-        self.phrases().learn(*tail, token);
-        tail.push(token);
+    pub(crate) fn read(&self, told: &mut Told, token: u32) {
+        self.phrases().learn(told.tail, token);
+        told.push(token);
     }
 
     /// Learns how the model goes on, and from that how often it says again what came before.
-    pub(crate) fn hear(&self, tail: &mut Tail, token: u32) {
+    pub(crate) fn hear(&self, told: &mut Told, token: u32) {
         let mut phrases = self.phrases();
-        phrases.judge(*tail, token);
-        phrases.learn(*tail, token);
-        tail.push(token);
+        phrases.judge(told.tail, token);
+        phrases.learn(told.tail, token);
+        told.push(token);
     }
 
     /// The next tokens, as far as they are likely enough to be worth their while, at most so many. Of texts that another
     /// model wrote, only tokens come that are in this one's vocabulary.
-    pub(crate) fn draft(&self, tail: Tail, most: usize, vocabulary: usize) -> Draft {
-        if most == 0 { Draft::new() } else { self.phrases().draft(tail, most, vocabulary) }
+    ///
+    /// # Errors
+    /// If the engine fails under the small model.
+    pub(crate) fn draft(&self, told: &mut Told, most: usize, vocabulary: usize) -> TensorResult<Draft> {
+        let (mut draft, mut tail, mut odds) = (Draft::new(), told.tail, 1.0);
+        let mut guesses = told.reading.as_mut().map(DraftReading::guesses);
+        while draft.len() < most {
+            let known = self.phrases().likely(tail);
+            let guessed = match &mut guesses {
+                Some(guesses) => guesses.next(draft.back().copied())?,
+                None => None,
+            };
+            let likely = known.into_iter().chain(guessed).max_by(|(_, one), (_, other)| one.total_cmp(other));
+            let Some((token, probability)) = likely else { break };
+            odds *= probability;
+            if odds < Self::WORTH || token as usize >= vocabulary {
+                break;
+            }
+            draft.push_back(token);
+            tail.push(token);
+        }
+        Ok(draft)
     }
 
     /// Nothing that is written here can be left half done.
     fn phrases(&self) -> MutexGuard<'_, Phrases> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.phrases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A text as far as it was told: what drafts begin behind.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    tail: Tail,
+    /// On its way into the small model, if there is one.
+    reading: Option<DraftReading>,
+}
+
+impl Told {
+    /// A token that was learned from before.
+    pub(crate) fn push(&mut self, token: u32) {
+        self.tail.push(token);
+        self.note(token);
+    }
+
+    /// Something stands here that is no word, a region or a part of the picture. Phrases do not reach across it; the
+    /// small model reads the token that it stands in the place of.
+    pub(crate) fn see(&mut self, token: u32) {
+        self.tail = Tail::default();
+        self.note(token);
+    }
+
+    fn note(&mut self, token: u32) {
+        if let Some(reading) = &mut self.reading {
+            reading.push(token);
+        }
     }
 }
 
 /// The last tokens of a text; fewer, where it begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tail {
+struct Tail {
     tokens: [u32; LONGEST],
     length: usize,
 }
 
 impl Tail {
-    pub(crate) fn push(&mut self, token: u32) {
+    fn push(&mut self, token: u32) {
         self.tokens.rotate_left(1);
         self.tokens[LONGEST - 1] = token;
         self.length = LONGEST.min(self.length + 1);
@@ -111,10 +190,6 @@ impl Phrases {
     /// Phrases to a half of the memory, in which one takes 30 to 60 bytes.
     const MOST: usize = 1 << 17;
 
-    /// A token is read along if it comes with this probability, judged by those before it. It makes a step longer by a
-    /// tenth to three tenths where memory is what a step waits for.
-    const WORTH: f32 = 0.35;
-
     fn learn(&mut self, tail: Tail, token: u32) {
         for phrase in tail.ends() {
             self.recent.insert(phrase, token);
@@ -131,15 +206,9 @@ impl Phrases {
         }
     }
 
-    fn draft(&self, mut tail: Tail, most: usize, vocabulary: usize) -> Draft {
-        let mut odds = 1.0;
-        let next = || {
-            let (token, length) = self.next(tail)?;
-            tail.push(token);
-            odds *= self.odds[length - 1];
-            (odds >= Self::WORTH && (token as usize) < vocabulary).then_some(token)
-        };
-        std::iter::from_fn(next).take(most).collect()
+    /// What most likely comes next, and how likely.
+    fn likely(&self, tail: Tail) -> Option<(u32, f32)> {
+        self.next(tail).map(|(token, length)| (token, self.odds[length - 1]))
     }
 
     /// What came last behind the longest phrase that is known, and the length of that.
@@ -187,12 +256,12 @@ mod tests {
     fn drafted(heard: &[&[u32]], beginning: &[u32], most: usize) -> Vec<u32> {
         let drafter = Drafter::new();
         for text in heard {
-            let mut tail = Tail::default();
-            text.iter().for_each(|&token| drafter.hear(&mut tail, token));
+            let mut told = Told::default();
+            text.iter().for_each(|&token| drafter.hear(&mut told, token));
         }
-        let mut tail = Tail::default();
-        beginning.iter().for_each(|&token| tail.push(token));
-        drafter.draft(tail, most, VOCABULARY).into()
+        let mut told = Told::default();
+        beginning.iter().for_each(|&token| told.push(token));
+        drafter.draft(&mut told, most, VOCABULARY).unwrap().into()
     }
 
     #[test]
@@ -235,39 +304,39 @@ mod tests {
     fn prompts_are_learned_and_not_judged() {
         let drafter = Drafter::new();
         for i in 0..100 {
-            let mut tail = Tail::default();
-            [1, 2, 3, 4, 100 + i].into_iter().for_each(|token| drafter.read(&mut tail, token));
+            let mut told = Told::default();
+            [1, 2, 3, 4, 100 + i].into_iter().for_each(|token| drafter.read(&mut told, token));
         }
-        let mut tail = Tail::default();
-        [1, 2, 3, 4].into_iter().for_each(|token| tail.push(token));
-        assert_eq!(drafter.draft(tail, 1, VOCABULARY), [199]);
+        let mut told = Told::default();
+        [1, 2, 3, 4].into_iter().for_each(|token| told.push(token));
+        assert_eq!(drafter.draft(&mut told, 1, VOCABULARY).unwrap(), [199]);
     }
 
     /// One that another model wrote.
     #[test]
     fn a_token_that_the_model_does_not_have_is_not_drafted() {
         let drafter = Drafter::new();
-        let mut tail = Tail::default();
-        [1, 2, 3, 4, 5, 999, 6].into_iter().for_each(|token| drafter.hear(&mut tail, token));
-        let mut tail = Tail::default();
-        [1, 2, 3, 4].into_iter().for_each(|token| tail.push(token));
-        assert_eq!(drafter.draft(tail, 2, 999), [5]);
-        assert_eq!(drafter.draft(tail, 2, 1000), [5, 999]);
+        let mut told = Told::default();
+        [1, 2, 3, 4, 5, 999, 6].into_iter().for_each(|token| drafter.hear(&mut told, token));
+        let mut told = Told::default();
+        [1, 2, 3, 4].into_iter().for_each(|token| told.push(token));
+        assert_eq!(drafter.draft(&mut told, 2, 999).unwrap(), [5]);
+        assert_eq!(drafter.draft(&mut told, 2, 1000).unwrap(), [5, 999]);
     }
 
     #[test]
     fn memory_is_bounded_and_the_oldest_goes_first() {
         let drafter = Drafter::new();
-        let mut tail = Tail::default();
+        let mut told = Told::default();
         // Four phrases a token.
         let half = Phrases::MOST as u32 / 4;
         let knows = |first: u32| {
-            let mut tail = Tail::default();
-            (first..first + 4).for_each(|token| tail.push(token));
-            drafter.draft(tail, 1, VOCABULARY) == [first + 4]
+            let mut told = Told::default();
+            (first..first + 4).for_each(|token| told.push(token));
+            drafter.draft(&mut told, 1, VOCABULARY).unwrap() == [first + 4]
         };
         for token in 0..2 * half + 100 {
-            drafter.hear(&mut tail, token);
+            drafter.hear(&mut told, token);
         }
         assert!(!knows(half / 2) && knows(3 * half / 2) && knows(2 * half + 50));
         let phrases = drafter.phrases();

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::{
-    drafter::{Ahead, Drafter, Tail},
+    drafter::{Ahead, Draft, Drafter, Told},
     kv_cache::KvCache,
     llama::Llama,
     sampling::{Sampler, SamplingError},
@@ -200,15 +200,14 @@ pub(crate) struct DraftingDecoder<'a> {
     drafter: Option<&'a Drafter>,
     /// Tokens of a draft at most.
     most: usize,
-    /// The end of what was said.
-    tail: Tail,
+    told: Told,
     ahead: Ahead,
     drafted: usize,
 }
 
 impl<'a> DraftingDecoder<'a> {
-    pub(crate) fn new(decoder: LlamaDecoder<'a>, drafter: Option<&'a Drafter>, tail: Tail, most: usize) -> Self {
-        Self { decoder, drafter, most, tail, ahead: Ahead::default(), drafted: 0 }
+    pub(crate) fn new(decoder: LlamaDecoder<'a>, drafter: Option<&'a Drafter>, told: Told, most: usize) -> Self {
+        Self { decoder, drafter, most, told, ahead: Ahead::default(), drafted: 0 }
     }
 
     /// An answer's last token is not read any more, but learned.
@@ -218,7 +217,7 @@ impl<'a> DraftingDecoder<'a> {
 
     fn hear(&mut self, token: u32) {
         if let Some(drafter) = self.drafter {
-            drafter.hear(&mut self.tail, token);
+            drafter.hear(&mut self.told, token);
         }
     }
 }
@@ -237,8 +236,10 @@ impl Decoder for DraftingDecoder<'_> {
         let LlamaDecoder { llama, cache, .. } = &mut self.decoder;
         cache.truncate(cache.len() - self.ahead.len());
         let room = llama.max_positions().saturating_sub(cache.len() + 1);
-        let draft = self.drafter.map(|drafter| drafter.draft(self.tail, self.most.min(room), llama.vocabulary()));
-        let draft = draft.unwrap_or_default();
+        let draft = match self.drafter {
+            Some(drafter) => drafter.draft(&mut self.told, self.most.min(room), llama.vocabulary())?,
+            None => Draft::new(),
+        };
         let tokens: Vec<u32> = [token].into_iter().chain(draft.iter().copied()).collect();
         let mut logits = self.decoder.read_tokens(&tokens)?.into_iter();
         let first = logits.next().into_iter().collect();

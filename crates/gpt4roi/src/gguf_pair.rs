@@ -159,20 +159,9 @@ impl GgufPair {
     /// If a configuration is missing, or both files have a tensor of the same name.
     pub fn weights(&self, device: &Device) -> Result<(GgufWeights, GgufWeights)> {
         let llama = self.config()?.llama;
-        let head = llama.hidden_size / llama.num_attention_heads;
-        let (mut model, mut tower) = (BTreeMap::new(), BTreeMap::new());
-        for gguf in [&self.language, &self.projector] {
-            for tensor in gguf.tensors() {
-                let name = to_published(tensor.name).unwrap_or_else(|| tensor.name.to_owned());
-                let half = if name.starts_with("vision_model.") { &mut tower } else { &mut model };
-                let head = is_interleaved(&name).then_some(head);
-                let place = Place { gguf: gguf.clone(), name: tensor.name.to_owned(), head };
-                if half.insert(name, place).is_some() {
-                    let what = format!("tensor `{}` stands in both files", tensor.name);
-                    return Err(WeightsError::Corrupt { file: gguf.path().to_owned(), what }.into());
-                }
-            }
-        }
+        let files = [&self.language, &self.projector];
+        let all = GgufWeights::of(&files, llama.hidden_size / llama.num_attention_heads, device)?;
+        let (tower, model) = all.places.into_iter().partition(|(name, _)| name.starts_with("vision_model."));
         let weights = |places| GgufWeights { places, device: device.clone() };
         Ok((weights(model), weights(tower)))
     }
@@ -195,6 +184,23 @@ struct Place {
 }
 
 impl GgufWeights {
+    /// All tensors of these files; a head of the language model has so many rows.
+    pub(crate) fn of(files: &[&Arc<Gguf>], head: usize, device: &Device) -> Result<Self> {
+        let mut places = BTreeMap::new();
+        for &gguf in files {
+            for tensor in gguf.tensors() {
+                let name = to_published(tensor.name).unwrap_or_else(|| tensor.name.to_owned());
+                let head = is_interleaved(&name).then_some(head);
+                let place = Place { gguf: gguf.clone(), name: tensor.name.to_owned(), head };
+                if places.insert(name, place).is_some() {
+                    let what = format!("tensor `{}` stands there twice", tensor.name);
+                    return Err(WeightsError::Corrupt { file: gguf.path().to_owned(), what }.into());
+                }
+            }
+        }
+        Ok(Self { places, device: device.clone() })
+    }
+
     /// A tensor as it is stored, by its published name; and, if the two halves of each head of it are
     /// interleaved, how many rows a head has: the published row `r` is then row [`stored_row`] of it.
     pub fn blocks(&self, name: &str) -> Option<(GgufTensor<'_>, Option<usize>)> {
@@ -347,23 +353,23 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn text<'a>(gguf: &'a Gguf, key: &str) -> Result<&'a str> {
+pub(crate) fn text<'a>(gguf: &'a Gguf, key: &str) -> Result<&'a str> {
     let value = gguf.metadata(key);
     value.and_then(Value::as_str).ok_or_else(|| unexpected(gguf, key, "a text", value.map_or("nothing", |_| "another")))
 }
 
-fn number(gguf: &Gguf, key: &str) -> Result<u64> {
+pub(crate) fn number(gguf: &Gguf, key: &str) -> Result<u64> {
     let value = gguf.metadata(key);
     value
         .and_then(Value::as_u64)
         .ok_or_else(|| unexpected(gguf, key, "a count", value.map_or("nothing", |_| "another")))
 }
 
-fn array<'a>(gguf: &'a Gguf, key: &str) -> Option<&'a Array> {
+pub(crate) fn array<'a>(gguf: &'a Gguf, key: &str) -> Option<&'a Array> {
     gguf.metadata(key).and_then(Value::as_array)
 }
 
-fn unexpected(gguf: &Gguf, key: &str, expected: impl ToString, got: impl ToString) -> Error {
+pub(crate) fn unexpected(gguf: &Gguf, key: &str, expected: impl ToString, got: impl ToString) -> Error {
     Error::config(format!("{}, `{key}`", gguf.path().display()), expected.to_string(), got.to_string())
 }
 

@@ -49,6 +49,7 @@ pub mod model;
 pub mod nano;
 
 pub mod batch;
+pub mod draft_model;
 pub mod drafter;
 pub mod generate;
 pub mod sampling;
@@ -67,6 +68,7 @@ pub mod zoom;
 pub mod cost;
 pub mod ggml_type;
 pub mod gguf;
+pub mod gguf_language;
 pub mod precision;
 pub mod quantized;
 pub mod random_weights;
