@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use gpt4roi::{
-    adapter::AdapterConfig,
+    adapter::{AdapterConfig, CONFIG},
     layers::Matrix,
     model::ModelFiles,
     precision::Precision,
@@ -15,7 +15,11 @@ use gpt4roi::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{config::StageConfig, error::Result};
+use crate::{
+    checkpoint::last_or_self,
+    config::{Source, StageConfig},
+    error::Result,
+};
 
 /// What is learned beside the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +60,28 @@ impl AdapterSettings {
             return refuse("adapter.alpha", "more than 0", &self.alpha.to_string());
         }
         check_beside(stage)
+    }
+
+    /// Refuses a source of first values that would not be read as what it is: a whole model, unless the stage says what
+    /// is taken of it beside the layers, and an adapter whose changes have another weight.
+    pub(crate) fn check_source(&self, stage: &StageConfig, source: &Source) -> Result<()> {
+        let refuse = |expected: &str, got: &str| {
+            let got = format!("{got} in {}", source.path.display());
+            Err(stage.refusal("init.from", expected, &got))
+        };
+        let path = last_or_self(&source.path)?;
+        if !path.join(CONFIG).is_file() {
+            let of_layers = source.take.is_empty() || source.take.iter().any(|prefix| overlap(prefix, "model.layers."));
+            let expected = "an adapter, or with `take` what is not in `model.layers.`";
+            return if of_layers { refuse(expected, "a model") } else { Ok(()) };
+        }
+        let config = AdapterConfig::open(&path)?;
+        let (expected, got) = (self.alpha / self.rank as f64, config.scale());
+        if (expected - got).abs() > 1e-9 * expected {
+            let expected = format!("an adapter whose changes are multiplied by {expected}, which is alpha / rank");
+            return refuse(&expected, &format!("one with {got}"));
+        }
+        Ok(())
     }
 
     /// What stands beside the weights of an adapter of this stage.
@@ -265,6 +291,33 @@ mod tests {
             let same = (tensor - &after[name]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
             let same = same.to_scalar::<f32>().unwrap() == 0.0;
             assert_eq!(same, !is_factor(name), "{name}");
+        }
+    }
+
+    /// Nothing of what was learned is lost, or counts otherwise than it did.
+    #[test]
+    fn a_run_refuses_what_it_would_not_go_on_from() {
+        let place = tempfile::tempdir().unwrap();
+        let [base, first, second] = ["base", "first", "second"].map(|name| place.path().join(name));
+        tiny::write_model(&base);
+        let stage = || StageConfig { steps: 1, ..tiny::stage_of_adapter(&base, &[]) };
+        run(open(stage(), &first));
+        let refusal = |path: &Path, take: &[&str], change: &dyn Fn(&mut AdapterSettings)| {
+            let mut stage = stage();
+            let take = take.iter().map(|prefix| prefix.to_string()).collect();
+            stage.init.from = vec![Source { path: path.into(), take }];
+            change(stage.adapter.as_mut().unwrap());
+            open(stage, &second).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(refusal(&first, &[], &|_| ()), "");
+        assert_eq!(refusal(&base, &["model.mm_projector."], &|_| ()), "", "which only tells what it begins with");
+        for (path, change, expected) in [
+            (&base, (&|_: &mut AdapterSettings| ()) as &dyn Fn(&mut AdapterSettings), "expected an adapter"),
+            (&first, &|settings| settings.alpha = 3.0, "multiplied by 1, which is alpha / rank, got one with 2"),
+            (&first, &|settings| settings.targets = vec!["q_proj".into()], "which would be lost"),
+        ] {
+            let refusal = refusal(path, &[], change);
+            assert!(refusal.contains(expected), "{refusal}");
         }
     }
 

@@ -121,6 +121,13 @@ impl Parameters {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A layer whose change was taken from a source, and that nothing has asked for.
+    pub(crate) fn left_change(&self) -> Option<String> {
+        let taken = self.taken();
+        let factor = taken.keys().find(|name| is_factor(name))?;
+        Some(factor.split(".lora_").next().unwrap_or_default().to_owned())
+    }
+
     fn learns(&self, name: &str) -> bool {
         begins(name, &self.trainable) || self.base.is_some() && is_factor(name)
     }

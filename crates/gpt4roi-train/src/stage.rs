@@ -146,6 +146,9 @@ impl Plan {
     fn first_values(&self) -> Result<Tensors> {
         let Self { stage, config, .. } = self;
         let (init, initializer) = (&stage.init, self.initializer());
+        if let Some(adapter) = &stage.adapter {
+            init.from.iter().try_for_each(|source| adapter.check_source(stage, source))?;
+        }
         let mut taken = read_sources(&stage.name, init)?;
         scale(&stage.name, &mut taken, &init.scale)?;
         if init.standardize_over > 0 {
@@ -170,6 +173,10 @@ impl Plan {
             _ => parameters,
         });
         let objective = self.objective(&Weights::new(parameters.clone()))?;
+        if let Some(change) = parameters.left_change() {
+            let got = format!("changes of `{change}` in `init.from`, which would be lost");
+            return Err(self.stage.refusal("adapter.targets", "all layers that were changed before", &got));
+        }
         Ok((parameters, objective))
     }
 

@@ -59,6 +59,10 @@ pub struct AdapterConfig {
     /// Whether directions and lengths are changed apart, which nothing here does.
     #[serde(default)]
     pub use_dora: bool,
+    /// How the factors began. Some ways take out of the model what they put into them, so that they belong to a changed
+    /// model.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub init_lora_weights: serde_json::Value,
     /// Whether inputs are pooled first, likewise.
     #[serde(default)]
     pub use_qalora: bool,
@@ -89,6 +93,7 @@ impl AdapterConfig {
             modules_to_save: (!replaced.is_empty()).then(|| replaced.to_vec()),
             use_rslora: false,
             use_dora: false,
+            init_lora_weights: serde_json::Value::Null,
             use_qalora: false,
             alora_invocation_tokens: None,
             fan_in_fan_out: false,
@@ -118,10 +123,17 @@ impl AdapterConfig {
         self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
+    /// PiSSA, OLoRA, CorDA and LoftQ, each by the beginning of its name.
+    fn begins_with_parts_of_the_model(&self) -> bool {
+        let name = self.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
+        ["pissa", "olora", "corda", "loftq"].iter().any(|kind| name.starts_with(kind))
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
         let varies = |pattern: &Option<serde_json::Map<_, _>>| pattern.as_ref().is_some_and(|all| !all.is_empty());
         let unlike = [
             ("use_dora", self.use_dora),
+            ("init_lora_weights", self.begins_with_parts_of_the_model()),
             ("use_qalora", self.use_qalora),
             ("alora_invocation_tokens", self.alora_invocation_tokens.is_some()),
             ("fan_in_fan_out", self.fan_in_fan_out),
@@ -284,7 +296,7 @@ pub fn model_name(stored: &str) -> Option<&str> {
     stored.strip_prefix(PREFIX)
 }
 
-/// A store with the changes of an adapter.
+/// A store with the changes of an adapter. PEFT may write down what it changes, too: then that is what changes.
 struct Adapted {
     base: Arc<dyn TensorStore>,
     adapter: Arc<Adapter>,
@@ -308,10 +320,10 @@ pub(crate) fn adapted(
 
 impl TensorSource for Adapted {
     fn tensor(&self, name: &str, shape: &[usize]) -> WeightsResult<Tensor> {
-        if let Some(here) = self.adapter.replaced.get(name) {
-            return self.adapter.tensors.tensor(here, shape);
-        }
-        let tensor = self.base.tensor(name, shape)?;
+        let tensor = match self.adapter.replaced.get(name) {
+            Some(here) => self.adapter.tensors.tensor(here, shape)?,
+            None => self.base.tensor(name, shape)?,
+        };
         match self.adapter.change(name)? {
             Some(change) => change.added_to(&tensor).map_err(failed(name)),
             None => Ok(tensor),
@@ -340,10 +352,10 @@ impl TensorStore for Adapted {
     }
 
     fn piece(&self, name: &str, elements: Range<usize>) -> WeightsResult<Vec<f32>> {
-        if let Some(here) = self.adapter.replaced.get(name) {
-            return self.adapter.tensors.piece(here, elements);
-        }
-        let mut values = self.base.piece(name, elements.clone())?;
+        let mut values = match self.adapter.replaced.get(name) {
+            Some(here) => self.adapter.tensors.piece(here, elements.clone())?,
+            None => self.base.piece(name, elements.clone())?,
+        };
         if let Some(change) = self.adapter.change(name)? {
             let change = change.piece(elements).map_err(failed(name))?;
             values.iter_mut().zip(change).for_each(|(value, change)| *value += change);

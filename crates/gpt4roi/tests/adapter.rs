@@ -175,6 +175,8 @@ fn an_adapter_of_another_kind_is_refused_by_its_field() {
         ("r", 0.into(), "expected at least 1, got 0"),
         ("use_dora", true.into(), "plain LoRA"),
         ("use_qalora", true.into(), "plain LoRA"),
+        ("init_lora_weights", "pissa_niter_16".into(), "plain LoRA"),
+        ("init_lora_weights", "olora".into(), "plain LoRA"),
         ("fan_in_fan_out", true.into(), "plain LoRA"),
         ("rank_pattern", serde_json::json!({"q_proj": 8}), "plain LoRA"),
         ("alora_invocation_tokens", serde_json::json!([3]), "plain LoRA"),
@@ -182,6 +184,35 @@ fn an_adapter_of_another_kind_is_refused_by_its_field() {
         let error = spoiled(place.path(), &serde_json::json!({field: value}), |_| ());
         assert!(error.contains(&format!("\"{field}\"")) && error.contains(says), "{error}");
     }
+}
+
+/// PEFT writes down what it changes where that is the output layer. The change counts all the same.
+#[test]
+fn a_matrix_that_stands_beside_its_change_is_changed() {
+    const LAYER: &str = "base_model.model.lm_head";
+    let (place, files) = (tempfile::tempdir().unwrap(), ModelFiles::Directory(golden("clip")));
+    let text = std::fs::read_to_string(golden("adapter").join(CONFIG)).unwrap();
+    let plain = open(&files).network.llama;
+    let head = files.stores(&Device::Cpu).unwrap().0;
+    let vocabulary = plain.vocabulary();
+    let head = head.tensor("lm_head.weight", &[vocabulary, 24]).unwrap();
+    let (down, up) =
+        (Tensor::ones((3, 24), DType::F32, &Device::Cpu), Tensor::ones((vocabulary, 3), DType::F32, &Device::Cpu));
+    let factors = [("lora_A.weight", down.unwrap()), ("lora_B.weight", up.unwrap())];
+    let ids = Tensor::arange(5u32, 15, &Device::Cpu).unwrap();
+    let with = |tensors: &[(&str, Tensor)]| {
+        let tensors: HashMap<_, _> =
+            tensors.iter().map(|(name, tensor)| (format!("{LAYER}.{name}"), tensor.clone())).collect();
+        std::fs::write(place.path().join(CONFIG), &text).unwrap();
+        candle_core::safetensors::save(&tensors, place.path().join(WEIGHTS)).unwrap();
+        logits(&open(&files.clone().with_adapter(place.path())).network.llama, &ids)
+    };
+    let alone = with(&factors);
+    let beside = with(&[&factors[..], &[("base_layer.weight", head)]].concat());
+    assert_close("logits", &beside, &alone, 1e-6);
+    let difference =
+        numbers(&(logits(&plain, &ids) - alone).unwrap()).into_iter().fold(0f32, |most, x| most.max(x.abs()));
+    assert!(difference > 0.1, "{difference}");
 }
 
 #[test]
