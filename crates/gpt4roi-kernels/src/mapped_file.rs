@@ -8,13 +8,14 @@ use std::{
     path::Path,
 };
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 /// A file mapped into memory for reading.
 ///
 /// While it is mapped the file must be left alone. One that is cut short by someone else ends the
 /// process at the next touch of a lost page, as with every program that maps its weights. Replacing
-/// a file by renaming another over it is fine: the mapping keeps the old one.
+/// a file by renaming another over it is fine: the mapping keeps the old one. Windows refuses both as
+/// long as the file is mapped.
 #[derive(Debug)]
 pub struct MappedFile(Mmap);
 
@@ -28,10 +29,14 @@ impl MappedFile {
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        // SAFETY: the mapping is private and read-only, and is only ever handed out as bytes, of
-        // which every value is valid. Nothing here writes to the file; that nobody else does is the
-        // condition that the type's documentation states.
-        let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file)? };
+        let options = MmapOptions::new();
+        // SAFETY: the mapping is read-only, and is only ever handed out as bytes, of which every value is
+        // valid. Nothing here writes to the file; that nobody else does is the condition that the type's
+        // documentation states.
+        let map = unsafe {
+            // Windows sets memory aside for all of a private mapping, in case that it is written to.
+            if cfg!(windows) { options.map(&file)? } else { options.map_copy_read_only(&file)? }
+        };
         Ok(Self(map))
     }
 

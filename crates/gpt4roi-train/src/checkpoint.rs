@@ -16,6 +16,7 @@ use gpt4roi::{
     adapter::{self, AdapterConfig, model_name, stored_name},
     config::LlamaConfig,
     model::tower_directory,
+    staging::{self, rename_directory},
     tokenizer::Tokenizer,
     weights::{self, TensorSource, WeightsError, is_leftover_of_model, is_leftover_of_tower},
 };
@@ -145,7 +146,7 @@ impl Checkpoint {
         write_json(&temporary.join(COUNTERS), &serde_json::to_value(&self.counters).unwrap_or_default())?;
         sync_directory(&temporary)?;
         remove(&target)?; // the same step, written before a resume from an earlier one
-        fs::rename(&temporary, &target).map_err(|source| TrainError::file(&target, source))?;
+        rename_directory(&temporary, &target).map_err(|source| TrainError::file(&target, source))?;
         sync_directory(directory)?;
         for old in complete(directory)?.iter().rev().skip(keep) {
             remove(old)?;
@@ -380,7 +381,7 @@ fn remove(directory: &Path) -> Result<()> {
 
 /// Makes renames and new names in a directory survive a power cut.
 fn sync_directory(directory: &Path) -> Result<()> {
-    File::open(directory).and_then(|file| file.sync_all()).map_err(|source| TrainError::file(directory, source))
+    staging::sync_directory(directory).map_err(|source| TrainError::file(directory, source))
 }
 
 #[cfg(test)]

@@ -263,6 +263,8 @@ impl Parts {
             std::fs::write(&path, bytes).map_err(file_error(&path))?;
         }
         write_safetensors(directory, &self.model, SHARD_BYTES)?;
+        // What was read may be what is replaced, and Windows moves no directory whose files are mapped.
+        drop(self);
         staging.commit()
     }
 

@@ -4,6 +4,8 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use crate::{
@@ -54,16 +56,16 @@ impl Staging {
         let old = sibling(&self.target, "old")?;
         let replaced = replaces(&self.target, self.if_exists)?;
         if replaced {
-            remove(&old).and_then(|()| fs::rename(&self.target, &old)).map_err(file_error(&self.target))?;
+            remove(&old).and_then(|()| rename_directory(&self.target, &old)).map_err(file_error(&self.target))?;
         }
-        if let Err(error) = fs::rename(&self.temporary, &self.target) {
+        if let Err(error) = rename_directory(&self.temporary, &self.target) {
             if replaced {
-                fs::rename(&old, &self.target).map_err(file_error(&self.target))?;
+                rename_directory(&old, &self.target).map_err(file_error(&self.target))?;
             }
             return Err(file_error(&self.target)(error));
         }
         let parent = parent(&self.target);
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(file_error(parent))?;
+        sync_directory(parent).map_err(file_error(parent))?;
         remove(&old).map_err(file_error(&old))
     }
 }
@@ -210,9 +212,40 @@ fn remove(path: &Path) -> io::Result<()> {
 fn sync(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        if path.is_dir() { sync(&path)? } else { File::open(&path)?.sync_all()? }
+        // Windows syncs what is open for writing only.
+        if path.is_dir() { sync(&path)? } else { File::options().write(true).open(&path)?.sync_all()? }
     }
-    File::open(directory)?.sync_all()
+    sync_directory(directory)
+}
+
+/// Makes renames and new names in a directory survive a power cut, where the system lets a directory be opened for
+/// that, as Unix does.
+///
+/// # Errors
+/// If that fails.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Moves a directory to a name that is free.
+///
+/// Windows moves none in which anybody has a file open, and programs that look for viruses or make an index open every
+/// new file for a moment: there it is tried again, for two and a half seconds in all.
+///
+/// # Errors
+/// If that fails.
+pub fn rename_directory(from: &Path, to: &Path) -> io::Result<()> {
+    let tries = if cfg!(windows) { 8 } else { 0 };
+    for wait in (0..tries).map(|tried| Duration::from_millis(10 << tried)) {
+        match fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => thread::sleep(wait),
+            done => return done,
+        }
+    }
+    fs::rename(from, to)
 }
 
 pub(crate) fn file_error(path: &Path) -> impl Fn(io::Error) -> ConvertError {
