@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CACHE/models--ORG--NAME/blobs/DIGEST                the contents, each once
-//!                        /snapshots/COMMIT/PATH       → ../../blobs/DIGEST
+//!                        /snapshots/COMMIT/PATH       → ../../blobs/DIGEST, or a hard link to it
 //!                        /refs/REVISION               the commit that a branch or tag meant last
 //!      /.locks/models--ORG--NAME/DIGEST.lock          held while a content is downloaded
 //! ```
@@ -12,10 +12,12 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io,
+    io, iter,
     path::{Path, PathBuf},
     process,
 };
+
+use same_file::is_same_file;
 
 use crate::{
     digest::Digest,
@@ -101,9 +103,10 @@ impl Cache {
     /// Shows a content as a file of a commit.
     pub(crate) fn link(&self, id: &ModelId, commit: &str, path: &str, digest: &Digest) -> Result<()> {
         let (link, blob) = (self.snapshot(id, commit).join(path), self.blob(id, digest));
-        let up = "../".repeat(path.split('/').count() + 1);
-        let target = PathBuf::from(format!("{up}blobs/{}", digest.hex()));
-        if fs::read_link(&link).is_ok_and(|present| present == target) {
+        // Between the system's own separators: Windows follows no link with others.
+        let up = iter::repeat_n("..", path.split('/').count() + 1);
+        let target: PathBuf = up.chain(["blobs", digest.hex()]).collect();
+        if fs::read_link(&link).is_ok_and(|present| present == target) || is_hard_link(&link, &blob) {
             return Ok(());
         }
         create_parent(&link)?;
@@ -133,6 +136,12 @@ fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()
     let new = path.with_file_name(name);
     let _ = fs::remove_file(&new); // left by a process of the same number that was killed
     make(&new).and_then(|()| fs::rename(&new, path)).map_err(HubError::file(path))
+}
+
+/// Whether a file is another name of a content, as where there are no symbolic links: on Windows they take a right that
+/// few have.
+pub(crate) fn is_hard_link(shown: &Path, blob: &Path) -> bool {
+    fs::symlink_metadata(shown).is_ok_and(|shown| shown.is_file()) && is_same_file(shown, blob).unwrap_or(false)
 }
 
 /// The last resort, where there are neither symbolic nor hard links.

@@ -122,14 +122,17 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
 
     fn path(&self, name: &str) -> Option<PathBuf> {
         let text = self.text(name)?;
-        Some(match (text.strip_prefix("~/"), self.user()) {
+        let below_home = text.strip_prefix("~/").or_else(|| text.strip_prefix("~\\").filter(|_| cfg!(windows)));
+        Some(match (below_home, self.user()) {
             (Some(rest), Some(user)) => user.join(rest),
             _ => PathBuf::from(text),
         })
     }
 
+    /// As Python has it: on Windows the profile counts, also in a shell that sets `HOME`.
     fn user(&self) -> Option<PathBuf> {
-        self.text("HOME").or_else(|| self.text("USERPROFILE")).map(PathBuf::from)
+        let [first, second] = if cfg!(windows) { ["USERPROFILE", "HOME"] } else { ["HOME", "USERPROFILE"] };
+        self.text(first).or_else(|| self.text(second)).map(PathBuf::from)
     }
 
     /// The directory of everything that hub clients keep.
@@ -223,6 +226,11 @@ mod tests {
             (&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub"),
             (&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/x"), ("HF_HOME", "/hf")], "/hf/hub"),
             (&[("HOME", "/home/a"), ("HF_HOME", "~/hf")], "/home/a/hf/hub"),
+            (&[("HOME", "/home/a"), ("HF_HOME", r"~\hf")], if cfg!(windows) { "/home/a/hf/hub" } else { r"~\hf/hub" }),
+            (
+                &[("HOME", "/1"), ("USERPROFILE", "/2"), ("HF_HOME", "~/hf")],
+                if cfg!(windows) { "/2/hf/hub" } else { "/1/hf/hub" },
+            ),
             (&[("HF_HOME", "/hf"), ("HUGGINGFACE_HUB_CACHE", "/old")], "/old"),
             (&[("HF_HOME", "/hf"), ("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/new")], "/new"),
             (&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "")], "/hf/hub"),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    cache::Cache,
+    cache::{Cache, is_hard_link},
     digest::Digest,
     error::{HubError, Result},
     model::{ModelId, ModelRef, is_commit},
@@ -119,6 +119,7 @@ impl Cache {
         let file = |path: String| {
             let shown = snapshot.join(&path);
             let blob = linked(&shown).filter(|content| content.parent() == Some(&blobs));
+            let blob = blob.or_else(|| hard_linked(&shown, &blobs));
             let size = fs::metadata(&shown).ok().map(|content| content.len());
             CachedFile { path, size: size.unwrap_or(0), content: blob.unwrap_or(shown), is_there: size.is_some() }
         };
@@ -148,6 +149,14 @@ fn linked(link: &Path) -> Option<PathBuf> {
         }
     }
     Some(path)
+}
+
+/// The content that a file is another name of.
+fn hard_linked(shown: &Path, blobs: &Path) -> Option<PathBuf> {
+    let size = fs::symlink_metadata(shown).ok().filter(Metadata::is_file)?.len();
+    let of_this_size = |blob: &PathBuf| fs::metadata(blob).is_ok_and(|blob| blob.len() == size);
+    let contents = names(blobs).ok()?.into_iter().map(|name| blobs.join(name)).filter(of_this_size);
+    contents.into_iter().find(|blob| is_hard_link(shown, blob))
 }
 
 /// Everything of a model that takes room, each once: its blobs, and files of snapshots that are no links to them. What

@@ -111,7 +111,8 @@ fn harm(path: &str) -> Option<&'static str> {
         if matches!(name, "" | "." | "..") {
             return Some("which leads out of the model's directory");
         }
-        if name.contains(['\\', ':']) || name.chars().any(char::is_control) {
+        // Windows drops dots and spaces at the end, so that two names would be one file.
+        if name.contains(['\\', ':']) || name.ends_with(['.', ' ']) || name.chars().any(char::is_control) {
             return Some("which means something else on some systems");
         }
     }
@@ -177,6 +178,8 @@ mod tests {
             r"..\\x",
             "C:x",
             "a/b:stream",
+            "config.json.",
+            ".. /x",
             r"a\u0000",
             r"a\nb",
         ] {

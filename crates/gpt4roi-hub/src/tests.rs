@@ -604,6 +604,36 @@ fn revisions_share_contents_and_leave_alone_what_the_other_shows() {
     assert!(matches!(place.cache().removal(&model()), Err(HubError::NotCached { .. })));
 }
 
+/// As on Windows, where symbolic links take a right that few have.
+#[test]
+fn hard_links_are_as_good_as_symbolic_ones() {
+    let place = Place::new();
+    let snapshot = place.pull().unwrap().snapshot;
+    let contents = [("config.json", place.blob().with_file_name("9e26dfeeb6e641a33dae4961196235bdb965b21b"))];
+    for (name, content) in contents.into_iter().chain([(WEIGHTS, place.blob())]) {
+        fs::remove_file(snapshot.join(name)).unwrap();
+        fs::hard_link(content, snapshot.join(name)).unwrap();
+    }
+    place.assert_whole(&place.pull().unwrap());
+    assert_eq!(fs::read_dir(&snapshot).unwrap().count(), 2, "they are left as they are");
+    let cached = || place.cache().model(&model().id).unwrap();
+    assert_eq!((cached().bytes, cached().revisions[0].bytes()), (SIZE as u64 + 2, SIZE as u64 + 2));
+    assert!(cached().checks().iter().all(|check| check.run().unwrap() == State::Intact));
+
+    fs::write(place.blob(), vec![0; SIZE]).unwrap();
+    let damaged = cached().checks().into_iter().find(|check| check.run().unwrap() != State::Intact).unwrap();
+    assert_eq!((&damaged.content, damaged.shown.as_slice()), (&place.blob(), &[snapshot.join(WEIGHTS)][..]));
+    damaged.discard().unwrap();
+    place.assert_whole(&place.pull().unwrap());
+
+    let newer = "f".repeat(40);
+    place.cache().link(&model().id, &newer, WEIGHTS, &sha256()).unwrap();
+    let removal = place.cache().removal(&"org/name@main".parse().unwrap()).unwrap();
+    assert_eq!(removal.bytes, 2, "the weights are the newer one's, too");
+    removal.carry_out().unwrap();
+    assert!(fs::read(place.cache().snapshot(&model().id, &newer).join(WEIGHTS)).unwrap() == weights());
+}
+
 /// Somebody has put a link to a file of their own into a snapshot, and one to a directory in the place of another.
 #[cfg(unix)]
 #[test]
