@@ -5,14 +5,17 @@ use std::{collections::HashMap, ffi::OsString, fs, path::Path};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::predictions::{self, Prediction, Said};
+use crate::{
+    byte_order_mark,
+    predictions::{self, Prediction, Said},
+};
 
 /// Writes a COCO file again, with the prediction about an annotation as its `caption`, and how sure the model is as its
 /// `caption_probability`. Everything else stays as it is.
 pub(crate) fn write(coco: &Path, predictions: &Path, out: &Path) -> anyhow::Result<()> {
     let named = |path: &Path| path.display().to_string();
     let file = fs::read(coco).with_context(|| named(coco))?;
-    let mut file: Value = serde_json::from_slice(&file).with_context(|| named(coco))?;
+    let mut file: Value = serde_json::from_slice(byte_order_mark::without(&file)).with_context(|| named(coco))?;
     add(&mut file, &predictions::read(predictions)?);
     // What is there already is replaced by a whole file only: it may have been corrected by hand.
     let mut part = OsString::from(out);

@@ -19,7 +19,7 @@ use rustyline::{
 };
 
 use crate::{
-    annotate, ask, choices,
+    annotate, ask, byte_order_mark, choices,
     failure::{self, Refusal, tell},
     interrupts::Interrupts,
     options::{GenerationOptions, ModelOptions, OutputOptions, PictureOptions},
@@ -165,7 +165,8 @@ impl Talk<'_> {
     fn piped(&mut self) -> anyhow::Result<()> {
         let mut failed = 0;
         for (line, number) in io::stdin().lock().split(b'\n').zip(1..) {
-            match self.take_bytes(&line?) {
+            let line = line?;
+            match self.take_bytes(if number == 1 { byte_order_mark::without(&line) } else { &line }) {
                 Ok(Next::Line) => {}
                 Ok(Next::End) => break,
                 Err(error) if failure::is_broken_pipe(&error) => return Err(error),

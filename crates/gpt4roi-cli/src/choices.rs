@@ -15,7 +15,10 @@ use gpt4roi::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::failure::{Refusal, warn};
+use crate::{
+    byte_order_mark,
+    failure::{Refusal, warn},
+};
 
 /// The answers to choose between, if the model is not to answer in words of its own.
 #[derive(Debug, Clone, Args)]
@@ -116,16 +119,13 @@ pub(crate) fn named(answers: &[&str]) -> anyhow::Result<(Choices, Scoring)> {
 /// Reads a file of choices.
 fn read(path: &Path) -> anyhow::Result<Choices> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
-    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
+    let bytes = byte_order_mark::without(&bytes);
     let choices = match bytes.trim_ascii_start().first() {
         Some(b'{') => categories(bytes),
         _ => lines(bytes),
     };
     choices.with_context(|| path.display().to_string())
 }
-
-/// Stands before a text that some editors write.
-const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
 
 /// One choice a line, or a label, a tab and its wording; blank lines are skipped, and errors name the others by their
 /// numbers.

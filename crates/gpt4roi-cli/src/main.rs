@@ -6,6 +6,7 @@
 mod annotate;
 mod ask;
 mod bench;
+mod byte_order_mark;
 mod cache;
 mod captions;
 mod chat;

@@ -9,7 +9,7 @@ use gpt4roi::{
 };
 use serde_json::Value;
 
-use crate::failure::Refusal;
+use crate::{byte_order_mark, failure::Refusal};
 
 /// What a mask may be, for whoever brought something else.
 const FORMS: &str = "a mask is a PNG file, or JSON: COCO's RLE {\"size\": [height, width], \"counts\": …}, a list of \
@@ -26,13 +26,14 @@ pub(crate) fn read(
 ) -> Result<Shape, Refusal> {
     let refuse = |error: &dyn fmt::Display| Refusal::failure(format!("mask {}: {error}", file.display()));
     let bytes = fs::read(file).map_err(|error| refuse(&error))?;
+    let bytes = byte_order_mark::without(&bytes);
     if !matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'[')) {
         // As large as the picture it may be in any case.
         let most = DEFAULT_MAX_PIXELS.max(u64::from(size.width) * u64::from(size.height));
-        let mask = Mask::from_png(&bytes, most).map_err(|error| refuse(&error).hint(FORMS))?;
+        let mask = Mask::from_png(bytes, most).map_err(|error| refuse(&error).hint(FORMS))?;
         return of_size(&mask, size, refuse);
     }
-    let json: Value = serde_json::from_slice(&bytes).map_err(|error| refuse(&error).hint(FORMS))?;
+    let json: Value = serde_json::from_slice(bytes).map_err(|error| refuse(&error).hint(FORMS))?;
     match json.get("segmentation").unwrap_or(&json) {
         Value::Array(polygons) => {
             let corners = corners(polygons, corner).map_err(|error| refuse(&error).hint(FORMS))?;

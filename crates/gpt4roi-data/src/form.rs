@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    io::{self, BufRead, Seek},
+    io::{self, BufRead, Seek, SeekFrom},
     path::Path,
 };
 
@@ -34,14 +34,19 @@ pub enum Form {
     Llava,
 }
 
+/// Stands before a text that programs for Windows write, and is no part of it.
+const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
+
 impl Form {
     /// Its name does not count. A file of which nothing can be told is taken for lines, so that the error names the
-    /// first of them.
+    /// first of them. Afterwards the reader stands where the text begins.
     pub(crate) fn of(reader: &mut (impl BufRead + Seek)) -> io::Result<Self> {
+        let begin = if reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        reader.consume(begin);
         let mut told = None;
         // Reading stops in the middle of the file, which is an error to its reader.
         let _ = serde_json::Deserializer::from_reader(&mut *reader).deserialize_any(Telltale(&mut told));
-        reader.rewind()?;
+        reader.seek(SeekFrom::Start(begin as u64))?;
         Ok(told.unwrap_or(Self::Lines))
     }
 
@@ -208,9 +213,12 @@ mod tests {
             ("", Form::Lines),
             ("What?", Form::Lines),
         ] {
-            let mut reader = Cursor::new(file);
-            assert_eq!(Form::of(&mut reader).unwrap(), expected, "{file}");
-            assert_eq!(reader.position(), 0, "{file}");
+            let marked = format!("\u{FEFF}{file}");
+            for (text, begin) in [(file, 0), (&marked, 3)] {
+                let mut reader = Cursor::new(text);
+                assert_eq!(Form::of(&mut reader).unwrap(), expected, "{text}");
+                assert_eq!(reader.position(), begin, "{text}");
+            }
         }
     }
 }

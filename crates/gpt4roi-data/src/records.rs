@@ -747,6 +747,8 @@ mod tests {
         assert_eq!((b.name.as_str(), b.path.as_path()), ("b.png", Path::new("data/b.png")));
         assert_eq!(a.path, Path::new("/elsewhere/a.png"));
 
+        assert_eq!(open(format!("\u{FEFF}{lines}")).unwrap().pictures(), records.pictures());
+
         let [seven, number] = b.dialogues.as_slice() else { panic!("{b:?}") };
         assert_eq!((seven.id.as_str(), number.id.as_str(), a.dialogues[0].id.as_str()), ("seven", "7", "3"));
         assert_eq!(seven.regions, [(RegionId(2), [8.0, 14.0, 54.5, 59.0])]);

@@ -26,8 +26,9 @@ impl Keys {
         Self(keys.into_iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect())
     }
 
-    /// One key a line; empty lines and such that begin with `#` don't count.
+    /// One key a line; empty lines and such that begin with `#` don't count, nor does a byte order mark.
     pub fn from_lines(text: &str) -> Self {
+        let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
         Self::new(text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')))
     }
 
@@ -85,8 +86,9 @@ mod tests {
 
     #[test]
     fn only_a_whole_key_opens() {
-        let keys = Keys::new(["secret", "other"]).and(Keys::from_lines("# of the team\n\n third \n"));
-        for right in ["Bearer secret", "bearer other", "BEARER third", "Bearer  secret "] {
+        let keys =
+            Keys::new(["secret", "other"]).and(Keys::from_lines("\u{FEFF}third\r\n\r\n# of the team\r\n fourth \r\n"));
+        for right in ["Bearer secret", "bearer other", "BEARER third", "Bearer fourth", "Bearer  secret "] {
             assert!(admitted(&keys, &[right]), "{right}");
         }
         for wrong in
@@ -97,6 +99,6 @@ mod tests {
         assert!(!admitted(&keys, &[]));
         assert!(!admitted(&keys, &["Bearer wrong", "Bearer secret"]), "two headers are none");
         assert!(admitted(&Keys::default(), &[]));
-        assert_eq!(format!("{keys:?}"), "3 keys");
+        assert_eq!(format!("{keys:?}"), "4 keys");
     }
 }
