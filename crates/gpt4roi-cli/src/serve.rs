@@ -53,7 +53,7 @@ Examples:
   A model of one's own for a whole network:
     gpt4roi serve --model gpt4roi-7b --host 0.0.0.0 --api-keys-file keys.txt
 
-It stops on Ctrl-C or SIGTERM, after it has answered what it was asked before.";
+It stops on Ctrl-C or SIGTERM (on Windows: Ctrl-Break), after it has answered what it was asked before.";
 
 /// Where to listen.
 #[derive(Debug, clap::Args)]
@@ -140,7 +140,8 @@ struct LimitOptions {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let colours = io::stderr().is_terminal();
+    // Consoles of Windows may show what switches colours as it is.
+    let colours = cfg!(unix) && io::stderr().is_terminal();
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(colours).with_target(false).init();
     let options = args.options()?;
     let model = args.model.open()?;
@@ -190,24 +191,31 @@ fn address_to_open(address: SocketAddr) -> String {
     }
 }
 
-/// How many times somebody wanted the program to stop, by Ctrl-C or SIGTERM.
+/// How many times somebody wanted the program to stop.
 fn count_signals() -> anyhow::Result<watch::Receiver<usize>> {
     let (count, counted) = watch::channel(0);
-    #[cfg(unix)]
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut terminate = terminations()?;
     tokio::spawn(async move {
         loop {
-            #[cfg(unix)]
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = tokio::signal::ctrl_c() => {}
             }
-            #[cfg(not(unix))]
-            let _ = tokio::signal::ctrl_c().await;
             count.send_modify(|count| *count += 1);
         }
     });
     Ok(counted)
+}
+
+/// By what other programs end this one: SIGTERM, or Ctrl-Break, which is for Windows what comes nearest.
+#[cfg(unix)]
+fn terminations() -> io::Result<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+}
+
+#[cfg(windows)]
+fn terminations() -> io::Result<tokio::signal::windows::CtrlBreak> {
+    tokio::signal::windows::ctrl_break()
 }
 
 impl Args {
