@@ -8,7 +8,8 @@ else the machine does meets all three.
 Two kinds of questions are asked, one after the other in the order of the files: for a detailed description of each
 object, which are alike, and those of `questions.jsonl`, first rounds only, which are a mixture. A server answers them,
 and drafts by what it was asked and told since it started, which is anew for each kind and turn. llama.cpp reads as many
-tokens one by one as each answer has, behind as many as its prompt has; which tokens they are plays no part.
+tokens one by one as each answer has, behind as many as its prompt has; which tokens they are plays no part. With
+`--draft-model` a small model drafts, too (`configs/draft.toml` trains one).
 
 Prints seconds for each token behind the first of an answer, which comes with the prompt: for each turn, then medians.
 Fails if answers with drafts are not those without. PYTHON has to have llama-cpp-python; one 7B at a time is in memory.
@@ -123,7 +124,7 @@ def measured(kind, requests, options):
     turns = []
     for _ in range(options.turns):
         plain = answered(options.gpt4roi, options.model, requests, "--draft", "0")
-        drafted = answered(options.gpt4roi, options.model, requests)
+        drafted = answered(options.gpt4roi, options.model, requests, *options.drafting)
         if plain.texts != drafted.texts:
             raise SystemExit(f"{kind}: drafts changed an answer")
         theirs = evaluated(options.model, plain.lengths, options.threads) / plain.steps()
@@ -148,7 +149,12 @@ def main():
     parser.add_argument("--questions", type=int, default=40, help="of each kind (default: 40)")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--draft-model", help="drafts, too, in the turn that drafts")
+    parser.add_argument("--draft", type=int, default=3, help="tokens ahead at most, in the turn that drafts (default: 3)")
     options = parser.parse_args()
+    options.drafting = ["--draft", str(options.draft)]
+    if options.draft_model:
+        options.drafting += ["--draft-model", options.draft_model]
     os.environ["RAYON_NUM_THREADS"] = str(options.threads)  # of the server's kernels
     for kind in (descriptions, mixture):
         measured(kind.__name__, list(itertools.islice(kind(options.pictures), options.questions)), options)

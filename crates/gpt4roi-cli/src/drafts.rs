@@ -16,7 +16,8 @@ use crate::{
 pub(crate) struct DraftOptions {
     /// Tokens that are drafted ahead at most, by what was said before, and read together with the one that was drawn.
     /// Answers come sooner, most of all where they resemble each other, and stay the same; 0 drafts none [default: 3
-    /// with --draft-model, or where quantised weights are computed with on the CPU, else 0]
+    /// with --draft-model, or where weights of q8_0, q4_k and q6_k are computed with on the CPU and there is no adapter,
+    /// else 0]
     #[arg(long, value_name = "N", env = "GPT4ROI_DRAFT")]
     draft: Option<usize>,
 

@@ -18,7 +18,7 @@ use gpt4roi::{
     BBox, Gpt4Roi, Image,
     batch::{DecodeBatch, NewSequence, Reading},
     bbox::BoxPrecision,
-    drafter::Tail,
+    drafter::Told,
     generate::Limits,
     image::DEFAULT_MAX_PIXELS,
     image_cache::EncodedImage,
@@ -90,7 +90,7 @@ fn caption(
             reading: Reading::new(Branch::new(prefix.clone()), question),
             sampler: Sampler::new(&Sampling::Greedy)?,
             limits: Limits { eos: u32::MAX, max_new_tokens: tokens },
-            tail: Tail::default(),
+            told: Told::default(),
         })?;
     }
     while !batch.is_empty() {
