@@ -1191,6 +1191,35 @@ fn an_adapter_is_trained_exported_asked_and_merged() {
     refused(&["--adapter", "adapter"], "changes of the model's own matrices", "");
 }
 
+/// The embedded model drafts for itself, without eyes.
+#[test]
+fn a_small_model_may_draft() {
+    let place = Place::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let [picture, nano] = ["docs/example.png", "models/nano"].map(|name| root.join(name).display().to_string());
+    let ask = |options: &[&str]| -> serde_json::Value {
+        let question = ["ask", &picture, "Describe <region1> in detail.", "--region", "0,78,100,186", "--json"];
+        let output = place.gpt4roi(&question).args(options).assert().success().get_output().stdout.clone();
+        serde_json::from_slice(&output).unwrap()
+    };
+    let (plain, drafted) = (ask(&["--draft", "0"]), ask(&["--draft-model", &nano]));
+    assert_eq!(plain["answer"], drafted["answer"]);
+    assert_eq!(plain["tokens"]["drafted"], 0);
+    assert!(drafted["tokens"]["drafted"].as_u64() > Some(5), "{drafted}");
+    fs::create_dir(place.path("photos")).unwrap();
+    for (name, says) in [
+        ("photos", "photos holds no language model"),
+        ("scene.png", "scene.png holds no language model"),
+        ("nosuch", "nosuch is neither a directory nor a GGUF file"),
+        ("nobody/nothing", "is neither a directory nor a model in the cache"),
+        ("model", "model, the tokens of a draft model: expected at least"),
+    ] {
+        let cache = place.path("cache");
+        let ask = ["ask", &picture, "What is <region1>?", "--region", "0,78,100,186", "--draft-model", name];
+        place.gpt4roi(&ask).env("HF_HOME", cache).assert().code(1).stderr(contains(says));
+    }
+}
+
 #[test]
 fn predictions_go_on_where_they_stopped() {
     let place = Place::new();

@@ -55,9 +55,10 @@ struct Category {
 pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
     let question = question_about_region(options, QUESTION)?;
     let coco: Coco = read_json(file, reader)?;
-    let images: HashMap<Id, String> = coco.images.into_iter().map(|image| (image.id, image.file_name)).collect();
-    let categories = coco.categories.into_iter().flatten();
-    let names: HashMap<Id, String> = categories.map(|category| (category.id, category.name)).collect();
+    let images = by_id(file, "images", coco.images.into_iter().map(|image| (image.id, image.file_name)))?;
+    let categories = coco.categories.into_iter().flatten().map(|category| (category.id, category.name));
+    let names = by_id(file, "categories", categories)?;
+    by_id(file, "annotations", coco.annotations.iter().map(|annotation| (annotation.id.clone(), ())))?;
     let mut gathering = Gathering::new(file, options);
     for annotation in coco.annotations.into_iter().filter(|annotation| !annotation.is_crowd()) {
         let id = annotation.id.to_string();
@@ -74,6 +75,23 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
     Ok(gathering.finish())
 }
 
+/// Files that were put together of several may have an id twice, and then nobody knows which is meant.
+fn by_id<T>(
+    file: &Arc<Path>,
+    of: &'static str,
+    entries: impl Iterator<Item = (Id, T)>,
+) -> Result<HashMap<Id, T>, DataError> {
+    let mut all = HashMap::new();
+    for (id, entry) in entries {
+        let name = id.to_string();
+        if all.insert(id, entry).is_some() {
+            let entry = if of == "annotations" { Entry::Annotation(name) } else { Entry::Of(of, name) };
+            return Err(Place { file: file.clone(), entry }.error(RecordError::RepeatedId { of }));
+        }
+    }
+    Ok(all)
+}
+
 impl Annotation {
     fn is_crowd(&self) -> bool {
         self.iscrowd.as_ref().is_some_and(|flag| flag == 1 || flag == true)
@@ -85,7 +103,9 @@ impl Annotation {
     }
 
     fn answer(&self, names: &HashMap<Id, String>) -> Result<Option<String>, RecordError> {
-        match (&self.caption, &self.category_id) {
+        // Programs export a caption that nobody has written as an empty one.
+        let caption = self.caption.as_ref().filter(|caption| !caption.trim().is_empty());
+        match (caption, &self.category_id) {
             (Some(caption), _) => Ok(Some(caption.clone())),
             (None, Some(id)) => match names.get(id) {
                 Some(name) => Ok(Some(name.clone())),
@@ -148,6 +168,12 @@ mod tests {
     }
 
     #[test]
+    fn a_caption_that_nobody_has_written_is_none() {
+        let records = open(&FILE.replace("A grey cat asleep.", " "), &in_folder()).unwrap();
+        assert_eq!(records.pictures()[1].dialogues[0].rounds[0].answers, ["cat"]);
+    }
+
+    #[test]
     fn another_question_may_be_asked() {
         let asked = |question: &str| open(FILE, &RecordOptions { question: Some(question.into()), ..in_folder() });
         let records = asked("Describe region 1.").unwrap();
@@ -183,6 +209,22 @@ mod tests {
         assert!(told.ends_with(expected), "{told}");
         let told = error(r#""bbox": [1, 2, 3, 4]"#, r#""bbox": [1, 2, 3]"#);
         assert!(told.contains("instances.json, line 13: column ") && told.contains("length 4"), "{told}");
+        for (from, to, expected) in [
+            (
+                r#""id": 103"#,
+                r#""id": 100"#,
+                "annotation 100: id: expected one that no other of the file's annotations has",
+            ),
+            (
+                r#""id": 4, "file"#,
+                r#""id": 9, "file"#,
+                "images 9: id: expected one that no other of the file's images has",
+            ),
+            (r#""id": 18, "name"#, r#""id": 17, "name"#, "categories 17: id: expected one that no other"),
+        ] {
+            let told = error(from, to);
+            assert!(told.contains(expected), "{told}");
+        }
         let told = error(r#""annotations""#, r#""annotation""#);
         assert!(told.contains("missing field `annotations`"), "{told}");
     }

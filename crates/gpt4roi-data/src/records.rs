@@ -114,6 +114,8 @@ pub enum Entry {
     Question(String),
     /// A conversation, by its id.
     Conversation(String),
+    /// An entry of a list of this name, by its id.
+    Of(&'static str, String),
 }
 
 /// What is wrong with an entry.
@@ -131,6 +133,12 @@ pub enum RecordError {
     /// The line is no text.
     #[error("expected text in UTF-8, got other bytes")]
     NoText,
+    /// Two entries can't be told apart.
+    #[error("id: expected one that no other of the file's {of} has, got one for the second time")]
+    RepeatedId {
+        /// Of what there are two.
+        of: &'static str,
+    },
     /// Nothing is asked.
     #[error("rounds: expected at least one, got none")]
     NoRounds,
@@ -447,6 +455,7 @@ impl fmt::Display for Place {
             Entry::Region(id) => write!(f, "region {id}"),
             Entry::Question(id) => write!(f, "question {id}"),
             Entry::Conversation(id) => write!(f, "conversation {id}"),
+            Entry::Of(list, id) => write!(f, "{list} {id}"),
         }
     }
 }

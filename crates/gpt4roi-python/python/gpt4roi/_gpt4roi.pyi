@@ -68,6 +68,7 @@ def load(
     model: str | os.PathLike[str] | None = None,
     *,
     adapter: str | os.PathLike[str] | None = None,
+    draft_model: str | os.PathLike[str] | None = None,
     device: str = "auto",
     dtype: Literal["f32", "f16", "bf16"] | str = "f32",
 ) -> Model: ...
