@@ -37,6 +37,7 @@ impl Picture {
             return Ok(Self::File(path));
         }
         if is_pil(object)? {
+            refuse_deep(object)?;
             // As the model's training did it. Pillow makes RGB of whatever mode the picture has.
             return Array::read(&object.call_method1("convert", ("RGB",))?)?.map_or_else(|| refuse(object), picture);
         }
@@ -55,6 +56,16 @@ impl Picture {
             Self::Pixels(image) => image,
         })
     }
+}
+
+/// Of pictures with more than eight bits a channel, Pillow makes RGB that is white almost everywhere.
+fn refuse_deep(object: &Bound<'_, PyAny>) -> PyResult<()> {
+    let mode: String = object.getattr("mode")?.extract()?;
+    if mode == "F" || mode.starts_with('I') {
+        let message = format!("image: expected a PIL image of 8 bits a channel, or its file, got one of mode {mode}");
+        return Err(PyValueError::new_err(message));
+    }
+    Ok(())
 }
 
 fn refuse(object: &Bound<'_, PyAny>) -> PyResult<Picture> {

@@ -87,6 +87,7 @@ def test_a_picture_need_not_live_as_long_as_its_conversation(model):
         (PIXELS / 255, ValueError, "expected an array of H×W×3 unsigned bytes (uint8, RGB), got .* of <f8"),
         (PIXELS.transpose(2, 0, 1), ValueError, "got 3×.* of |u1"),
         (PIXELS[None], ValueError, "got 1×"),
+        (Image.new("I;16", (4, 4)), ValueError, "8 bits a channel, or its file, got one of mode I;16"),
         (PIXELS[:0], gpt4roi.Error, "expected a picture of at least 1×1 pixels"),
     ],
 )

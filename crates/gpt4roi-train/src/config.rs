@@ -260,6 +260,13 @@ impl StageConfig {
         if self.clip_norm.is_nan() || self.clip_norm <= 0.0 {
             return refuse("clip_norm", "more than 0", self.clip_norm.to_string());
         }
+        let rates = [("optimizer.adamw.lr", Some(self.optimizer.adamw.lr))].into_iter();
+        let rates = rates.chain([("optimizer.muon.lr", self.optimizer.muon.as_ref().map(|muon| muon.lr))]);
+        for (field, rate) in rates {
+            if let Some(rate) = rate.filter(|rate| !rate.is_finite() || *rate < 0.0) {
+                return refuse(field, "a number, 0 or more", rate.to_string());
+            }
+        }
         if self.checkpoint.every_steps == 0 || self.checkpoint.keep == 0 {
             return refuse("checkpoint", "every_steps and keep of at least 1", format!("{:?}", self.checkpoint));
         }
@@ -502,11 +509,13 @@ mod tests {
     fn impossible_values_are_refused() {
         let good = || crate::tiny::stage(crate::tiny::patches(), &["vision_model."]);
         type Spoil = fn(&mut StageConfig);
-        let cases: [(&str, Spoil); 10] = [
+        let cases: [(&str, Spoil); 12] = [
             ("steps", |stage| stage.steps = 0),
             ("batch", |stage| stage.batch = 0),
             ("trainable", |stage| stage.trainable.clear()),
             ("clip_norm", |stage| stage.clip_norm = f64::NAN),
+            ("optimizer.adamw.lr", |stage| stage.optimizer.adamw.lr = -1.0),
+            ("optimizer.muon.lr", |stage| stage.optimizer.muon.as_mut().unwrap().lr = f64::INFINITY),
             ("checkpoint", |stage| stage.checkpoint.keep = 0),
             ("steps", |stage| stage.epochs = 2),
             ("scenes", |stage| stage.scenes = None),
