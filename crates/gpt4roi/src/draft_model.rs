@@ -1,8 +1,8 @@
 //! A small language model that drafts for a large one (speculative decoding): a LLaMA with the same words, which reads the
 //! text and sees nothing of the picture.
 //!
-//! Such models are published for LLaMA and Vicuna, with some ten million parameters, and `gpt4roi train` makes them of
-//! people's own conversations. Beside a 7B one costs a hundredth of a step.
+//! Such models are published for LLaMA and Vicuna, with tens of millions of parameters, and `gpt4roi train` makes them of
+//! people's own conversations.
 
 use std::{
     collections::{BTreeMap, HashMap},
