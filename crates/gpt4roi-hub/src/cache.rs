@@ -154,7 +154,9 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
+/// One that is not followed is none: Windows can be told to follow no links on network drives.
 #[cfg(windows)]
 fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    std::os::windows::fs::symlink_file(target, link)
+    std::os::windows::fs::symlink_file(target, link)?;
+    fs::metadata(link).map(drop).inspect_err(|_| _ = fs::remove_file(link))
 }

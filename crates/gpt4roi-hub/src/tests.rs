@@ -697,12 +697,14 @@ fn verifying_finds_what_is_damaged_and_what_is_gone() {
     damaged[SIZE - 1] ^= 0x80;
     fs::write(place.blob(), damaged).unwrap();
     fs::remove_file(place.blob().with_file_name("9e26dfeeb6e641a33dae4961196235bdb965b21b")).unwrap();
-    let found = states();
-    assert_eq!(found[0], (vec![snapshot.join("config.json")], State::Missing));
-    assert_eq!(found[1].0, [snapshot.join(WEIGHTS)]);
-    assert!(matches!(&found[1].1, State::Damaged { expected, .. } if *expected == sha256()));
+    let state = |name| states().into_iter().find(|(shown, _)| *shown == [snapshot.join(name)]).unwrap().1;
+    // A hard link is the content as much as the name that is gone, but says no digest.
+    let is_link = snapshot.join("config.json").is_symlink();
+    assert_eq!(state("config.json"), if is_link { State::Missing } else { State::Unknown });
+    assert!(matches!(state(WEIGHTS), State::Damaged { expected, .. } if expected == sha256()));
 
-    place.cache().model(&model().id).unwrap().checks()[1].discard().unwrap();
+    let checks = place.cache().model(&model().id).unwrap().checks();
+    checks.iter().find(|check| check.content == place.blob()).unwrap().discard().unwrap();
     place.assert_whole(&place.pull().unwrap());
     assert!(states().iter().all(|(_, state)| *state == State::Intact));
 }
