@@ -2,7 +2,7 @@
 //!
 //! Format: <https://cocodataset.org/#format-data>, object detection.
 
-use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
+use std::{collections::HashMap, hash::Hash, io::Read, path::Path, sync::Arc};
 
 use gpt4roi::RegionId;
 use serde::Deserialize;
@@ -58,7 +58,8 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
     let images = by_id(file, "images", coco.images.into_iter().map(|image| (image.id, image.file_name)))?;
     let categories = coco.categories.into_iter().flatten().map(|category| (category.id, category.name));
     let names = by_id(file, "categories", categories)?;
-    by_id(file, "annotations", coco.annotations.iter().map(|annotation| (annotation.id.clone(), ())))?;
+    // By their text, by which predictions name them.
+    by_id(file, "annotations", coco.annotations.iter().map(|annotation| (annotation.id.to_string(), ())))?;
     let mut gathering = Gathering::new(file, options);
     for annotation in coco.annotations.into_iter().filter(|annotation| !annotation.is_crowd()) {
         let id = annotation.id.to_string();
@@ -76,11 +77,11 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
 }
 
 /// Files that were put together of several may have an id twice, and then nobody knows which is meant.
-fn by_id<T>(
+fn by_id<I: ToString + Eq + Hash, T>(
     file: &Arc<Path>,
     of: &'static str,
-    entries: impl Iterator<Item = (Id, T)>,
-) -> Result<HashMap<Id, T>, DataError> {
+    entries: impl Iterator<Item = (I, T)>,
+) -> Result<HashMap<I, T>, DataError> {
     let mut all = HashMap::new();
     for (id, entry) in entries {
         let name = id.to_string();
@@ -210,6 +211,7 @@ mod tests {
         let told = error(r#""bbox": [1, 2, 3, 4]"#, r#""bbox": [1, 2, 3]"#);
         assert!(told.contains("instances.json, line 13: column ") && told.contains("length 4"), "{told}");
         for (from, to, expected) in [
+            (r#""id": 103"#, r#""id": "100""#, "annotation 100: id: expected one that no other of the file's"),
             (
                 r#""id": 103"#,
                 r#""id": 100"#,

@@ -354,13 +354,9 @@ impl Config {
 
     /// `config.json` in the published layout.
     pub fn to_json(&self) -> serde_json::Value {
-        let mut json = serde_json::json!({
+        let own = serde_json::json!({
             "architectures": ["SPILlavaMPTForCausalLM"],
             "model_type": "llava",
-            "hidden_act": "silu",
-            "tie_word_embeddings": false,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
             "mm_vision_tower": "vision_tower",
             "use_mm_proj": true,
             "mm_hidden_size": self.vision.hidden_size,
@@ -368,23 +364,13 @@ impl Config {
             "mm_use_im_start_end": true,
             "region": self.region,
         });
-        if let (Some(json), Ok(serde_json::Value::Object(llama))) =
-            (json.as_object_mut(), serde_json::to_value(&self.llama))
-        {
-            json.extend(llama);
-        }
-        json
+        extended(self.llama.to_json(), own)
     }
 
     /// The tower's `config.json`, with the colour statistics that CLIP keeps in a file of its own.
     pub fn tower_to_json(&self) -> serde_json::Value {
-        let mut json = serde_json::json!({ "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model" });
-        if let (Some(json), Ok(serde_json::Value::Object(vision))) =
-            (json.as_object_mut(), serde_json::to_value(&self.vision))
-        {
-            json.extend(vision);
-        }
-        json
+        let json = serde_json::json!({ "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model" });
+        extended(json, serde_json::to_value(&self.vision).unwrap_or_default())
     }
 
     /// Refuses dimensions that no model can have, before anything is computed with them.
@@ -478,7 +464,7 @@ impl LlamaConfig {
 
     /// `config.json` of a language model alone.
     pub fn to_json(&self) -> serde_json::Value {
-        let mut json = serde_json::json!({
+        let json = serde_json::json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",
@@ -486,10 +472,7 @@ impl LlamaConfig {
             "bos_token_id": 1,
             "eos_token_id": 2,
         });
-        if let (Some(json), Ok(serde_json::Value::Object(own))) = (json.as_object_mut(), serde_json::to_value(self)) {
-            json.extend(own);
-        }
-        json
+        extended(json, serde_json::to_value(self).unwrap_or_default())
     }
 
     /// Refuses dimensions that no model can have, and tensors that no memory holds.
@@ -512,6 +495,14 @@ impl LlamaConfig {
             ("rotary positions", &[self.max_position_embeddings, head]),
         ])
     }
+}
+
+/// One object with the fields of another, whose values count where both have one.
+fn extended(mut json: serde_json::Value, with: serde_json::Value) -> serde_json::Value {
+    if let (Some(json), serde_json::Value::Object(with)) = (json.as_object_mut(), with) {
+        json.extend(with);
+    }
+    json
 }
 
 fn check_extents(fields: &[(&str, usize)]) -> Result<()> {

@@ -185,7 +185,9 @@ impl Guesses<'_> {
 
 impl Drop for Guesses<'_> {
     fn drop(&mut self) {
-        self.reading.cache.truncate(self.told);
+        let DraftReading { cache, unread, .. } = &mut *self.reading;
+        cache.truncate(self.told);
+        unread.truncate(self.told - cache.len());
     }
 }
 
@@ -267,7 +269,7 @@ mod tests {
         assert!(guesses.next(None).unwrap().is_some());
         assert_eq!(guesses.next(Some(21)).unwrap(), None);
         drop(guesses);
-        assert_eq!(reading.cache.len(), most);
+        assert_eq!((reading.cache.len(), reading.unread.len()), (most, 0));
     }
 
     /// Both have the same tokens under other numbers: behind the pieces, the large one has a few more.
