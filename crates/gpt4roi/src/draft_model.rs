@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use candle_core::{Device, Result as TensorResult, Tensor};
@@ -32,6 +32,15 @@ pub struct DraftModel {
     own: Vec<Option<u32>>,
     /// By this one's ids.
     foreign: Vec<Option<u32>>,
+    /// The text that was begun last: prompts begin alike, those of one conversation or picture above all.
+    last: Mutex<Beginning>,
+}
+
+/// Tokens that a text begins with, and the cache behind them.
+#[derive(Clone, Debug)]
+struct Beginning {
+    ids: Vec<u32>,
+    cache: KvCache,
 }
 
 impl DraftModel {
@@ -64,7 +73,24 @@ impl DraftModel {
         }
         // What the picture's patches look like is nothing that it knows.
         own[tokenizer.special().im_patch as usize] = None;
-        Ok(Self { llama, own, foreign })
+        let last = Mutex::new(Beginning { ids: Vec::new(), cache: llama.new_cache() });
+        Ok(Self { llama, own, foreign, last })
+    }
+
+    /// The cache of the beginning that was read last, as far as this text begins with it, its last token aside: reading
+    /// that tells what comes next.
+    fn begun(&self, text: &[u32]) -> KvCache {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = text.len().saturating_sub(1);
+        let alike = last.ids.iter().zip(&text[..most]).take_while(|(one, other)| one == other).count();
+        let mut cache = last.cache.clone();
+        cache.truncate(alike);
+        cache
+    }
+
+    /// Keeps a beginning for the texts that come next. Nothing that is written here can be left half done.
+    fn keep(&self, beginning: Beginning) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = beginning;
     }
 }
 
@@ -153,16 +179,29 @@ impl DraftReading {
     /// # Shapes
     /// → logits `[V]`; none where there is nothing to read or no room for it
     fn read(&mut self) -> TensorResult<Option<Vec<f32>>> {
-        let llama = &self.model.llama;
+        let model = self.model.clone();
+        let llama = &model.llama;
         if self.unread.is_empty() || self.cache.len() + self.unread.len() > llama.max_positions() {
             return Ok(None);
         }
+        let beginning = self.cache.is_empty().then(|| self.begin());
         let before = self.cache.len();
         let ids = Tensor::from_slice(&self.unread, self.unread.len(), llama.device())?;
         let hidden = llama.forward(&llama.embed(&ids)?.unsqueeze(0)?, &mut self.cache);
         let hidden = hidden.inspect_err(|_| self.cache.truncate(before))?.squeeze(0)?;
         self.unread.clear();
+        if let Some(ids) = beginning {
+            model.keep(Beginning { ids, cache: self.cache.clone() });
+        }
         Ok(Some(llama.logits(&hidden.narrow(0, hidden.dim(0)? - 1, 1)?)?.squeeze(0)?.to_vec1()?))
+    }
+
+    /// Leaves out what the model has read of this text already. Returns all that is told.
+    fn begin(&mut self) -> Vec<u32> {
+        let ids = self.unread.clone();
+        self.cache = self.model.begun(&ids);
+        self.unread.drain(..self.cache.len());
+        ids
     }
 }
 
@@ -256,6 +295,36 @@ mod tests {
             }
             drop(guesses);
             text.get(end).into_iter().for_each(|&token| reading.push(token));
+        }
+    }
+
+    /// Of each text the model reads what is new behind the longest beginning that it shares with the one before, and the
+    /// last token in any case. A conversation that goes on behind a beginning does not change it for others.
+    #[test]
+    fn a_beginning_is_read_once() {
+        let (_, model) = golden();
+        let prompt = [1, 20, 35, 7];
+        let with = |end: &[u32]| [&prompt, end].concat();
+        for (text, known) in [
+            (with(&[44, 12]), 0),
+            (with(&[30, 9, 11]), 4),
+            (with(&[30, 9]), 5),
+            (with(&[30, 9]), 5),
+            (with(&[30, 9, 50, 51]), 6),
+            (vec![2, 20, 35], 0),
+        ] {
+            assert_eq!(model.begun(&text).len(), known, "{text:?}");
+            let mut reading = told(&model, &text);
+            let mut guesses = reading.guesses();
+            let (mut read, mut drafted) = (text.clone(), None);
+            for _ in 0..2 {
+                let (got, expected) = (guesses.next(drafted).unwrap().unwrap(), expected(&model, &read));
+                assert!(got.0 == expected.0 && (got.1 - expected.1).abs() < 1e-4, "{got:?} and {expected:?}");
+                read.push(got.0);
+                drafted = Some(got.0);
+            }
+            drop(guesses);
+            assert_eq!(reading.cache.len() + reading.unread.len(), text.len());
         }
     }
 
