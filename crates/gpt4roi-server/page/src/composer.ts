@@ -1,7 +1,7 @@
 // Where questions are written: mentions in their colours, completed as they are typed, spoken words.
 
 import { element } from './element.ts';
-import { completion, inserted, mention, parts, written } from './mentions.ts';
+import { completion, inserted, mention, parts, spelled, written } from './mentions.ts';
 import { colourClass } from './palette.ts';
 import { described, type Region } from './regions.ts';
 
@@ -42,8 +42,9 @@ export class Composer {
     this.#paint();
   }
 
+  /** What is asked: a number behind @ is a mention, chosen from the list or not. */
   get text(): string {
-    return this.field.value;
+    return spelled(this.field.value, this.#known);
   }
 
   focus(): void {
@@ -65,8 +66,8 @@ export class Composer {
 
   /** Writes what was heard behind what stands there: a field that is not written in has no caret to rely on. */
   hear(words: string): void {
-    const end = this.text.length;
-    this.write(written(this.text, end, end, words));
+    const end = this.field.value.length;
+    this.write(written(this.field.value, end, end, words));
   }
 
   write({ text, caret }: { readonly text: string; readonly caret: number }): void {
@@ -75,8 +76,10 @@ export class Composer {
     this.wishes.write(text);
   }
 
+  readonly #known = (id: number) => this.#regions.some((region) => region.id === id);
+
   #parts() {
-    return parts(this.field.value, (id) => this.#regions.some((region) => region.id === id));
+    return parts(this.field.value, this.#known);
   }
 
   /** Colours lie behind the words, in a copy of the text under the field. */
@@ -85,8 +88,7 @@ export class Composer {
     this.#painted = [this.field.value, this.#regions];
     const marks = this.#parts().map((part) => {
       if (!('region' in part)) return document.createTextNode(part.text);
-      const known = this.#regions.some(({ id }) => id === part.region);
-      return element('mark', { class: known ? colourClass(part.region) : 'unknown', 'data-chip': part.region }, part.text);
+      return element('mark', { class: this.#known(part.region) ? colourClass(part.region) : 'unknown', 'data-chip': part.region }, part.text);
     });
     this.mirror.replaceChildren(...marks, '\u200b');
     this.field.style.height = 'auto';
@@ -103,9 +105,18 @@ export class Composer {
   }
 
   #typed(): void {
-    this.wishes.write(this.field.value);
     const typed = completion(this.field.value, this.field.selectionStart);
+    if (typed) this.wishes.write(this.field.value);
+    else this.#spell();
     this.#offer(typed ? this.#regions.filter(({ id }) => String(id).startsWith(typed.digits)) : []);
+  }
+
+  /** Behind a number that was written out the words go on: it has become a mention. */
+  #spell(): void {
+    const { value, selectionStart } = this.field;
+    const before = spelled(value.slice(0, selectionStart), this.#known);
+    if (before.length === selectionStart) this.wishes.write(value);
+    else this.write({ text: before + value.slice(selectionStart), caret: before.length });
   }
 
   #offer(regions: readonly Region[]): void {
@@ -140,7 +151,7 @@ export class Composer {
   #key(event: KeyboardEvent): void {
     if (event.isComposing) return;
     const offered = this.#offered.length > 0 && this.#keyOnOffers(event.key);
-    if (!offered && event.key === 'Enter' && !event.shiftKey) this.wishes.ask(this.field.value);
+    if (!offered && event.key === 'Enter' && !event.shiftKey) this.wishes.ask(this.text);
     else if (!offered && event.key === 'Escape') this.wishes.leaveEditing();
     else if (!offered) return;
     event.preventDefault();

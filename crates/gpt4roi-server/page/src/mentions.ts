@@ -81,6 +81,13 @@ export function written(text: string, start: number, end: number, words: string)
   return { text: left + words + right, caret };
 }
 
+const TYPED = new RegExp(`(?<!${WORD})@(?:region ?)?(\\d+)(?!${WORD}|[.,]\\d)`, 'giu');
+
+/** Writes what was typed as `@1` as a mention, if region 1 is known. */
+export function spelled(text: string, known: (id: number) => boolean): string {
+  return text.replace(TYPED, (typed, id) => (known(Number(id)) ? mention(Number(id)) : typed));
+}
+
 export interface Completion {
   /** Where the `@` or `<` stands. */
   readonly start: number;

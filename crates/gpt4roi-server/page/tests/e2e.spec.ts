@@ -268,14 +268,18 @@ test('mentions: by a click, by a key, by @; each lights its box and the other wa
   await page.keyboard.type('or <region1');
   await page.keyboard.press('Tab');
   await expect(question(page)).toHaveValue('What is <region2> or <region1> ');
+  await page.keyboard.type('and @2, @9, @1');
+  await expect(question(page)).toHaveValue('What is <region2> or <region1> and <region2>, @9, @1');
+  await page.keyboard.type('?');
+  await expect(question(page)).toHaveValue('What is <region2> or <region1> and <region2>, @9, <region1>?');
 
   // The colours are painted a frame after the text; a mark from before that frame is gone when it is pointed at.
-  await expect(page.locator('#mirror mark')).toHaveCount(2);
-  await page.locator('#mirror [data-chip="2"]').hover({ force: true });
+  await expect(page.locator('#mirror mark')).toHaveCount(4);
+  await page.locator('#mirror [data-chip="2"]').first().hover({ force: true });
   await expect(region(page, 2)).toHaveClass(/lit/);
   await expect(region(page, 1)).not.toHaveClass(/lit/);
   await region(page, 1).locator('.tag').hover();
-  await expect(page.locator('#mirror [data-chip="1"]')).toHaveClass(/lit/);
+  await expect(page.locator('#mirror [data-chip="1"]').first()).toHaveClass(/lit/);
   await expect(page.locator('#regions [data-chip="1"]')).toHaveClass(/lit/);
 });
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { completion, inserted, mentioned, parts, renumbered, withMentions, written } from '../src/mentions.ts';
+import { completion, inserted, mentioned, parts, renumbered, spelled, withMentions, written } from '../src/mentions.ts';
 
 const known = (id: number) => id <= 3;
 
@@ -85,4 +85,16 @@ test('a mention that is being typed is completed', () => {
   assert.deepEqual(completion('What is @1 and', 10), { start: 8, digits: '1' });
   assert.equal(completion('What is @1 and', 14), null);
   assert.equal(completion('What is <region1>', 17), null);
+});
+
+test('a number behind @ is a mention where there is such a region', () => {
+  for (const [typed, expected] of [
+    ['What is @1?', 'What is <region1>?'],
+    ['(@2) and @region 1, @Region2', '(<region2>) and <region1>, <region2>'],
+    ['@1 of @12', '<region1> of @12'],
+    ['me@1 and @1st, @1.5, @1,5 or @', 'me@1 and @1st, @1.5, @1,5 or @'],
+    ['@1, @2.', '<region1>, <region2>.'],
+  ] as const) {
+    assert.equal(spelled(typed, known), expected);
+  }
 });
