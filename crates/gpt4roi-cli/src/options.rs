@@ -118,6 +118,14 @@ impl ModelOptions {
 const PLACES: &str = "--model takes the directory that holds config.json, the weights and tokenizer.model, or \
     NAME-q4_k.gguf";
 
+/// What to do where somebody names the embedded model.
+pub(crate) const EMBEDDED: &str = "the embedded model answers where --model is left away";
+
+/// Whether this is what people call the embedded model.
+pub(crate) fn is_embedded(name: &str) -> bool {
+    ["nano", "embedded"].contains(&name)
+}
+
 /// A directory or GGUF file as it is; any other ORG/NAME is looked for in the cache. Nothing is downloaded unasked.
 fn place_of(model: &Path) -> anyhow::Result<PathBuf> {
     if model.is_dir() {
@@ -128,9 +136,9 @@ fn place_of(model: &Path) -> anyhow::Result<PathBuf> {
         check_pair(model)?;
         return Ok(model.to_owned());
     }
-    if ["nano", "embedded"].iter().any(|name| model == Path::new(name)) {
+    if model.to_str().is_some_and(is_embedded) {
         return Err(Refusal::failure(format!("{} is neither a directory nor a GGUF file", model.display()))
-            .hint("the embedded model answers where --model is left away")
+            .hint(EMBEDDED)
             .into());
     }
     find_in_cache(model, PLACES)

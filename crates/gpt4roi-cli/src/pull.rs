@@ -8,7 +8,8 @@ use indicatif::{DecimalBytes, MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::{
-    failure::tell,
+    failure::{Refusal, tell},
+    options::{EMBEDDED, is_embedded},
     session::{print, print_json},
 };
 
@@ -67,6 +68,7 @@ HF_HUB_DOWNLOAD_TIMEOUT, HTTPS_PROXY, ALL_PROXY, NO_PROXY.";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let Args { model, all, files, connections, json, quiet } = args;
+    check_owner(&model)?;
     let selection = if all { Selection::All } else { Selection::Needed { also: files } };
     let config = HubConfig::from_env(|name| env::var(name).ok())?;
     let hub = Hub::new(HubConfig { connections, ..config })?;
@@ -78,6 +80,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         pulled
     };
     if json { print_json(&report(&model, &pulled)) } else { print(&format!("{}\n", pulled.snapshot.display())) }
+}
+
+/// Without an owner nothing that this program asks is on a hub, and `--model` would take it for a file.
+fn check_owner(model: &ModelRef) -> Result<(), Refusal> {
+    if model.id.as_str().contains('/') {
+        return Ok(());
+    }
+    let refusal = Refusal::usage(format!("{model} has no owner: expected ORG/NAME"));
+    Err(if is_embedded(model.id.as_str()) { refusal.hint(EMBEDDED) } else { refusal })
 }
 
 fn summary(model: &ModelRef, pulled: &Pulled) -> String {
