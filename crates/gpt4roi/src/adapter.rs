@@ -18,7 +18,11 @@ use crate::{
     error::{Error, Result},
     layers::Matrix,
     low_rank::LowRank,
-    weights::{Checkpoint, StoredTensor, TensorSource, TensorStore, WeightsError, WeightsResult},
+    stream::PIECE,
+    weights::{
+        Checkpoint, Shapes, StoredTensor, TensorSource, TensorStore, WeightsError, WeightsResult, is_leftover_of_model,
+        is_leftover_of_tower,
+    },
 };
 
 /// The configuration's file.
@@ -152,7 +156,7 @@ impl AdapterConfig {
     }
 }
 
-/// An adapter, of which nothing but headers was read.
+/// An adapter, which is no more than its files: its numbers were looked through, and are read when they are asked for.
 #[derive(Debug)]
 pub struct Adapter {
     path: PathBuf,
@@ -177,8 +181,11 @@ struct Change {
 impl Adapter {
     /// Opens the directory of an adapter.
     ///
+    /// All of its numbers are looked through: one that is none would show in every answer, and as a fault of the model.
+    ///
     /// # Errors
-    /// If a file is missing or damaged, or if the adapter is of a kind that can't be computed with.
+    /// If a file is missing or damaged, or if the adapter is of a kind that can't be computed with, changes nothing, or
+    /// holds what is no number.
     pub fn open(directory: &Path, device: &Device) -> Result<Self> {
         let config = AdapterConfig::open(directory)?;
         let path = [WEIGHTS, PICKLE].map(|name| directory.join(name)).into_iter().find(|path| path.is_file());
@@ -204,26 +211,63 @@ impl Adapter {
                 Err(WeightsError::Corrupt { file: path.clone(), what })
             }
         };
-        let changes = factors.into_iter().map(change).collect::<WeightsResult<_>>()?;
-        Ok(Self { scale: config.scale(), path, tensors, changes, replaced })
+        let changes: BTreeMap<_, _> = factors.into_iter().map(change).collect::<WeightsResult<_>>()?;
+        if changes.is_empty() && replaced.is_empty() {
+            let what = "expected changes of matrices, or tensors of the model, got neither".into();
+            return Err(WeightsError::Corrupt { file: path, what }.into());
+        }
+        let adapter = Self { scale: config.scale(), path, tensors, changes, replaced };
+        adapter.check_numbers()?;
+        Ok(adapter)
     }
 
-    /// Refuses changes of matrices that are not among these, or have another shape.
+    /// # Errors
+    /// Names the first tensor that holds what is no number.
+    fn check_numbers(&self) -> WeightsResult<()> {
+        for StoredTensor { name, shape, .. } in self.tensors.stored() {
+            let count: usize = shape.iter().product();
+            for start in (0..count).step_by(PIECE) {
+                let values = self.tensors.piece(&name, start..count.min(start + PIECE))?;
+                if let Some(value) = values.into_iter().find(|value| !value.is_finite()) {
+                    let what = format!("tensor `{name}`: expected finite numbers, got {value}");
+                    return Err(WeightsError::Corrupt { file: self.path.clone(), what });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an adapter that changes a matrix which is not among these, or has another shape, or that brings a tensor
+    /// which is neither among these nor among what the network asks for. Of a model without a region module, an adapter
+    /// may bring one.
     ///
     /// # Errors
     /// Names the first.
-    pub(crate) fn check(&self, stored: impl IntoIterator<Item = StoredTensor>) -> Result<()> {
-        let stored: BTreeMap<_, _> = stored.into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
-        let place = || self.path.display().to_string();
-        for (name, change) in &self.changes {
-            let got = match stored.get(name) {
-                Some(shape) if shape[..] == change.shape => continue,
-                Some(shape) => format!("one of `{name}` {:?}, which is {shape:?}", change.shape),
-                None => format!("one of `{name}`, which it has not"),
+    fn check(&self, stored: &Shapes, needed: impl FnOnce() -> Result<Shapes>) -> Result<()> {
+        let refused = |expected: &str, what: &str, shapes: &Shapes, name: &str, own: &[usize]| {
+            let got = match shapes.get(name) {
+                Some(shape) => format!("{what} `{name}` {own:?}, which is {shape:?}"),
+                None => format!("{what} `{name}`, which it has not"),
             };
-            return Err(Error::config(place(), "changes of the model's own matrices".into(), got));
+            Err(Error::config(self.path.display().to_string(), expected.into(), got))
+        };
+        for (name, Change { shape, .. }) in &self.changes {
+            if stored.get(name).is_none_or(|stored| stored[..] != *shape) {
+                return refused("changes of the model's own matrices", "one of", stored, name, shape);
+            }
         }
-        Ok(())
+        let any_depth = usize::MAX; // a tower's later layers are not left over if they are brought along
+        let is_leftover = |name: &str| is_leftover_of_model(name) || is_leftover_of_tower(name, any_depth);
+        let brought = self.replaced().filter(|tensor| stored.get(&tensor.name) != Some(&tensor.shape));
+        let brought: Vec<_> = brought.filter(|tensor| !is_leftover(&tensor.name)).collect();
+        if brought.is_empty() {
+            return Ok(());
+        }
+        let needed = needed()?;
+        match brought.iter().find(|tensor| needed.get(&tensor.name) != Some(&tensor.shape)) {
+            Some(StoredTensor { name, shape, .. }) => refused("tensors of the model", "one", &needed, name, shape),
+            None => Ok(()),
+        }
     }
 
     /// The tensors that are replaced, under their published names.
@@ -305,14 +349,18 @@ struct Adapted {
 
 /// Language model, projector and region module with the changes of an adapter, and the tower likewise.
 ///
+/// `needed` says what the network asks for, and is only asked if that matters.
+///
 /// # Errors
-/// If the adapter changes what neither has.
+/// If the adapter changes what neither has, or brings what the network does not ask for.
 pub(crate) fn adapted(
     model: Arc<dyn TensorStore>,
     tower: Arc<dyn TensorStore>,
     adapter: Adapter,
+    needed: impl FnOnce() -> Result<Shapes>,
 ) -> Result<(Arc<dyn TensorStore>, Arc<dyn TensorStore>)> {
-    adapter.check(model.stored().into_iter().chain(tower.stored()))?;
+    let stored = model.stored().into_iter().chain(tower.stored());
+    adapter.check(&stored.map(|tensor| (tensor.name, tensor.shape)).collect(), needed)?;
     let adapter = Arc::new(adapter);
     let changed = |base, of_tower| Arc::new(Adapted { base, adapter: adapter.clone(), of_tower });
     Ok((changed(model, false), changed(tower, true)))

@@ -28,7 +28,7 @@ use crate::{
     stream::{Streamed, StreamedTensor},
     tokenizer::{Tokenizer, TokenizerError},
     weights::{
-        Census, Checkpoint, LoadReport, StoredTensor, TensorStore, Weights, WeightsError, is_leftover_of_model,
+        Checkpoint, LoadReport, Shapes, StoredTensor, TensorStore, WeightsError, is_leftover_of_model,
         is_leftover_of_tower,
     },
 };
@@ -204,8 +204,7 @@ impl Parts {
     /// # Errors
     /// If the dimensions are impossible.
     pub fn noise(config: &Config, tokenizer: &[u8], added_tokens: &str) -> Result<Self> {
-        let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
-        Network::load(config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
+        let (of_model, of_tower) = Network::needs(config)?;
         let noise = |(name, shape): (String, Vec<usize>)| {
             let inputs = shape[1..].iter().product::<usize>().max(1);
             let is_norm = shape.len() == 1 && name.ends_with(".weight");
@@ -213,7 +212,7 @@ impl Parts {
             let reach = if name.ends_with(".bias") { 0.1 } else { reach };
             StreamedTensor::noise(&name, &shape, centre, reach)
         };
-        let all = |census: Arc<Census>| census.asked().into_iter().map(noise).collect();
+        let all = |shapes: Shapes| shapes.into_iter().map(noise).collect();
         let files = [(COPIED[0], tokenizer.to_vec()), (COPIED[1], added_tokens.as_bytes().to_vec())];
         Ok(Self {
             model: all(of_model),
@@ -226,11 +225,16 @@ impl Parts {
     /// The same with the changes of an adapter.
     ///
     /// # Errors
-    /// If the adapter changes a matrix that is not there, or has another shape.
+    /// If the adapter changes a matrix that is not there, or has another shape, or brings a tensor that a model of these
+    /// dimensions has no use for. Which ones it has, only a vision tower tells.
     pub fn adapted(mut self, adapter: Adapter) -> Result<Self> {
-        let of_tower = self.tower.as_mut().map(|tower| std::mem::take(&mut tower.tensors));
-        let (model, of_tower) =
-            adapted(Streamed::store(self.model), Streamed::store(of_tower.unwrap_or_default()), adapter)?;
+        let of_tower = self.tower.as_mut().map(|tower| std::mem::take(&mut tower.tensors)).unwrap_or_default();
+        let model = std::mem::take(&mut self.model);
+        let needed = || {
+            let (model, tower) = Network::needs(&self.dimensions("an adapter that brings tensors")?)?;
+            Ok(model.into_iter().chain(tower).collect())
+        };
+        let (model, of_tower) = adapted(Streamed::store(model), Streamed::store(of_tower), adapter, needed)?;
         self.model = StreamedTensor::all(&model);
         if let Some(tower) = &mut self.tower {
             tower.tensors = StreamedTensor::all(&of_tower);
@@ -302,16 +306,21 @@ impl Parts {
 
     /// All dimensions, once every tensor that a model of them needs is there and nothing else is.
     fn checked_config(&self) -> Result<Config> {
-        let missing = ConvertError::Incomplete { missing: "vision tower", target: "a GGUF file" };
-        let tower = self.tower.as_ref().ok_or(missing)?;
-        let config = Config::from_json(&self.config.to_string(), &tower.config.to_string(), None)?;
+        let config = self.dimensions("a GGUF file")?;
         let depth = config.level_states()?.last().copied().unwrap_or(0);
-        let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
-        Network::load(&config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
-        LoadReport::new(&stored(&self.model), &of_model.asked(), is_leftover_of_model)
-            .and(LoadReport::new(&stored(&tower.tensors), &of_tower.asked(), |name| is_leftover_of_tower(name, depth)))
+        let (of_model, of_tower) = Network::needs(&config)?;
+        let tower = self.tower.as_ref().map(|tower| stored(&tower.tensors)).unwrap_or_default();
+        LoadReport::new(&stored(&self.model), &of_model, is_leftover_of_model)
+            .and(LoadReport::new(&tower, &of_tower, |name| is_leftover_of_tower(name, depth)))
             .strict()?;
         Ok(config)
+    }
+
+    /// All dimensions, which `target` needs.
+    fn dimensions(&self, target: &'static str) -> Result<Config> {
+        let missing = ConvertError::Incomplete { missing: "vision tower", target };
+        let tower = self.tower.as_ref().ok_or(missing)?;
+        Config::from_json(&self.config.to_string(), &tower.config.to_string(), None)
     }
 
     fn tokenizer(&self) -> ConvertResult<Tokenizer> {

@@ -18,7 +18,9 @@ use crate::{
     precision::Precision,
     region::RegionModule,
     tokenizer::Tokenizer,
-    weights::{Census, Checkpoint, LoadReport, TensorStore, Weights, is_leftover_of_model, is_leftover_of_tower},
+    weights::{
+        Census, Checkpoint, LoadReport, Shapes, TensorStore, Weights, is_leftover_of_model, is_leftover_of_tower,
+    },
 };
 
 /// The network: tensors in, tensors out. It knows nothing of text or files.
@@ -58,6 +60,16 @@ impl Network {
             llama: Llama::load(model, &config.llama)?,
             level_states,
         })
+    }
+
+    /// What a network of these dimensions asks for: of the model's files, and of the tower's.
+    ///
+    /// # Errors
+    /// If the dimensions are impossible.
+    pub fn needs(config: &Config) -> Result<(Shapes, Shapes)> {
+        let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
+        Self::load(config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
+        Ok((of_model.asked(), of_tower.asked()))
     }
 
     /// # Shapes
@@ -324,7 +336,11 @@ impl ModelFiles {
             ),
             Self::Adapted { base, adapter } => {
                 let (model, tower) = base.stores(device)?;
-                return adapted(model, tower, Adapter::open(adapter, device)?);
+                let needed = || {
+                    let (model, tower) = Network::needs(&base.config()?)?;
+                    Ok(model.into_iter().chain(tower).collect())
+                };
+                return adapted(model, tower, Adapter::open(adapter, device)?, needed);
             }
         };
         Ok((Arc::new(model), Arc::new(tower)))
@@ -369,13 +385,12 @@ fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
     ))
 }
 
-/// Loads the network once from nothing, to learn what it asks for, and looks for that.
+/// Looks for all that the network asks for.
 fn report(config: &Config, model: &dyn TensorStore, tower: &dyn TensorStore) -> Result<LoadReport> {
     let depth = config.level_states()?.last().copied().unwrap_or(0);
-    let (of_model, of_tower) = (Arc::new(Census::default()), Arc::new(Census::default()));
-    Network::load(config, &Weights::new(of_tower.clone()), &Weights::new(of_model.clone()))?;
-    let tower = LoadReport::new(&tower.stored(), &of_tower.asked(), |name| is_leftover_of_tower(name, depth));
-    Ok(LoadReport::new(&model.stored(), &of_model.asked(), is_leftover_of_model).and(tower))
+    let (of_model, of_tower) = Network::needs(config)?;
+    let tower = LoadReport::new(&tower.stored(), &of_tower, |name| is_leftover_of_tower(name, depth));
+    Ok(LoadReport::new(&model.stored(), &of_model, is_leftover_of_model).and(tower))
 }
 
 #[cfg(test)]

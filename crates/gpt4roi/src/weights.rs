@@ -139,6 +139,9 @@ pub trait TensorStore: TensorSource {
     fn piece(&self, name: &str, elements: Range<usize>) -> WeightsResult<Vec<f32>>;
 }
 
+/// The extents of tensors by their names.
+pub type Shapes = BTreeMap<String, Vec<usize>>;
+
 /// What a store says about one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTensor {
@@ -208,12 +211,12 @@ impl fmt::Debug for Weights {
 /// A network loaded from it yields the names and shapes of all its parameters.
 #[derive(Debug, Default)]
 pub struct Census {
-    asked: Mutex<BTreeMap<String, Vec<usize>>>,
+    asked: Mutex<Shapes>,
 }
 
 impl Census {
     /// The shapes asked for so far, by name.
-    pub fn asked(&self) -> BTreeMap<String, Vec<usize>> {
+    pub fn asked(&self) -> Shapes {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -389,11 +392,7 @@ impl LoadReport {
     /// Compares what is stored with what a network asks for, reading no tensor.
     ///
     /// `is_leftover` knows the names that published files carry and the network does not need.
-    pub fn new(
-        stored: &[StoredTensor],
-        asked: &BTreeMap<String, Vec<usize>>,
-        is_leftover: impl Fn(&str) -> bool,
-    ) -> Self {
+    pub fn new(stored: &[StoredTensor], asked: &Shapes, is_leftover: impl Fn(&str) -> bool) -> Self {
         let mut report = Self::default();
         let shapes: BTreeMap<&str, &Vec<usize>> =
             stored.iter().map(|tensor| (tensor.name.as_str(), &tensor.shape)).collect();

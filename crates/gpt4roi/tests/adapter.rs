@@ -223,7 +223,10 @@ fn an_adapter_that_does_not_fit_is_refused_by_the_tensor() {
     }
     const LAYER: &str = "base_model.model.model.layers.1.self_attn.q_proj";
     let place = tempfile::tempdir().unwrap();
-    let cases: [(&str, Change, &str); 6] = [
+    fn with(value: f32) -> Tensor {
+        Tensor::full(value, (3, 24), &Device::Cpu).unwrap()
+    }
+    let cases: [(&str, Change, &str); 9] = [
         (
             "one factor",
             |all| drop(all.remove(&format!("{LAYER}.lora_A.weight"))),
@@ -252,11 +255,58 @@ fn an_adapter_that_does_not_fit_is_refused_by_the_tensor() {
         (
             "a stranger",
             |all| drop(all.insert("base_model.model.model.stranger".into(), zeros(&[3]))),
-            "`model.stranger`",
+            "expected tensors of the model, got one `model.stranger`",
+        ),
+        ("nothing", HashMap::clear, "adapter_model.safetensors: expected changes of matrices, or tensors of the model"),
+        (
+            "no number",
+            |all| drop(all.insert(format!("{LAYER}.lora_A.weight"), with(f32::NAN))),
+            "q_proj.lora_A.weight`: expected finite numbers, got NaN",
+        ),
+        (
+            "too large a number",
+            |all| drop(all.insert(format!("{LAYER}.lora_A.weight"), with(f32::NEG_INFINITY))),
+            "q_proj.lora_A.weight`: expected finite numbers, got -inf",
         ),
     ];
     for (what, change, says) in cases {
         let error = spoiled(place.path(), &serde_json::json!({}), change);
         assert!(error.contains(says), "{what}: {error}");
     }
+}
+
+/// An adapter with these tensors alone, each of zeros.
+fn bringing(place: &Path, tensors: &[(String, Vec<usize>)]) -> Adapter {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let tensors: HashMap<_, _> = tensors.iter().map(|(name, shape)| (stored_name(name), zeros(shape))).collect();
+    std::fs::copy(golden("adapter").join(CONFIG), place.join(CONFIG)).unwrap();
+    candle_core::safetensors::save(&tensors, place.join(WEIGHTS)).unwrap();
+    Adapter::open(place, &Device::Cpu).unwrap()
+}
+
+/// What a network has no use for would make a model that does not open. A region module is of use to a model that has
+/// none yet.
+#[test]
+fn what_a_model_has_no_use_for_is_not_added_to_it() {
+    let (place, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let parts = || Parts::directory(&golden("clip")).unwrap();
+    let error = |parts: Parts, tensors: &[(String, Vec<usize>)]| {
+        parts.adapted(bringing(place.path(), tensors)).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let stranger = [("model.stranger".to_owned(), vec![3])];
+    let refusal = error(parts(), &stranger);
+    assert!(refusal.contains("expected tensors of the model, got one `model.stranger`, which it has not"), "{refusal}");
+    let refusal = error(Parts { tower: None, ..parts() }, &stranger);
+    assert!(refusal.contains("the vision tower is missing, which an adapter that brings tensors needs"), "{refusal}");
+    let refusal = error(parts(), &[("model.norm.weight".to_owned(), vec![23])]);
+    assert!(refusal.contains("got one `model.norm.weight` [23], which is [24]"), "{refusal}");
+
+    let is_region = |name: &str| name.starts_with("model.spi_module.");
+    let region: Vec<_> = parts().model.into_iter().filter(|tensor| is_region(&tensor.name)).collect();
+    let region: Vec<_> = region.into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
+    let mut start = parts();
+    start.model.retain(|tensor| !is_region(&tensor.name));
+    let whole = start.adapted(bringing(place.path(), &region)).unwrap();
+    whole.write_directory(&out.path().join("whole"), IfExists::Refuse).unwrap();
+    Gpt4Roi::open(out.path().join("whole"), &Device::Cpu).unwrap();
 }
