@@ -53,12 +53,34 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// The exit code of a program that somebody has stopped, as shells have it for Ctrl-C.
+pub(crate) const STOPPED: u8 = 130;
+
+/// Somebody has stopped what can go on later. Nothing has failed, and it is not done.
+#[derive(Debug)]
+pub(crate) struct Stopped(
+    /// How far it came, and how it goes on.
+    pub(crate) String,
+);
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Stopped {}
+
 /// Prints an error with its hint, and says with which code to exit.
 ///
 /// A reader that went away, as `head` does, is no failure: there is nobody left to tell.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
         return ExitCode::SUCCESS;
+    }
+    if let Some(Stopped(message)) = error.downcast_ref() {
+        tell(message);
+        return ExitCode::from(STOPPED);
     }
     print(error);
     ExitCode::from(code(error))

@@ -98,6 +98,7 @@ Exit codes:
   0  it worked
   1  it failed: a file, a model or a number was not what it should be
   2  the command was not understood: an unknown flag, an impossible value or question
+  130  training was stopped, by Ctrl-C or SIGTERM, and goes on with --resume
 
 Every flag can also be set in the environment: --max-new-tokens is GPT4ROI_MAX_NEW_TOKENS.";
 

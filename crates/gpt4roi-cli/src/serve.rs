@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::{
     drafts::DraftOptions,
     failure::{Refusal, tell},
+    interrupts::StopSignals,
     options::ModelOptions,
 };
 
@@ -194,28 +195,14 @@ fn address_to_open(address: SocketAddr) -> String {
 /// How many times somebody wanted the program to stop.
 fn count_signals() -> anyhow::Result<watch::Receiver<usize>> {
     let (count, counted) = watch::channel(0);
-    let mut terminate = terminations()?;
+    let mut signals = StopSignals::new()?;
     tokio::spawn(async move {
         loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
+            signals.next().await;
             count.send_modify(|count| *count += 1);
         }
     });
     Ok(counted)
-}
-
-/// By what other programs end this one: SIGTERM, or Ctrl-Break, which is for Windows what comes nearest.
-#[cfg(unix)]
-fn terminations() -> io::Result<tokio::signal::unix::Signal> {
-    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-}
-
-#[cfg(windows)]
-fn terminations() -> io::Result<tokio::signal::windows::CtrlBreak> {
-    tokio::signal::windows::ctrl_break()
 }
 
 impl Args {

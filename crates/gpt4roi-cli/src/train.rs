@@ -2,18 +2,27 @@
 
 #[cfg(unix)]
 use std::process::Command;
-use std::{path::PathBuf, time::Instant};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use clap::builder::FalseyValueParser;
-use gpt4roi_train::{Bar, StageConfig, Trainer, open, resume};
+use gpt4roi_train::{Bar, Progress, StageConfig, Trainer, log::Record, open, resume};
 
-use crate::{failure::tell, session::note_without_picture};
+use crate::{
+    failure::{Stopped, tell},
+    interrupts::StopRequest,
+    session::note_without_picture,
+};
 
 /// Train one stage, as its configuration says
 ///
-/// Checkpoints, a log (log.jsonl) and the loss curve (loss.svg) go to the output directory. A run that was
-/// interrupted goes on from its last checkpoint with --resume, and ends with the very same weights. Without it, a
-/// directory with checkpoints is refused.
+/// Checkpoints, a log (log.jsonl) and the loss curve (loss.svg) go to the output directory. Ctrl-C or SIGTERM stops the
+/// run behind its step and a checkpoint, with the exit code 130; a second time ends it at once. A run that was stopped or
+/// killed goes on from its last checkpoint with --resume, and ends with the very same weights. Without it, a directory
+/// with checkpoints is refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -47,8 +56,47 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let begin = Instant::now();
     let mut trainer = trainer(&args)?;
     note_without_picture(trainer.without_picture());
-    trainer.run(&|| begin.elapsed(), &mut Bar::default())?;
-    Ok(())
+    // Until here nothing was learned that would be lost.
+    let stop = StopRequest::listen(STOPPING)?;
+    trainer.run(&|| begin.elapsed(), &mut Watched { bar: Bar::default(), stop })?;
+    if trainer.is_done() {
+        return Ok(());
+    }
+    let (step, steps, out) = (trainer.counters().step, trainer.steps(), args.out.display());
+    Err(Stopped(format!("stopped behind step {step} of {steps}; the same command with --resume goes on in {out}"))
+        .into())
+}
+
+/// What whoever wants a run to stop is told.
+const STOPPING: &str = "stopping behind this step and a checkpoint; once more ends at once, without them";
+
+/// The bar, until somebody wants the run to stop.
+struct Watched {
+    bar: Bar,
+    stop: StopRequest,
+}
+
+impl Progress for Watched {
+    fn started(&mut self, stage: &str, step: u64, steps: u64) {
+        self.bar.started(stage, step, steps);
+    }
+
+    fn step(&mut self, step: u64) -> ControlFlow<()> {
+        self.bar.step(step)?;
+        if self.stop.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn record(&mut self, record: &Record) {
+        self.bar.record(record);
+    }
+
+    fn checkpoint(&mut self, path: &Path) {
+        self.bar.checkpoint(path);
+    }
+
+    fn finished(&mut self) {
+        self.bar.finished();
+    }
 }
 
 fn trainer(args: &Args) -> anyhow::Result<Trainer> {

@@ -254,8 +254,8 @@ mod tests {
     fn resuming_equals_not_stopping_bit_for_bit() {
         struct Until(u64);
         impl crate::progress::Progress for Until {
-            fn record(&mut self, record: &crate::log::Record) -> std::ops::ControlFlow<()> {
-                match record.step == self.0 {
+            fn step(&mut self, step: u64) -> std::ops::ControlFlow<()> {
+                match step == self.0 {
                     true => std::ops::ControlFlow::Break(()),
                     false => std::ops::ControlFlow::Continue(()),
                 }

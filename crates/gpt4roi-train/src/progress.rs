@@ -13,10 +13,15 @@ pub trait Progress {
         let _ = (stage, step, steps);
     }
 
-    /// A line went to the log. To break is to stop: a checkpoint is written and the run ends.
-    fn record(&mut self, record: &Record) -> ControlFlow<()> {
-        let _ = record;
+    /// So many steps are done. To break is to stop: a checkpoint is written and the run ends.
+    fn step(&mut self, step: u64) -> ControlFlow<()> {
+        let _ = step;
         ControlFlow::Continue(())
+    }
+
+    /// A line went to the log.
+    fn record(&mut self, record: &Record) {
+        let _ = record;
     }
 
     /// A checkpoint is on the disk.
@@ -51,17 +56,22 @@ impl Progress for Bar {
         self.bar = Some(bar);
     }
 
-    fn record(&mut self, record: &Record) -> ControlFlow<()> {
+    fn step(&mut self, step: u64) -> ControlFlow<()> {
         if let Some(bar) = &self.bar {
-            bar.set_position(record.step);
-            bar.set_message(format!("loss {:.4}, {:.1} pictures/s", record.loss, record.pictures_per_second));
+            bar.set_position(step);
         }
         ControlFlow::Continue(())
     }
 
+    fn record(&mut self, record: &Record) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("loss {:.4}, {:.1} pictures/s", record.loss, record.pictures_per_second));
+        }
+    }
+
     fn finished(&mut self) {
         if let Some(bar) = &self.bar {
-            bar.finish();
+            bar.abandon(); // it stays where it is, also where the run was stopped
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -132,6 +131,16 @@ impl Trainer {
         &self.counters
     }
 
+    /// Whether the last step of the stage is done.
+    pub fn is_done(&self) -> bool {
+        self.counters.step >= self.stage.steps
+    }
+
+    /// How many steps the stage has.
+    pub fn steps(&self) -> u64 {
+        self.stage.steps
+    }
+
     /// How many conversations of the stage's records are about no picture, so that nothing is learned of them.
     pub fn without_picture(&self) -> usize {
         self.without_picture
@@ -169,17 +178,16 @@ impl Trainer {
         let mut window = Window { since: self.counters.seconds, ..Window::default() };
         let mut written = self.counters.seconds;
         progress.started(&self.stage.name, self.counters.step, self.stage.steps);
-        while self.counters.step < self.stage.steps {
+        while !self.is_done() {
             let grad_norm = self.step(&mut window)?;
             self.counters.seconds = earlier + clock().as_secs_f64();
-            let last = self.counters.step == self.stage.steps;
-            let mut flow = ControlFlow::Continue(());
-            if last || self.counters.step.is_multiple_of(self.stage.log_every) {
+            let flow = progress.step(self.counters.step);
+            if self.is_done() || self.counters.step.is_multiple_of(self.stage.log_every) {
                 let record = self.record(&mut window, grad_norm);
-                flow = progress.record(&record);
+                progress.record(&record);
                 log.append(record)?;
             }
-            if last || flow.is_break() || self.is_due(written) {
+            if self.is_done() || flow.is_break() || self.is_due(written) {
                 let path = self.write_checkpoint()?;
                 curve::draw(&self.out.join("loss.svg"), &self.stage.name, log.records())?;
                 progress.checkpoint(&path);
@@ -395,7 +403,7 @@ fn norm(gradients: &[Option<Vec<f32>>]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, ops::ControlFlow};
 
     use candle_core::{Device, Tensor};
     use gpt4roi::weights::Weights;
@@ -409,8 +417,8 @@ mod tests {
     struct Until(u64);
 
     impl Progress for Until {
-        fn record(&mut self, record: &Record) -> ControlFlow<()> {
-            if record.step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        fn step(&mut self, step: u64) -> ControlFlow<()> {
+            if step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
     }
 
