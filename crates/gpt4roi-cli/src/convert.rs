@@ -16,6 +16,7 @@ use gpt4roi::{
     divergence::Divergence,
     fingerprint::Fingerprint,
     model::ModelFiles,
+    model_choice::ModelChoice,
     quantize::{Quantization, RoundingError},
     self_test::{QUESTION, self_test},
 };
@@ -208,11 +209,8 @@ impl Args {
             tell("the language model before and after is compared if it was merged first and is given by --from");
             return Ok(None);
         };
-        let source = ModelFiles::at(source)?;
-        let source = match &self.adapter {
-            Some(adapter) => source.with_adapter(adapter),
-            None => source,
-        };
+        let source = ModelChoice { model: Some(source.clone()), adapter: self.adapter.clone() };
+        let source = source.files(|source| Ok::<_, gpt4roi::Error>(source.to_owned()))?;
         let divergence = Divergence::of(&source, &ModelFiles::at(&self.out)?)?;
         tell(&format!(
             "next-token distributions: KL divergence {:.4} nats on average, {:.4} at most; same top token at {:.1} % of {}",

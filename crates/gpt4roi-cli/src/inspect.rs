@@ -1,13 +1,19 @@
 //! `gpt4roi inspect`: what a checkpoint holds, and what a prompt comes to.
 
-use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 use candle_core::Device;
 use clap::{Subcommand, builder::FalseyValueParser};
 use gpt4roi::{
     Image, RegionId,
+    adapter::Adapter,
     bbox::ImageSize,
     mention::{self, Part},
+    model::ModelFiles,
     prompt::{self, Piece, Round, TextMode, TokenRow},
     weights::{LoadReport, StoredTensor},
 };
@@ -15,14 +21,15 @@ use serde::Serialize;
 
 use crate::{
     failure::Refusal,
-    options::ModelOptions,
+    options::{ModelOptions, check_adapter},
     session::{print, print_json},
 };
 
-/// Look inside a checkpoint or a prompt
+/// Look inside a checkpoint, an adapter or a prompt
 ///
 /// Without a subcommand: the checkpoint's tensors with their types and shapes, and what the model would
-/// load, leave aside or miss. Only headers are read, so that this is quick for any size.
+/// load, leave aside or miss; with an adapter beside it, what that is, and whether it was trained beside this model. Only
+/// headers, vectors and adapters are read, so that this is quick for any size.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -44,7 +51,20 @@ struct CheckpointArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    Adapter(AdapterArgs),
     Prompt(PromptArgs),
+}
+
+/// What an adapter changes, in how many numbers, and beside which model it was trained. No model is needed for that
+#[derive(Debug, clap::Args)]
+struct AdapterArgs {
+    /// A directory with adapter_config.json
+    #[arg(value_name = "DIR")]
+    adapter: PathBuf,
+
+    /// Print one JSON object instead of a table
+    #[arg(long, env = "GPT4ROI_JSON", value_parser = FalseyValueParser::new())]
+    json: bool,
 }
 
 /// A question as the model reads it: every token with its place, id, and what is learned or replaced
@@ -77,12 +97,14 @@ const EXAMPLES: &str = "\
 Examples:
   gpt4roi inspect
   gpt4roi inspect --model models/gpt4roi-7b --json
+  gpt4roi inspect adapter adapters/own
   gpt4roi inspect prompt 'What is <region1> doing?' --regions 1
   gpt4roi inspect prompt 'What is at (0.5, 0.6)?' --image scene.png --answer 'a red car'";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         None => checkpoint(&args.checkpoint),
+        Some(What::Adapter(args)) => adapter(&args),
         Some(What::Prompt(args)) => prompt(&args),
     }
 }
@@ -91,6 +113,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 #[derive(Serialize)]
 struct CheckpointReport {
     model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<AdapterReport>,
     tensors: Vec<TensorLine>,
     parameters: u64,
     loaded: usize,
@@ -124,8 +148,10 @@ fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<()> {
         let file = file.file_name().map_or_else(String::new, |file| file.to_string_lossy().into_owned());
         tensors.push(TensorLine { status: status(&report, &name), name, dtype: numbers, shape, file });
     }
+    let adapter = args.model.adapter.as_deref().map(AdapterReport::of).transpose()?;
+    let adapter = adapter.map(|adapter| adapter.beside(&files)).transpose()?;
     let fits = report.missing.is_empty() && report.wrong_shape.is_empty() && report.unused.is_empty();
-    let report = CheckpointReport::new(args.model.name(), tensors, report);
+    let report = CheckpointReport { adapter, ..CheckpointReport::new(args.model.name(), tensors, report) };
     if args.json {
         print_json(&report)?
     } else {
@@ -151,6 +177,7 @@ impl CheckpointReport {
         let wrong = report.wrong_shape.into_iter();
         Self {
             model,
+            adapter: None,
             parameters: tensors.iter().filter(|line| line.status == "loaded").map(size).sum(),
             tensors,
             loaded: report.loaded.len(),
@@ -180,7 +207,117 @@ impl CheckpointReport {
             table,
             "{loaded} tensors loaded ({parameters} parameters), {ignored} ignored, {unused} unused, {missing} missing, {wrong} of a wrong shape"
         );
+        if let Some(adapter) = &self.adapter {
+            table.push_str(&adapter.summary());
+        }
         table
+    }
+}
+
+fn adapter(args: &AdapterArgs) -> anyhow::Result<()> {
+    check_adapter(&args.adapter)?;
+    let report = AdapterReport::of(&args.adapter)?;
+    if args.json { print_json(&report) } else { print(&format!("{}{}", report.table(), report.summary())) }
+}
+
+/// What `inspect adapter --json` prints.
+#[derive(Serialize)]
+struct AdapterReport {
+    adapter: String,
+    rank: usize,
+    /// What the products are multiplied by.
+    scale: f64,
+    changed: Vec<Shaped>,
+    replaced: Vec<Shaped>,
+    /// In the two factors of each change.
+    changing_parameters: u64,
+    /// In the tensors that replace others.
+    replacing_parameters: u64,
+    base: BaseReport,
+}
+
+/// The model that an adapter was trained beside.
+#[derive(Serialize)]
+struct BaseReport {
+    name: Option<String>,
+    /// Its fingerprint, by its vectors alone; PEFT writes none.
+    vectors: Option<String>,
+    /// Whether it is the model that is looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_this: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Shaped {
+    name: String,
+    shape: Vec<usize>,
+}
+
+impl AdapterReport {
+    fn of(directory: &Path) -> anyhow::Result<Self> {
+        let adapter = Adapter::open(directory, &Device::Cpu)?;
+        let config = adapter.config();
+        let changed = adapter.changed().map(|(name, shape)| Shaped { name: name.to_owned(), shape: shape.into() });
+        let replaced = adapter.replaced().map(|tensor| Shaped { name: tensor.name, shape: tensor.shape });
+        let (changed, replaced): (Vec<_>, Vec<_>) = (changed.collect(), replaced.collect());
+        Ok(Self {
+            adapter: directory.display().to_string(),
+            rank: config.r,
+            scale: config.scale(),
+            changing_parameters: changed.iter().map(|of| (config.r * of.shape.iter().sum::<usize>()) as u64).sum(),
+            replacing_parameters: replaced.iter().map(|of| of.shape.iter().product::<usize>() as u64).sum(),
+            changed,
+            replaced,
+            base: BaseReport {
+                name: config.base_model_name_or_path.clone(),
+                vectors: adapter.base().map(str::to_owned),
+                is_this: None,
+            },
+        })
+    }
+
+    /// The same with what its model says to it.
+    fn beside(mut self, files: &ModelFiles) -> anyhow::Result<Self> {
+        let is_this = files.mismatch()?.is_none();
+        self.base.is_this = self.base.vectors.is_some().then_some(is_this);
+        Ok(self)
+    }
+
+    fn table(&self) -> String {
+        let (changed, replaced) = (self.changed.iter().map(|of| (of, "changed")), self.replaced.iter());
+        let all: Vec<_> = changed.chain(replaced.map(|of| (of, "replaced"))).collect();
+        let width = all.iter().map(|(of, _)| of.name.len()).max().unwrap_or(0);
+        let line =
+            |(of, what): &(&Shaped, &str)| format!("{:width$}  {:<22} {what}\n", of.name, format!("{:?}", of.shape));
+        all.iter().map(line).collect()
+    }
+
+    fn summary(&self) -> String {
+        let Self { adapter, rank, scale, changing_parameters, replacing_parameters, base, .. } = self;
+        let (changed, replaced, layers) = (self.changed.len(), self.replaced.len(), self.layers());
+        let of = if layers.is_empty() { String::new() } else { format!(" ({layers})") };
+        let name = base.name.as_deref().unwrap_or("a model without a name");
+        let vectors = match &base.vectors {
+            Some(vectors) => format!("with the vectors {vectors}"),
+            None => "of which nothing more is known".into(),
+        };
+        let is_this = match base.is_this {
+            Some(true) => ", as this model's are",
+            Some(false) => ", which this model has not",
+            None => "",
+        };
+        format!(
+            "{adapter}: rank {rank}, scale {scale}\n\
+             {changed} matrices changed{of} by {changing_parameters} parameters, {replaced} tensors replaced by \
+             {replacing_parameters}\n\
+             trained beside {name}, {vectors}{is_this}\n"
+        )
+    }
+
+    /// The last parts of the names of the layers that are changed, each once.
+    fn layers(&self) -> String {
+        let last = |of: &Shaped| Some(of.name.strip_suffix(".weight")?.rsplit('.').next()?.to_owned());
+        self.changed.iter().filter_map(last).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -14,7 +14,7 @@ use gpt4roi::{
     chat::AskOptions,
     device,
     model::ModelFiles,
-    nano::NANO,
+    model_choice::ModelChoice,
     sampling::{Sampler, Sampling},
     zoom::Zoom,
 };
@@ -86,32 +86,33 @@ impl ModelOptions {
 
     /// How the model is called in reports.
     pub(crate) fn name(&self) -> String {
-        let model = self.model.as_ref().map_or_else(|| "embedded".into(), |directory| directory.display().to_string());
-        match &self.adapter {
-            Some(adapter) => format!("{model} with {}", adapter.display()),
-            None => model,
-        }
+        self.choice().to_string()
     }
 
-    /// Loads the model.
+    /// Loads the model. Whoever put an adapter beside another model than its own gets to know it.
     pub(crate) fn open(&self) -> anyhow::Result<Gpt4Roi> {
-        Ok(Gpt4Roi::load(&self.files()?, &self.compute.open()?, self.compute.dtype)?)
+        let files = self.files()?;
+        if let Some(mismatch) = files.mismatch()? {
+            warn(&mismatch.to_string());
+        }
+        Ok(Gpt4Roi::load(&files, &self.compute.open()?, self.compute.dtype)?)
     }
 
     /// The model's files, unread.
     pub(crate) fn files(&self) -> anyhow::Result<ModelFiles> {
-        let files = match &self.model {
-            Some(model) => ModelFiles::at(&place_of(model)?)?,
-            None => ModelFiles::Embedded(NANO),
-        };
-        match &self.adapter {
-            Some(adapter) => {
-                check_adapter(adapter)?;
-                Ok(files.with_adapter(adapter))
-            }
-            None => Ok(files),
-        }
+        let choice = self.choice();
+        check_adapter_of(&choice)?;
+        choice.files(place_of)
     }
+
+    fn choice(&self) -> ModelChoice {
+        ModelChoice { model: self.model.clone(), adapter: self.adapter.clone() }
+    }
+}
+
+/// Makes sure that what was given for an adapter is one.
+pub(crate) fn check_adapter_of(choice: &ModelChoice) -> Result<(), Refusal> {
+    choice.adapter.as_deref().map_or(Ok(()), check_adapter)
 }
 
 /// What stands for a model.

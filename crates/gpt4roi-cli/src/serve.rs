@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, IsTerminal},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -223,6 +223,7 @@ impl Args {
                 keep_for: Duration::from_secs(self.limits.keep_images),
                 ..PictureOptions::default()
             },
+            adapter: self.adapter_name(),
             ..ServerOptions::new(self.model_name())
         })
     }
@@ -232,14 +233,22 @@ impl Args {
         match &self.model.model {
             None => "gpt4roi-nano".into(),
             // A directory's last name, or the ORG/NAME of a hub.
-            Some(model) if model.exists() => model
-                .file_stem()
-                .filter(|_| model.is_file())
-                .or(model.file_name())
-                .map_or_else(|| "gpt4roi".into(), |name| name.to_string_lossy().into_owned()),
+            Some(model) if model.exists() => last_name(model).unwrap_or_else(|| "gpt4roi".into()),
             Some(model) => model.to_string_lossy().into_owned(),
         }
     }
+
+    /// As clients get to know the adapter, likewise.
+    fn adapter_name(&self) -> Option<String> {
+        let adapter = self.model.adapter.as_deref()?;
+        Some(last_name(adapter).unwrap_or_else(|| "adapter".into()))
+    }
+}
+
+/// The last name of a directory, or of a file without its extension.
+fn last_name(path: &Path) -> Option<String> {
+    let name = if path.is_file() { path.file_stem() } else { path.file_name() };
+    Some(name?.to_string_lossy().into_owned())
 }
 
 impl AccessOptions {

@@ -1191,6 +1191,56 @@ fn an_adapter_is_trained_exported_asked_and_merged() {
     refused(&["--adapter", "adapter"], "changes of the model's own matrices", "");
 }
 
+/// Two factors of rank 2 for each linear layer: 2·(32 + 32) numbers for each of four, 2·(32 + 48) for each of three.
+#[test]
+fn an_adapter_is_looked_into_and_put_beside_its_model() {
+    let place = Place::new();
+    fs::write(place.path("questions.jsonl"), QUESTIONS).unwrap();
+    let stage = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/adapter.toml");
+    let mut train = place.gpt4roi(&["train", stage, "--out", "run", "--set", "epochs=1", "--set", "adapter.rank=2"]);
+    train.args(["--set", r#"trainable=["model.mm_projector."]"#, "--set", r#"records.files=["questions.jsonl"]"#]);
+    train.args(["--set", r#"model.like="model""#]).assert().success();
+    place.gpt4roi(&["export", "run", "--out", "adapter"]).assert().success();
+
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let inspect = place.gpt4roi(&[&["inspect"], arguments, &["--json"]].concat()).assert().success();
+        serde_json::from_slice(&inspect.get_output().stdout).unwrap()
+    };
+    let adapter = json(&["adapter", "adapter"]);
+    assert_eq!((adapter["rank"].as_u64(), adapter["scale"].as_f64()), (Some(2), Some(16.0)));
+    let length = |list: &serde_json::Value| list.as_array().unwrap().len();
+    assert_eq!((length(&adapter["changed"]), length(&adapter["replaced"])), (2 * 7, 2));
+    assert_eq!(adapter["changing_parameters"], 2 * (4 * 2 * (32 + 32) + 3 * 2 * (32 + 48)));
+    assert_eq!(adapter["replacing_parameters"], 32 * 16 + 32);
+    assert_eq!((&adapter["base"]["name"], &adapter["base"]["is_this"]), (&"model".into(), &serde_json::Value::Null));
+    let beside = |model: &str| json(&["--model", model, "--adapter", "adapter"])["adapter"]["base"]["is_this"].clone();
+    assert_eq!(beside("model"), true);
+    let vectors = adapter["base"]["vectors"].as_str().unwrap();
+    let own = format!("trained beside model, with the vectors {vectors}\n");
+    let layers =
+        "14 matrices changed (down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj) by 1984 parameters";
+    let line = "model.layers.1.mlp.up_proj.weight       [48, 32]               changed\n";
+    let table = place.gpt4roi(&["inspect", "adapter", "adapter"]).assert().success();
+    table.stdout(contains(own).and(contains(layers)).and(contains(line)));
+
+    // Another model of the same dimensions.
+    place.gpt4roi(&["convert", "--from", "model", "--out", "other", "--self-test", "never"]).assert().success();
+    let file = place.path("other/model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    tensors.insert("model.norm.weight".into(), noise("another", &[32]));
+    candle_core::safetensors::save(&tensors, file).unwrap();
+    assert_eq!(beside("other"), false);
+    let ask = |model: &str| {
+        let mut ask = place.gpt4roi(&["ask", "scene.png", "What is it?", "--max-new-tokens", "1", "--quiet"]);
+        ask.args(["--adapter", "adapter", "--model", model]);
+        ask
+    };
+    let warning = "warning: adapter: expected the model that it was trained beside (model), with the vectors ";
+    ask("other").assert().success().stderr(contains(warning).and(contains(vectors)));
+    ask("model").assert().success().stderr(contains("trained beside").not());
+    place.gpt4roi(&["inspect", "adapter", "run"]).assert().code(1).stderr(contains("run holds no adapter"));
+}
+
 /// The embedded model drafts for itself, without eyes.
 #[test]
 fn a_small_model_may_draft() {

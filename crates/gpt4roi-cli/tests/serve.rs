@@ -96,6 +96,22 @@ fn the_program_serves_until_it_is_told_to_stop() {
     }
 }
 
+/// Where it lies is nobody's business.
+#[test]
+fn clients_get_to_know_the_adapter_by_its_name() {
+    let place = tempfile::tempdir().unwrap();
+    let adapter = place.path().join("own");
+    fs::create_dir(&adapter).unwrap();
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#;
+    fs::write(adapter.join("adapter_config.json"), config).unwrap();
+    let norm = candle_core::Tensor::ones(192, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let tensors = std::collections::HashMap::from([("base_model.model.model.norm.weight", norm)]);
+    candle_core::safetensors::save(&tensors, adapter.join("adapter_model.safetensors")).unwrap();
+    let (status, models) = serve(&["--adapter", adapter.to_str().unwrap()]).get("/v1/models");
+    assert!(status == 200 && models.contains(r#""adapter":"own""#), "{models}");
+    assert!(!models.contains(place.path().to_str().unwrap()), "{models}");
+}
+
 #[test]
 fn keys_come_from_a_file_and_are_never_told() {
     let place = tempfile::tempdir().unwrap();

@@ -15,8 +15,7 @@ use gpt4roi::{
     draft_model::DraftModel,
     drafter::Drafter,
     mention::{self, Part},
-    model::ModelFiles,
-    nano::NANO,
+    model_choice::ModelChoice,
     shape::Shape,
 };
 use gpt4roi_hub::{Cache, ModelRef};
@@ -74,15 +73,13 @@ pub(crate) fn load(
     let wrong = |name: &str, error: &dyn std::fmt::Display| PyValueError::new_err(format!("{name}: {error}"));
     let choice: DeviceChoice = device.parse().map_err(|error| wrong("device", &error))?;
     let precision: Precision = dtype.parse().map_err(|error| wrong("dtype", &error))?;
-    let name = model.as_ref().map_or("embedded".into(), |model| model.display().to_string());
-    let (model, drafter, passed_over) = compute(py, move |_| {
-        let files = model.as_deref().map_or(Ok(ModelFiles::Embedded(NANO)), files_of)?;
-        let files = match adapter {
-            Some(adapter) => files.with_adapter(adapter),
-            None => files,
-        };
-        let mut passed_over = Vec::new();
-        let device = choice.open(|error| passed_over.push(error.to_string()))?;
+    let named = ModelChoice { model, adapter };
+    let name = named.to_string();
+    let (model, drafter, warnings) = compute(py, move |_| {
+        let files = named.files(|model| place_of("model", model))?;
+        let mut warnings = Vec::new();
+        warnings.extend(files.mismatch()?.map(|mismatch| mismatch.to_string()));
+        let device = choice.open(|error| warnings.push(error.to_string()))?;
         let model = Gpt4Roi::load(&files, &device, precision)?;
         let drafter = match draft_model {
             Some(name) => {
@@ -90,20 +87,15 @@ pub(crate) fn load(
             }
             None => Drafter::new(),
         };
-        Ok((model, drafter, passed_over))
+        Ok((model, drafter, warnings))
     })?;
-    for gpu in passed_over {
-        PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &CString::new(gpu)?, 1)?;
+    for warning in warnings {
+        PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &CString::new(warning)?, 1)?;
     }
     Ok(PyModel { model: Arc::new(model), drafter, name, precision })
 }
 
-/// The files that a name stands for.
-fn files_of(model: &Path) -> Result<ModelFiles, Failure> {
-    Ok(ModelFiles::at(&place_of("model", model)?)?)
-}
-
-/// Where they lie; `argument` is what the name was given for.
+/// Where the files lie that a name stands for; `argument` is what it was given for.
 fn place_of(argument: &str, model: &Path) -> Result<PathBuf, Failure> {
     let is_gguf = model.extension().is_some_and(|extension| extension == "gguf");
     if model.is_dir() || is_gguf {
@@ -123,7 +115,8 @@ fn place_of(argument: &str, model: &Path) -> Result<PathBuf, Failure> {
 
 #[pymethods]
 impl PyModel {
-    /// How the model was called when it was opened; "embedded" for the one inside this package.
+    /// How the model was called when it was opened, and its adapter: "embedded" is the one inside this package,
+    /// "models/7b with adapters/own" one with an adapter.
     #[getter]
     fn name(&self) -> &str {
         &self.name

@@ -31,6 +31,8 @@ pub(crate) struct Parts {
     pub(crate) engine: Engine,
     /// The model's name.
     pub(crate) model: String,
+    /// Its adapter's name.
+    pub(crate) adapter: Option<String>,
     pub(crate) pictures: Pictures,
     /// How long they are kept.
     pub(crate) keep: std::time::Duration,

@@ -33,6 +33,7 @@ impl Parts {
             "context_length": config.llama.max_position_embeddings,
             "image_tokens": config.vision.patches(),
             "max_tokens": self.limits.max_tokens,
+            "adapter": self.adapter,
         })
     }
 }

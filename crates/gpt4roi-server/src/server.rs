@@ -45,6 +45,8 @@ pub struct ServerOptions {
     pub port: u16,
     /// How the model is called.
     pub model: String,
+    /// How the adapter is called that it is served with.
+    pub adapter: Option<String>,
     /// Who may ask; without keys everybody who gets through.
     pub keys: Keys,
     /// Listen beyond this machine although there are no keys.
@@ -72,6 +74,7 @@ impl ServerOptions {
             host: "127.0.0.1".into(),
             port: 8080,
             model: model.into(),
+            adapter: None,
             keys: Keys::default(),
             insecure_no_auth: false,
             allow_hosts: Vec::new(),
@@ -176,6 +179,7 @@ fn parts(engine: Engine, options: ServerOptions, address: IpAddr) -> Parts {
         metrics: Metrics::new(&engine),
         engine,
         model: options.model,
+        adapter: options.adapter,
         keep: options.pictures.keep_for,
         pictures: Pictures::new(options.pictures),
         keys: options.keys,

@@ -187,9 +187,11 @@ mod tests {
 
     use gpt4roi::{
         Gpt4Roi,
-        adapter::CONFIG,
+        adapter::{Adapter, CONFIG},
         convert::{IfExists, Parts},
+        fingerprint::Fingerprint,
         quantize::Quantization,
+        stream::StreamedTensor,
     };
 
     use super::*;
@@ -242,6 +244,8 @@ mod tests {
         export(&out, &adapter, IfExists::Refuse).unwrap();
         assert_eq!(before, fs::read(base.join("model.safetensors")).unwrap(), "the model's files changed");
         let files = ModelFiles::at(&base).unwrap();
+        let vectors = Fingerprint::of_vectors(&files).unwrap().to_string();
+        assert_eq!(Adapter::open(&adapter, &Device::Cpu).unwrap().base(), Some(vectors.as_str()));
         let (plain, adapted) = (logits(&files), logits(&files.with_adapter(&adapter)));
         assert!(plain.iter().zip(&adapted).any(|(a, b)| (a - b).abs() > 1e-4), "nothing was learned");
         export(&out, &adapter, IfExists::Replace).unwrap();
@@ -272,6 +276,26 @@ mod tests {
             let [a, b] = [&whole, &parts].map(|out| fs::read(last(out).join(name)).unwrap());
             assert!(a == b, "{name} differs");
         }
+    }
+
+    #[test]
+    fn a_run_goes_on_beside_its_own_model_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let [base, moved, other, out] = ["base", "moved", "other", "out"].map(|name| place.path().join(name));
+        tiny::write_model(&base);
+        run(open(StageConfig { steps: 2, ..tiny::stage_of_adapter(&base, &[]) }, &out));
+        let beside = |base: &Path| resume(StageConfig { steps: 2, ..tiny::stage_of_adapter(base, &[]) }, &out);
+        let mut parts = Parts::directory(&base).unwrap();
+        let twice = |tensor: StreamedTensor| {
+            let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+            StreamedTensor::new(name, &shape, move |range| Ok(tensor.read(range)?.iter().map(|x| 2.0 * x).collect()))
+        };
+        parts.model = parts.model.into_iter().map(twice).collect();
+        parts.write_directory(&other, IfExists::Refuse).unwrap();
+        fs::rename(&base, &moved).unwrap();
+        beside(&moved).unwrap().unwrap();
+        let error = beside(&other).unwrap_err().to_string();
+        assert!(error.contains("step-00000002: expected a model with the vectors"), "{error}");
     }
 
     /// A run may begin with what another learned, and keeps of it what it does not train.

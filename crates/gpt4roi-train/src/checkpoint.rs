@@ -74,7 +74,7 @@ pub enum Form {
     /// A model.
     Model(ModelFiles),
     /// An adapter of a model that lies elsewhere.
-    Adapter(AdapterConfig),
+    Adapter(AdapterFiles),
     /// A language model alone.
     Language(LanguageFiles),
 }
@@ -86,6 +86,15 @@ pub struct ModelFiles {
     pub config: Config,
     /// The tokenizer, unless the model is a tower alone.
     pub tokenizer: Option<TokenizerFiles>,
+}
+
+/// What belongs to an adapter but not to a step.
+#[derive(Clone, Debug)]
+pub struct AdapterFiles {
+    /// How what it learned is put to use.
+    pub config: AdapterConfig,
+    /// The model that it is trained beside, as [`adapter::Adapter::base`] gives it.
+    pub base: Option<String>,
 }
 
 /// What belongs to a language model alone but not to a step.
@@ -142,7 +151,7 @@ impl Checkpoint {
         form.write(&temporary, &self.parameters, DType::F32)?;
         let mut state = self.moments.clone();
         state.extend(self.parameters.iter().filter(|(name, _)| is_aux(name)).map(|(n, t)| (n.clone(), t.clone())));
-        write_tensors(&temporary.join(STATE), &state)?;
+        write_tensors(&temporary.join(STATE), &state, None)?;
         write_json(&temporary.join(COUNTERS), &serde_json::to_value(&self.counters).unwrap_or_default())?;
         sync_directory(&temporary)?;
         remove(&target)?; // the same step, written before a resume from an earlier one
@@ -289,24 +298,24 @@ impl Form {
     pub(crate) fn write(&self, directory: &Path, parameters: &Tensors, dtype: DType) -> Result<()> {
         match self {
             Self::Model(files) => write_model(directory, parameters, files, dtype),
-            Self::Adapter(config) => write_adapter(directory, parameters, config, dtype),
+            Self::Adapter(files) => write_adapter(directory, parameters, files, dtype),
             Self::Language(files) => write_language(directory, parameters, files, dtype),
         }
     }
 }
 
 /// `adapter_config.json` and the weights.
-fn write_adapter(directory: &Path, parameters: &Tensors, config: &AdapterConfig, dtype: DType) -> Result<()> {
+fn write_adapter(directory: &Path, parameters: &Tensors, files: &AdapterFiles, dtype: DType) -> Result<()> {
     let own = parameters.iter().filter(|(name, _)| !is_aux(name));
     let own = own.map(|(name, tensor)| Ok((stored_name(name), tensor.to_dtype(dtype)?))).collect::<Result<_>>()?;
-    write_tensors(&directory.join(adapter::WEIGHTS), &own)?;
-    write_json(&directory.join(adapter::CONFIG), &serde_json::to_value(config).unwrap_or_default())
+    write_tensors(&directory.join(adapter::WEIGHTS), &own, Some(adapter::notes(files.base.as_deref())))?;
+    write_json(&directory.join(adapter::CONFIG), &serde_json::to_value(&files.config).unwrap_or_default())
 }
 
 /// `config.json`, the weights and the tokenizer.
 fn write_language(directory: &Path, parameters: &Tensors, files: &LanguageFiles, dtype: DType) -> Result<()> {
     let tensors = parameters.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(dtype)?)));
-    write_tensors(&directory.join(MODEL), &tensors.collect::<Result<_>>()?)?;
+    write_tensors(&directory.join(MODEL), &tensors.collect::<Result<_>>()?, None)?;
     write_json(&directory.join("config.json"), &files.config.to_json())?;
     files.tokenizer.write(directory)
 }
@@ -321,10 +330,10 @@ fn write_model(directory: &Path, parameters: &Tensors, files: &ModelFiles, dtype
         .into_iter()
         .partition(|(name, _)| name.starts_with("vision_model."));
     create(&directory.join("vision_tower"))?;
-    write_tensors(&directory.join(TOWER), &tower)?;
+    write_tensors(&directory.join(TOWER), &tower, None)?;
     write_json(&directory.join("vision_tower/config.json"), &files.config.tower_to_json())?;
     if !rest.is_empty() {
-        write_tensors(&directory.join(MODEL), &rest)?;
+        write_tensors(&directory.join(MODEL), &rest, None)?;
         write_json(&directory.join("config.json"), &files.config.to_json())?;
     }
     files.tokenizer.as_ref().map_or(Ok(()), |tokenizer| tokenizer.write(directory))?;
@@ -341,9 +350,10 @@ fn is_moment(name: &str) -> bool {
     name.starts_with("first.") || name.starts_with("second.")
 }
 
-fn write_tensors(path: &Path, tensors: &Tensors) -> Result<()> {
-    let bytes = safetensors::serialize(tensors, None::<HashMap<_, _>>)
-        .map_err(|error| TrainError::checkpoint(path, error.to_string()))?;
+/// Writes tensors, and what their file says about itself.
+fn write_tensors(path: &Path, tensors: &Tensors, notes: Option<HashMap<String, String>>) -> Result<()> {
+    let bytes =
+        safetensors::serialize(tensors, notes).map_err(|error| TrainError::checkpoint(path, error.to_string()))?;
     write(path, &bytes)
 }
 
@@ -407,8 +417,9 @@ mod tests {
     /// A model of two shards, with a tower that torch has saved; the pickle also holds a table of positions.
     fn published(directory: &Path) {
         let name = |number| format!("model-0000{number}-of-00002.safetensors");
-        write_tensors(&directory.join(name(1)), &tensors(&["lm_head.weight", "model.norm.weight"])).unwrap();
-        write_tensors(&directory.join(name(2)), &tensors(&["model.layers.0.self_attn.rotary_emb.inv_freq"])).unwrap();
+        write_tensors(&directory.join(name(1)), &tensors(&["lm_head.weight", "model.norm.weight"]), None).unwrap();
+        write_tensors(&directory.join(name(2)), &tensors(&["model.layers.0.self_attn.rotary_emb.inv_freq"]), None)
+            .unwrap();
         let map = json!({
             "lm_head.weight": name(1), "model.norm.weight": name(1),
             "model.layers.0.self_attn.rotary_emb.inv_freq": name(2),
@@ -438,9 +449,9 @@ mod tests {
     #[test]
     fn a_later_source_replaces_what_an_earlier_one_had() {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        write_tensors(&first.path().join(MODEL), &tensors(&["a", "b"])).unwrap();
+        write_tensors(&first.path().join(MODEL), &tensors(&["a", "b"]), None).unwrap();
         let other = [("b".to_owned(), Tensor::new(&[7f32], &Device::Cpu).unwrap())];
-        write_tensors(&second.path().join(MODEL), &other.into()).unwrap();
+        write_tensors(&second.path().join(MODEL), &other.into(), None).unwrap();
         let taken = read(&[(first.path(), &[]), (second.path(), &[])], &[]).unwrap();
         assert_eq!(taken["a"].dims(), [2]);
         assert_eq!(taken["b"].to_vec1::<f32>().unwrap(), [7.0]);
@@ -456,7 +467,7 @@ mod tests {
     #[test]
     fn a_beginning_that_a_source_does_not_have_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        write_tensors(&directory.path().join(MODEL), &tensors(&["model.a"])).unwrap();
+        write_tensors(&directory.path().join(MODEL), &tensors(&["model.a"]), None).unwrap();
         assert_eq!(read(&[(directory.path(), &["model."])], &[]).unwrap().len(), 1);
         let error = read(&[(directory.path(), &["model.", "modle."])], &[]).unwrap_err().to_string();
         assert!(error.contains("init.from.take") && error.contains("`modle.`"), "{error}");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use gpt4roi::{
-    adapter::{Adapter, AdapterConfig, CONFIG},
+    adapter::{Adapter, CONFIG},
     config::LlamaConfig,
     convert::IfExists,
     draft_model::DraftModel,
@@ -13,7 +13,7 @@ use gpt4roi::{
 };
 
 use crate::{
-    checkpoint::{self, Form, LanguageFiles, ModelFiles, TokenizerFiles, last_or_self},
+    checkpoint::{self, AdapterFiles, Form, LanguageFiles, ModelFiles, TokenizerFiles, last_or_self},
     error::{Result, TrainError},
 };
 
@@ -49,7 +49,9 @@ pub fn export(source: &Path, target: &Path, if_exists: IfExists) -> Result<()> {
 /// What the checkpoint in this directory is.
 fn form(path: &Path) -> Result<Form> {
     if path.join(CONFIG).is_file() {
-        return Ok(Form::Adapter(AdapterConfig::open(path)?));
+        let adapter = Adapter::open(path, &Device::Cpu)?;
+        let (config, base) = (adapter.config().clone(), adapter.base().map(str::to_owned));
+        return Ok(Form::Adapter(AdapterFiles { config, base }));
     }
     let tokenizer = TokenizerFiles::read(path)?;
     if !path.join("vision_tower").is_dir() {

@@ -7,13 +7,16 @@ use std::{
 };
 
 use candle_core::Device;
-use gpt4roi::{Config, model::ModelFiles as Files, nano::NANO, tokenizer::Tokenizer, weights::Weights};
+use gpt4roi::{
+    Config, adapter::Adapter, fingerprint::Fingerprint, model::ModelFiles as Files, nano::NANO, tokenizer::Tokenizer,
+    weights::Weights,
+};
 use gpt4roi_data::{QuestionMix, Questions, Scenes};
 
 use crate::{
     adapter::Base,
     checkpoint::{
-        Checkpoint, Form, LanguageFiles, ModelFiles, Tensors, TokenizerFiles, complete, read_sources,
+        AdapterFiles, Checkpoint, Form, LanguageFiles, ModelFiles, Tensors, TokenizerFiles, complete, read_sources,
         refuse_other_stage,
     },
     config::StageConfig,
@@ -135,6 +138,7 @@ impl Plan {
         let Some(path) = complete(&checkpoints_below(&out))?.pop() else { return Ok(None) };
         let Checkpoint { parameters, moments, counters } = Checkpoint::read(&path)?;
         refuse_other_stage(&path, &counters, &self.stage)?;
+        self.refuse_other_base(&path)?;
         let (parameters, objective) = self.network(parameters)?;
         refuse_missing(&path, &parameters)?;
         let mut trainer = self.trainer(parameters, objective, out)?;
@@ -232,8 +236,9 @@ impl Plan {
     }
 
     fn trainer(self, parameters: Arc<Parameters>, objective: Box<dyn Objective>, out: PathBuf) -> Result<Trainer> {
+        let base = self.base_vectors()?;
         let form = match (&self.stage.adapter, &self.stage.objective, self.tokenizer_files) {
-            (Some(settings), ..) => Form::Adapter(settings.config(&self.stage)),
+            (Some(settings), ..) => Form::Adapter(AdapterFiles { config: settings.config(&self.stage), base }),
             (None, ObjectiveConfig::Text(_), Some(tokenizer)) => {
                 Form::Language(LanguageFiles { config: self.config.llama, tokenizer })
             }
@@ -244,6 +249,24 @@ impl Plan {
             trainer.without_picture = lessons.without_picture();
         }
         Ok(trainer)
+    }
+
+    /// What an adapter remembers of the model that it is trained beside.
+    fn base_vectors(&self) -> Result<Option<String>> {
+        let vectors = self.base.as_ref().map(Fingerprint::of_vectors).transpose()?;
+        Ok(vectors.map(|vectors| vectors.to_string()))
+    }
+
+    /// Beside another model, what was learned so far would go on as something else.
+    fn refuse_other_base(&self, checkpoint: &Path) -> Result<()> {
+        let Some(got) = self.base_vectors()? else { return Ok(()) };
+        match Adapter::open(checkpoint, &Device::Cpu)?.base() {
+            Some(expected) if expected != got => {
+                let what = format!("expected a model with the vectors {expected} beneath it, as it began, got {got}");
+                Err(TrainError::checkpoint(checkpoint, what))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn initializer(&self) -> Initializer {

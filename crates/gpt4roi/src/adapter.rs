@@ -5,7 +5,7 @@
 //! region module that was trained along. The model's own files stay as they are, quantised ones too.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -31,6 +31,10 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// The weights' file of older adapters.
 const PICKLE: &str = "adapter_model.bin";
+/// Under which name the weights' file knows the model that they were trained beside. PEFT's own field is a name, which
+/// may be another model's by now, and more fields than its own it warns of; what a file of weights says about itself it
+/// passes over.
+const BASE: &str = "gpt4roi.base";
 /// What PEFT puts in front of the model's names.
 const PREFIX: &str = "base_model.model.";
 /// What PEFT puts into names and the model's own lack.
@@ -160,7 +164,7 @@ impl AdapterConfig {
 #[derive(Debug)]
 pub struct Adapter {
     path: PathBuf,
-    scale: f64,
+    config: AdapterConfig,
     tensors: Checkpoint,
     /// By the published name of the matrix that changes.
     changes: BTreeMap<String, Change>,
@@ -187,6 +191,13 @@ impl Adapter {
     /// If a file is missing or damaged, or if the adapter is of a kind that can't be computed with, changes nothing, or
     /// holds what is no number.
     pub fn open(directory: &Path, device: &Device) -> Result<Self> {
+        let adapter = Self::open_headers(directory, device)?;
+        adapter.check_numbers()?;
+        Ok(adapter)
+    }
+
+    /// The same, with no look at its numbers.
+    pub(crate) fn open_headers(directory: &Path, device: &Device) -> Result<Self> {
         let config = AdapterConfig::open(directory)?;
         let path = [WEIGHTS, PICKLE].map(|name| directory.join(name)).into_iter().find(|path| path.is_file());
         let path = path.unwrap_or_else(|| directory.join(WEIGHTS));
@@ -216,9 +227,7 @@ impl Adapter {
             let what = "expected changes of matrices, or tensors of the model, got neither".into();
             return Err(WeightsError::Corrupt { file: path, what }.into());
         }
-        let adapter = Self { scale: config.scale(), path, tensors, changes, replaced };
-        adapter.check_numbers()?;
-        Ok(adapter)
+        Ok(Self { config, path, tensors, changes, replaced })
     }
 
     /// # Errors
@@ -270,8 +279,24 @@ impl Adapter {
         }
     }
 
+    /// Its configuration.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// The matrices that are changed, under their published names: rows and columns of each.
+    pub fn changed(&self) -> impl Iterator<Item = (&str, [usize; 2])> {
+        self.changes.iter().map(|(name, change)| (name.as_str(), change.shape))
+    }
+
+    /// [`Fingerprint::of_vectors`](crate::fingerprint::Fingerprint::of_vectors) of the model that it was trained beside,
+    /// if that was written down.
+    pub fn base(&self) -> Option<&str> {
+        self.tensors.note(BASE)
+    }
+
     /// The tensors that are replaced, under their published names.
-    fn replaced(&self) -> impl Iterator<Item = StoredTensor> {
+    pub fn replaced(&self) -> impl Iterator<Item = StoredTensor> {
         let stored = self.tensors.stored().into_iter();
         let here: BTreeMap<_, _> = stored.map(|tensor| (tensor.name.clone(), tensor)).collect();
         let renamed = |(name, stored): (&String, StoredTensor)| StoredTensor { name: name.clone(), ..stored };
@@ -282,7 +307,7 @@ impl Adapter {
     fn change(&self, name: &str) -> WeightsResult<Option<LowRank>> {
         let Some(Change { down, up, rank, shape: [output, input] }) = self.changes.get(name) else { return Ok(None) };
         let (down, up) = (self.tensors.tensor(down, &[*rank, *input])?, self.tensors.tensor(up, &[*output, *rank])?);
-        Ok(Some(LowRank { down, up, scale: self.scale }))
+        Ok(Some(LowRank { down, up, scale: self.config.scale() }))
     }
 }
 
@@ -328,6 +353,12 @@ impl Part {
         }
         (!own.contains(".lora_")).then_some(Self::Whole(own))
     }
+}
+
+/// What the weights' file of an adapter says about itself: [`Adapter::base`], if it is known. More would stand in another
+/// order each time, and no two files would be the same.
+pub fn notes(base: Option<&str>) -> HashMap<String, String> {
+    base.map(|base| (BASE.to_owned(), base.to_owned())).into_iter().collect()
 }
 
 /// The name under which an adapter's file has a tensor of a model, or a factor `….lora_A.weight` of a change.

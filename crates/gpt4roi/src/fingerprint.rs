@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use half::f16;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -30,14 +31,37 @@ impl Fingerprint {
     /// If a file is missing, damaged or holds other tensors than the model needs.
     pub fn of(files: &ModelFiles) -> Result<Self> {
         let needed = files.report()?.strict()?.loaded;
+        Self::of_some(files, |name, _| needed.iter().any(|needed| needed == name), |number| number)
+    }
+
+    /// The fingerprint of a model's vectors alone, which are norms and biases, with their numbers in float16.
+    ///
+    /// Neither quantising a model nor halving its bits changes it, and it reads few numbers of the largest model. That
+    /// two models have the same is no proof that they are one; that they have not shows that they were trained apart.
+    /// It may be taken of a model that lacks something, such as a region module.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn of_vectors(files: &ModelFiles) -> Result<Self> {
+        let needed = files.report()?.loaded;
+        let is_vector = |name: &str, shape: &[usize]| shape.len() == 1 && needed.iter().any(|needed| needed == name);
+        Self::of_some(files, is_vector, |number| f16::from_f32(number).to_f32())
+    }
+
+    /// Of the tensors that are wanted, with numbers as `number` makes them.
+    fn of_some(
+        files: &ModelFiles,
+        wanted: impl Fn(&str, &[usize]) -> bool,
+        number: impl Fn(f32) -> f32 + Sync,
+    ) -> Result<Self> {
         let (model, tower) = files.stores(&candle_core::Device::Cpu)?;
         let mut tensors = BTreeMap::new();
         for store in [&model, &tower] {
             tensors.extend(store.stored().into_iter().map(|tensor| (tensor.name, (store, tensor.shape))));
         }
-        tensors.retain(|name, _| needed.contains(name));
+        tensors.retain(|name, (_, shape)| wanted(name, shape));
         let hash = |(name, (store, shape)): (String, (&_, Vec<usize>))| {
-            tensor_hash(store, &name, &shape).map(|hash| (name, hash))
+            tensor_hash(store, &name, &shape, &number).map(|hash| (name, hash))
         };
         let hashes = tensors.into_par_iter().map(hash).collect::<WeightsResult<BTreeMap<_, _>>>()?;
         let mut all = Sha256::new();
@@ -50,7 +74,12 @@ impl Fingerprint {
     }
 }
 
-fn tensor_hash(store: &std::sync::Arc<dyn TensorStore>, name: &str, shape: &[usize]) -> WeightsResult<[u8; 32]> {
+fn tensor_hash(
+    store: &std::sync::Arc<dyn TensorStore>,
+    name: &str,
+    shape: &[usize],
+    number: &impl Fn(f32) -> f32,
+) -> WeightsResult<[u8; 32]> {
     let mut hash = Sha256::new();
     for extent in shape {
         hash.update((*extent as u64).to_le_bytes());
@@ -58,7 +87,7 @@ fn tensor_hash(store: &std::sync::Arc<dyn TensorStore>, name: &str, shape: &[usi
     let count = shape.iter().product();
     for start in (0..count).step_by(PIECE) {
         let values = store.piece(name, start..count.min(start + PIECE))?;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| number(*value).to_le_bytes()).collect();
         hash.update(bytes);
     }
     Ok(hash.finalize().into())
@@ -84,6 +113,7 @@ mod tests {
     use super::*;
     use crate::{
         convert::{IfExists, Parts},
+        quantize::Quantization,
         stream::StreamedTensor,
     };
 
@@ -101,13 +131,52 @@ mod tests {
         let parts = || Parts::directory(Path::new(GOLDEN)).unwrap();
         let golden = Fingerprint::of(&ModelFiles::Directory(GOLDEN.into())).unwrap().to_string();
         assert_eq!((fingerprint(parts()), golden.len()), (golden.clone(), 32), "copied number by number");
-        let mut changed = parts();
-        let norm = changed.model.iter().position(|tensor| tensor.name == "model.norm.weight").unwrap();
-        let norm = changed.model.remove(norm);
-        changed.model.push(StreamedTensor::new("model.norm.weight", &norm.shape.clone(), move |range| {
-            let values = norm.read(range.clone())?;
-            Ok(range.zip(values).map(|(at, value)| if at == 3 { 2.0 * value } else { value }).collect())
+        assert_ne!(fingerprint(with_number(parts(), "model.norm.weight", |value| 2.0 * value)), golden);
+    }
+
+    /// The golden model with its fourth number of this tensor changed.
+    fn with_number(mut parts: Parts, name: &'static str, change: fn(f32) -> f32) -> Parts {
+        let at = parts.model.iter().position(|tensor| tensor.name == name).unwrap();
+        let tensor = parts.model.remove(at);
+        parts.model.push(StreamedTensor::new(name, &tensor.shape.clone(), move |range| {
+            let values = tensor.read(range.clone())?;
+            Ok(range.zip(values).map(|(at, value)| if at == 3 { change(value) } else { value }).collect())
         }));
-        assert_ne!(fingerprint(changed), golden);
+        parts
+    }
+
+    /// A quantised model is another one, number by number, and was not trained apart from the one that it was made of.
+    #[test]
+    fn vectors_tell_what_was_trained_apart_and_not_what_was_quantised() {
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("tiny");
+        let files = |write: &dyn Fn(Parts), parts: Parts| {
+            write(parts);
+            ModelFiles::at(&out).unwrap()
+        };
+        let directory = |parts: Parts| parts.write_directory(&out, IfExists::Replace).unwrap();
+        let pair = |parts: Parts| {
+            parts.write_gguf(&out, IfExists::Replace, Quantization::Q4K, Quantization::Q8_0).map(drop).unwrap();
+        };
+        let parts = || Parts::directory(Path::new(GOLDEN)).unwrap();
+        let golden = ModelFiles::Directory(GOLDEN.into());
+        let (all, vectors) = (Fingerprint::of(&golden).unwrap(), Fingerprint::of_vectors(&golden).unwrap());
+        let quantised = files(&pair, parts());
+        assert_ne!(Fingerprint::of(&quantised).unwrap(), all);
+        assert_eq!(Fingerprint::of_vectors(&quantised).unwrap(), vectors);
+        let without_region = {
+            let mut parts = parts();
+            parts.model.retain(|tensor| !tensor.name.starts_with("model.spi_module."));
+            parts
+        };
+        assert_ne!(Fingerprint::of_vectors(&files(&directory, without_region)).unwrap(), vectors);
+        for (name, change, same) in [
+            ("model.norm.weight", (|value| 2.0 * value) as fn(f32) -> f32, false),
+            ("model.norm.weight", |value| value * (1.0 + 1e-5), true), // less than float16 tells
+            ("model.layers.0.self_attn.q_proj.weight", |value| 2.0 * value, true),
+        ] {
+            let other = files(&pair, with_number(parts(), name, change));
+            assert_eq!(Fingerprint::of_vectors(&other).unwrap() == vectors, same, "{name}");
+        }
     }
 }

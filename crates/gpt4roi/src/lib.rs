@@ -46,6 +46,7 @@ mod recomputed;
 pub mod adapter;
 pub mod image_cache;
 pub mod model;
+pub mod model_choice;
 pub mod nano;
 
 pub mod batch;

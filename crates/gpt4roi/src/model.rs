@@ -12,6 +12,7 @@ use crate::{
     clip::ClipVision,
     config::Config,
     error::{Error, Result},
+    fingerprint::Fingerprint,
     gguf_pair::GgufPair,
     layers::Linear,
     llama::Llama,
@@ -317,10 +318,27 @@ impl ModelFiles {
         report(&self.config()?, &*model, &*tower)
     }
 
-    /// The weights: all but the tower's, and the tower's.
+    /// Whether the adapter was trained beside another model, as far as both tell. Such an adapter may be of use all the
+    /// same, beside a model that was trained a little further, so that it opens.
     ///
     /// # Errors
     /// If a file is missing or damaged.
+    pub fn mismatch(&self) -> Result<Option<AdapterMismatch>> {
+        let Self::Adapted { base, adapter: directory } = self else { return Ok(None) };
+        let adapter = Adapter::open_headers(directory, &Device::Cpu)?;
+        let Some(expected) = adapter.base().map(str::to_owned) else { return Ok(None) };
+        let got = Fingerprint::of_vectors(base)?.to_string();
+        if got == expected {
+            return Ok(None);
+        }
+        let name = adapter.config().base_model_name_or_path.clone();
+        Ok(Some(AdapterMismatch { adapter: directory.clone(), name, expected, got }))
+    }
+
+    /// The weights: all but the tower's, and the tower's.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or if an adapter changes or brings what the model does not have.
     pub fn stores(&self, device: &Device) -> Result<(Arc<dyn TensorStore>, Arc<dyn TensorStore>)> {
         let (model, tower) = match self {
             Self::Directory(directory) => {
@@ -345,6 +363,24 @@ impl ModelFiles {
         };
         Ok((Arc::new(model), Arc::new(tower)))
     }
+}
+
+/// An adapter beside another model than the one that it was trained beside.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{}: expected the model that it was trained beside{}, with the vectors {expected}, got one with {got}",
+    adapter.display(),
+    name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default()
+)]
+pub struct AdapterMismatch {
+    /// The directory of the adapter.
+    pub adapter: PathBuf,
+    /// How the model was called that it was trained beside.
+    pub name: Option<String>,
+    /// The [fingerprint of the vectors](Fingerprint::of_vectors) of that model.
+    pub expected: String,
+    /// That of this one.
+    pub got: String,
 }
 
 /// Where the tower lies that `config.json` names: a directory, or for a name on a model hub, which

@@ -19,7 +19,7 @@ use candle_core::{DType, Device, Tensor};
 use gpt4roi_kernels::{HalfError, QuantError};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
 
 use crate::{layers::Matrix, precision::Precision, torch_pickle};
 
@@ -242,6 +242,7 @@ const WEIGHT_FILES: [&str; 4] =
 pub struct Checkpoint {
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, (usize, TensorEntry)>,
+    notes: BTreeMap<String, String>,
     device: Device,
 }
 
@@ -302,6 +303,11 @@ impl Checkpoint {
         self.tensors.iter().map(|(name, (file, entry))| (name.as_str(), entry, self.files[*file].path.as_path()))
     }
 
+    /// What a safetensors file says about itself beside its tensors, in the texts of its `__metadata__`.
+    pub fn note(&self, key: &str) -> Option<&str> {
+        self.notes.get(key).map(String::as_str)
+    }
+
     fn open_shards(directory: &Path, index: &Path, device: &Device) -> WeightsResult<Self> {
         let text = std::fs::read_to_string(index).map_err(unreadable(index))?;
         let shards = parse_index(&text).map_err(corrupt(index))?;
@@ -319,8 +325,11 @@ impl Checkpoint {
 
     fn from_files(files: Vec<WeightFile>, device: &Device) -> WeightsResult<Self> {
         let mut tensors: BTreeMap<String, (usize, TensorEntry)> = BTreeMap::new();
+        let mut notes = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            for (name, entry) in file.entries()? {
+            let contents = file.contents()?;
+            notes.extend(contents.notes);
+            for (name, entry) in contents.tensors {
                 if let Some((other, _)) = tensors.get(&name) {
                     let what = format!("tensor `{name}` stands in {} as well", files[*other].path.display());
                     return Err(corrupt(&file.path)(what));
@@ -328,7 +337,7 @@ impl Checkpoint {
                 tensors.insert(name, (index, entry));
             }
         }
-        Ok(Self { files, tensors, device: device.clone() })
+        Ok(Self { files, tensors, notes, device: device.clone() })
     }
 }
 
@@ -482,6 +491,13 @@ pub fn is_leftover_of_tower(name: &str, depth: usize) -> bool {
         )
 }
 
+/// What a file of weights holds.
+#[derive(Debug)]
+struct Contents {
+    tensors: Vec<(String, TensorEntry)>,
+    notes: BTreeMap<String, String>,
+}
+
 /// A file of weights, open.
 #[derive(Debug)]
 struct WeightFile {
@@ -496,14 +512,15 @@ impl WeightFile {
     }
 
     /// Reads the table of contents; the extension tells which kind.
-    fn entries(&self) -> WeightsResult<Vec<(String, TensorEntry)>> {
+    fn contents(&self) -> WeightsResult<Contents> {
         let mut reader = self.content.reader();
         if ["bin", "pt", "pth"].iter().any(|torch| self.path.extension().is_some_and(|own| own == *torch)) {
-            return torch_pickle::torch_tensors(&mut reader).map_err(corrupt(&self.path));
+            let tensors = torch_pickle::torch_tensors(&mut reader).map_err(corrupt(&self.path))?;
+            return Ok(Contents { tensors, notes: BTreeMap::new() });
         }
         let length = reader.seek(SeekFrom::End(0)).and_then(|length| reader.rewind().map(|()| length));
         let length = length.map_err(unreadable(&self.path))?;
-        safetensors_entries(&mut reader, length).map_err(corrupt(&self.path))
+        safetensors_contents(&mut reader, length).map_err(corrupt(&self.path))
     }
 
     /// A stretch of a tensor's elements in f32, row by row.
@@ -619,7 +636,7 @@ fn parse_index(text: &str) -> Result<BTreeMap<String, String>, String> {
 const MAX_HEADER: u64 = 100_000_000;
 
 /// Reads and checks the header of a safetensors file of `length` bytes: 8 bytes of length, JSON, data.
-fn safetensors_entries(reader: &mut impl Read, length: u64) -> Result<Vec<(String, TensorEntry)>, String> {
+fn safetensors_contents(reader: &mut impl Read, length: u64) -> Result<Contents, String> {
     let mut size = [0; 8];
     reader.read_exact(&mut size).map_err(|_| format!("{length} bytes are too short for a safetensors file"))?;
     let size = u64::from_le_bytes(size);
@@ -628,7 +645,7 @@ fn safetensors_entries(reader: &mut impl Read, length: u64) -> Result<Vec<(Strin
     }
     let mut header = vec![0; size as usize];
     reader.read_exact(&mut header).map_err(|error| format!("header: {error}"))?;
-    let Header(mut entries) = serde_json::from_slice(&header).map_err(|error| format!("header: {error}"))?;
+    let Header { mut entries, notes } = serde_json::from_slice(&header).map_err(|error| format!("header: {error}"))?;
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let data = 8 + size;
     let mut end = 0; // of the data of the entries so far
@@ -651,11 +668,14 @@ fn safetensors_entries(reader: &mut impl Read, length: u64) -> Result<Vec<(Strin
     if end != length - data {
         return Err(format!("{} bytes behind the last tensor", length - data - end));
     }
-    Ok(tensors)
+    Ok(Contents { tensors, notes })
 }
 
 /// The JSON of a safetensors file. A map would silently keep the last of equal names.
-struct Header(Vec<(String, HeaderEntry)>);
+struct Header {
+    entries: Vec<(String, HeaderEntry)>,
+    notes: BTreeMap<String, String>,
+}
 
 #[derive(serde::Deserialize)]
 struct HeaderEntry {
@@ -675,22 +695,32 @@ impl<'de> serde::Deserialize<'de> for Header {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Header, M::Error> {
-                let (mut entries, mut names) = (Vec::new(), BTreeSet::new());
+                let (mut entries, mut names, mut notes) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if !names.insert(name.clone()) {
                         return Err(serde::de::Error::custom(format!("`{name}` stands there twice")));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        notes = texts(map.next_value()?);
                     } else {
                         entries.push((name, map.next_value()?));
                     }
                 }
-                Ok(Header(entries))
+                Ok(Header { entries, notes })
             }
         }
         deserializer.deserialize_map(Entries)
     }
+}
+
+/// The fields of an object that are texts, as all of `__metadata__` should be. Nothing depends on what else is there.
+fn texts(metadata: serde_json::Value) -> BTreeMap<String, String> {
+    let serde_json::Value::Object(fields) = metadata else { return BTreeMap::new() };
+    let text = |(key, value)| match value {
+        serde_json::Value::String(text) => Some((key, text)),
+        _ => None,
+    };
+    fields.into_iter().filter_map(text).collect()
 }
 
 fn unreadable(file: &Path) -> impl FnOnce(io::Error) -> WeightsError {
@@ -761,6 +791,16 @@ mod tests {
         bytes.extend((0..count).flat_map(|index| f16::from_f32((index % 2048) as f32).to_le_bytes()));
         let expected: Vec<f32> = (0..count).map(|index| (index % 2048) as f32).collect();
         assert_eq!(values(&open(bytes).unwrap(), "x", &[count]), expected);
+    }
+
+    #[test]
+    fn what_a_file_says_about_itself_is_read_where_it_is_text() {
+        let checkpoint = open(file(PAIR, 14)).unwrap();
+        assert_eq!((checkpoint.note("format"), checkpoint.note("a")), (Some("pt"), None));
+        let with = |metadata: &str| open(file(&PAIR.replace(r#"{"format":"pt"}"#, metadata), 14)).unwrap();
+        assert_eq!(with(r#"{"format":7,"base":"x"}"#).note("format"), None);
+        assert_eq!(with(r#"{"format":7,"base":"x"}"#).note("base"), Some("x"));
+        assert_eq!(with("null").note("format"), None);
     }
 
     #[test]

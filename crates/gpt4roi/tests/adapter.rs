@@ -9,9 +9,10 @@ use std::{
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use gpt4roi::{
     Gpt4Roi,
-    adapter::{Adapter, AdapterConfig, CONFIG, WEIGHTS, stored_name},
+    adapter::{Adapter, AdapterConfig, CONFIG, WEIGHTS, notes, stored_name},
     config::Config,
     convert::{IfExists, Parts},
+    fingerprint::Fingerprint,
     layers::{AttentionMask, Matrix},
     llama::Llama,
     low_rank::LowRank,
@@ -309,4 +310,29 @@ fn what_a_model_has_no_use_for_is_not_added_to_it() {
     let whole = start.adapted(bringing(place.path(), &region)).unwrap();
     whole.write_directory(&out.path().join("whole"), IfExists::Refuse).unwrap();
     Gpt4Roi::open(out.path().join("whole"), &Device::Cpu).unwrap();
+}
+
+/// PEFT writes nothing of the kind, and of its adapters nobody knows more than the name of the model.
+#[test]
+fn an_adapter_knows_the_model_that_it_was_trained_beside() {
+    let (place, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let base = ModelFiles::Directory(golden("clip"));
+    assert_eq!(base.clone().with_adapter(golden("adapter")).mismatch().unwrap(), None);
+    let vectors = Fingerprint::of_vectors(&base).unwrap().to_string();
+    let with_note = |base: &str| {
+        let tensors = candle_core::safetensors::load(golden("adapter").join(WEIGHTS), &Device::Cpu).unwrap();
+        std::fs::copy(golden("adapter").join(CONFIG), place.path().join(CONFIG)).unwrap();
+        let file = place.path().join(WEIGHTS);
+        safetensors::serialize_to_file(&tensors, Some(notes(Some(base))), &file).unwrap();
+    };
+    with_note(&vectors);
+    let quantised = out.path().join("tiny");
+    let parts = Parts::directory(&golden("clip")).unwrap();
+    parts.write_gguf(&quantised, IfExists::Refuse, Quantization::Q8_0, Quantization::F16).unwrap();
+    for files in [base.clone(), ModelFiles::at(&quantised).unwrap()] {
+        assert_eq!(files.with_adapter(place.path()).mismatch().unwrap(), None);
+    }
+    with_note("0123");
+    let mismatch = base.with_adapter(place.path()).mismatch().unwrap().unwrap().to_string();
+    assert!(mismatch.ends_with(&format!("with the vectors 0123, got one with {vectors}")), "{mismatch}");
 }
