@@ -25,6 +25,7 @@ pub mod mention;
 pub mod shape;
 
 pub mod image;
+mod whole_file;
 
 pub mod prompt;
 mod sentencepiece;
