@@ -16,22 +16,48 @@ const BEAM: usize = 40;
 pub(crate) struct Alignment(Vec<Option<Match>>);
 
 /// Chooses among what could stand for what.
+///
+/// Captions may have thousands of words, of which every `the` could stand for every other. So steps are compared before
+/// any is taken, and what paths have in common is kept once.
 pub(crate) fn align(candidates: &Candidates) -> Alignment {
-    let mut paths = vec![Path::new(candidates)];
+    let settled = settled(candidates);
+    let mut chosen = Vec::new();
+    let mut paths = vec![Path::new(candidates.prediction_words(), &settled)];
     for (at, place) in candidates.places().iter().enumerate() {
-        keep_best(&mut paths);
-        paths = paths.into_iter().flat_map(|path| path.extend(at, place)).collect();
+        let mut steps = Vec::new();
+        for (from, path) in paths.iter().enumerate() {
+            path.steps(at, settled[at], place, |state, found| steps.push(Step { from, state, found }));
+        }
+        // Sorting is stable, so of equals the first one wins, here and at the end.
+        steps.sort_by_key(|step| step.state.rank());
+        steps.truncate(BEAM);
+        paths = steps.into_iter().map(|step| paths[step.from].after(step, &mut chosen)).collect();
     }
-    keep_best(&mut paths);
-    paths.iter_mut().for_each(Path::close_chunk);
-    let best = paths.into_iter().min_by_key(Path::rank);
-    Alignment(best.map(|path| path.matches).unwrap_or_default())
+    paths.iter_mut().for_each(|path| path.state.close_chunk());
+    let best = paths.into_iter().min_by_key(|path| path.state.rank());
+    let mut matches = settled;
+    let mut last = best.and_then(|path| path.chosen);
+    while let Some(Chosen { found, before }) = last.map(|last| chosen[last]) {
+        matches[found.reference.start] = Some(found);
+        last = before;
+    }
+    Alignment(matches)
 }
 
-/// Sorting is stable, so of equals the first one wins, here and there.
-fn keep_best(paths: &mut Vec<Path>) {
-    paths.sort_by_key(Path::rank);
-    paths.truncate(BEAM);
+/// Per word of the reference the match that begins there, if none of its words has an alternative.
+fn settled(candidates: &Candidates) -> Vec<Option<Match>> {
+    let (mut for_predicted, mut for_referred) =
+        (vec![0; candidates.prediction_words()], vec![0; candidates.places().len()]);
+    for found in candidates.places().iter().flatten() {
+        for_predicted[found.prediction.range()].iter_mut().for_each(|count| *count += 1);
+        for_referred[found.reference.range()].iter_mut().for_each(|count| *count += 1);
+    }
+    let sole = |counts: &[usize], span: Span| counts[span.range()].iter().all(|count| *count == 1);
+    let settled = |place: &Vec<Match>| match place[..] {
+        [only] if sole(&for_predicted, only.prediction) && sole(&for_referred, only.reference) => Some(only),
+        _ => None,
+    };
+    candidates.places().iter().map(settled).collect()
 }
 
 impl Alignment {
@@ -50,11 +76,18 @@ impl Alignment {
 }
 
 /// An alignment up to some word of the reference.
-#[derive(Clone)]
 struct Path {
-    matches: Vec<Option<Match>>,
-    predicted: Vec<bool>,
-    referred: Vec<bool>,
+    state: State,
+    /// Which words are matched.
+    predicted: Words,
+    referred: Words,
+    /// The last match that was chosen: where it stands among all that were, on any path.
+    chosen: Option<usize>,
+}
+
+/// What the search compares, and goes on with.
+#[derive(Clone, Copy, Default)]
+struct State {
     /// The word of the reference to go on with: all before it is matched or left out.
     at: usize,
     /// Matched words of both sides, as the search weighs them.
@@ -66,61 +99,81 @@ struct Path {
     next: Option<usize>,
 }
 
+/// What one more word of the reference makes of a path.
+struct Step {
+    /// Which path.
+    from: usize,
+    state: State,
+    /// The match that is chosen, if one is.
+    found: Option<Match>,
+}
+
+/// A match that was chosen, behind another one.
+#[derive(Clone, Copy)]
+struct Chosen {
+    found: Match,
+    before: Option<usize>,
+}
+
 impl Path {
-    /// Takes what has no alternative for any of its words.
-    fn new(candidates: &Candidates) -> Self {
-        let (predicted, referred) = (candidates.prediction_words(), candidates.places().len());
-        let (mut for_predicted, mut for_referred) = (vec![0; predicted], vec![0; referred]);
-        for found in candidates.places().iter().flatten() {
-            for_predicted[found.prediction.range()].iter_mut().for_each(|count| *count += 1);
-            for_referred[found.reference.range()].iter_mut().for_each(|count| *count += 1);
+    /// Takes what is settled.
+    fn new(prediction_words: usize, settled: &[Option<Match>]) -> Self {
+        let (predicted, referred) = (Words::none_of(prediction_words), Words::none_of(settled.len()));
+        let mut path = Self { state: State::default(), predicted, referred, chosen: None };
+        settled.iter().flatten().for_each(|&found| path.mark_used(found));
+        path
+    }
+
+    /// Tells the steps that one more word of the reference allows.
+    fn steps(&self, at: usize, settled: Option<Match>, place: &[Match], mut tell: impl FnMut(State, Option<Match>)) {
+        let mut state = self.state;
+        if at < state.at {
+            // The word is part of a phrase that is matched already.
+            return tell(state, None);
         }
-        let sole = |counts: &[usize], span: Span| counts[span.range()].iter().all(|count| *count == 1);
-        let settled = |place: &Vec<Match>| match place[..] {
-            [only] if sole(&for_predicted, only.prediction) && sole(&for_referred, only.reference) => Some(only),
-            _ => None,
-        };
-        let matches: Vec<_> = candidates.places().iter().map(settled).collect();
-        let (predicted, referred) = (vec![false; predicted], vec![false; referred]);
-        let mut path = Self { predicted, referred, at: 0, weight: 0, chunks: 0, distance: 0, next: None, matches };
-        for found in path.matches.clone().into_iter().flatten() {
+        if let Some(settled) = settled {
+            state.take(settled);
+            state.distance += distance(settled);
+            return tell(state, None);
+        }
+        for &found in place.iter().filter(|found| !self.is_used(**found)) {
+            let mut matched = state;
+            matched.take(found);
+            tell(matched, Some(found));
+            // METEOR adds the distance to the path that was left, so that it counts for those after this one.
+            state.distance += distance(found);
+        }
+        state.close_chunk();
+        state.at += 1;
+        tell(state, None);
+    }
+
+    /// The path behind a step.
+    fn after(&self, Step { state, found, .. }: Step, all: &mut Vec<Chosen>) -> Self {
+        let (predicted, referred) = (self.predicted.clone(), self.referred.clone());
+        let mut path = Self { state, predicted, referred, chosen: self.chosen };
+        if let Some(found) = found {
             path.mark_used(found);
+            path.chosen = Some(all.len());
+            all.push(Chosen { found, before: self.chosen });
         }
         path
     }
 
-    /// Better paths rank lower.
-    fn rank(&self) -> (Reverse<usize>, usize, usize) {
-        (Reverse(self.weight), self.chunks, self.distance)
+    fn is_used(&self, found: Match) -> bool {
+        self.predicted.has_any(found.prediction) || self.referred.has_any(found.reference)
     }
 
-    /// The paths that one more word of the reference leads to.
-    fn extend(mut self, at: usize, place: &[Match]) -> Vec<Self> {
-        if at < self.at {
-            // The word is part of a phrase that is matched already.
-            return vec![self];
-        }
-        if let Some(settled) = self.matches[at] {
-            self.take(settled);
-            self.distance += distance(settled);
-            return vec![self];
-        }
-        let mut paths = Vec::new();
-        for &found in place {
-            if !self.is_used(found) {
-                let mut path = self.clone();
-                path.mark_used(found);
-                path.matches[at] = Some(found);
-                path.take(found);
-                paths.push(path);
-                // METEOR adds the distance to the path that was left, so that it counts for those after this one.
-                self.distance += distance(found);
-            }
-        }
-        self.close_chunk();
-        self.at += 1;
-        paths.push(self);
-        paths
+    fn mark_used(&mut self, found: Match) {
+        self.predicted.add(found.prediction);
+        self.referred.add(found.reference);
+    }
+}
+
+impl State {
+    /// Better ones rank lower.
+    fn rank(&self) -> (Reverse<usize>, usize, usize) {
+        (Reverse(self.weight), self.chunks, self.distance)
     }
 
     fn take(&mut self, found: Match) {
@@ -135,15 +188,23 @@ impl Path {
     fn close_chunk(&mut self) {
         self.chunks += usize::from(self.next.take().is_some());
     }
+}
 
-    fn is_used(&self, found: Match) -> bool {
-        self.predicted[found.prediction.range()].contains(&true)
-            || self.referred[found.reference.range()].contains(&true)
+/// Some of a caption's words, a bit for each.
+#[derive(Clone)]
+struct Words(Vec<u64>);
+
+impl Words {
+    fn none_of(words: usize) -> Self {
+        Self(vec![0; words.div_ceil(64)])
     }
 
-    fn mark_used(&mut self, found: Match) {
-        self.predicted[found.prediction.range()].fill(true);
-        self.referred[found.reference.range()].fill(true);
+    fn has_any(&self, span: Span) -> bool {
+        span.range().any(|word| self.0[word / 64] >> (word % 64) & 1 == 1)
+    }
+
+    fn add(&mut self, span: Span) {
+        span.range().for_each(|word| self.0[word / 64] |= 1 << (word % 64));
     }
 }
 
@@ -183,6 +244,19 @@ mod tests {
     fn of_equal_words_those_are_taken_that_make_fewer_pieces() {
         // The second `the` goes on with `dog`, although the first is closer to its place.
         assert_eq!(aligned("the cat the dog", "the dog"), (vec![(2, 0), (3, 1)], 1));
+    }
+
+    /// With every path copied as a whole, and for every word that could stand for another, this took minutes.
+    #[test]
+    fn captions_may_have_thousands_of_words() {
+        let caption = |order: &mut dyn Iterator<Item = usize>| -> String {
+            order.map(|number| format!("the thing{number} of ")).collect()
+        };
+        let (matches, chunks) = aligned(&caption(&mut (0..1000)), &caption(&mut (0..1000).rev()));
+        // Every word has its like on the other side, and no two follow each other on both but `the` before a thing and
+        // `of` behind it.
+        assert_eq!(matches.len(), 3000);
+        assert!((1000..=3000).contains(&chunks), "{chunks}");
     }
 
     #[test]

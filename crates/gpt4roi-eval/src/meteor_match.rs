@@ -2,11 +2,11 @@
 //!
 //! METEOR compares hashes of 32 bits in place of words and stems; words that are alike by accident differ here.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 use rust_stemmers::{Algorithm, Stemmer};
 
-use crate::meteor_tables::MeteorTables;
+use crate::{meteor_synonyms::have_one_in_common, meteor_tables::MeteorTables};
 
 /// By what a match was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Matcher {
     /// out where nothing beside it matches: `car` alone is worth nothing for `automobile`.
     pub(crate) fn candidates(&self, prediction: &[String], reference: &[String]) -> Candidates {
         let mut found = Candidates::new(prediction.len(), reference.len());
-        found.add_words(Stage::Exact, |said, wanted| prediction[said] == reference[wanted]);
+        found.add_equal(Stage::Exact, prediction, reference, |_, _| true);
         if prediction == reference {
             // METEOR looks no further.
             return found;
@@ -73,10 +73,12 @@ impl Matcher {
         let stems =
             |words: &[String]| words.iter().map(|word| self.stemmer.stem(word).into_owned()).collect::<Vec<_>>();
         let (stems_said, stems_wanted) = (stems(prediction), stems(reference));
-        found.add_words(Stage::Stem, |said, wanted| differ(said, wanted) && stems_said[said] == stems_wanted[wanted]);
+        found.add_equal(Stage::Stem, &stems_said, &stems_wanted, differ);
         if let Some(MeteorTables { synonyms, paraphrases }) = &self.tables {
+            let sets = |words: &[String]| words.iter().map(|word| synonyms.sets(word)).collect::<Vec<_>>();
+            let (sets_said, sets_wanted) = (sets(prediction), sets(reference));
             found.add_words(Stage::Synonym, |said, wanted| {
-                differ(said, wanted) && synonyms.are_synonyms(&prediction[said], &reference[wanted])
+                have_one_in_common(sets_said[said], sets_wanted[wanted]) && differ(said, wanted)
             });
             // What the table says of the reference's phrases, then what it says of the prediction's.
             let stage = Stage::Paraphrase;
@@ -91,6 +93,13 @@ impl Matcher {
     }
 }
 
+/// Where each word stands, ascending.
+pub(crate) fn places_of(words: &[String]) -> HashMap<&str, Vec<usize>> {
+    let mut places: HashMap<&str, Vec<usize>> = HashMap::new();
+    words.iter().enumerate().for_each(|(place, word)| places.entry(word).or_default().push(place));
+    places
+}
+
 impl Candidates {
     pub(crate) fn new(prediction_words: usize, reference_words: usize) -> Self {
         Self { prediction_words, places: vec![Vec::new(); reference_words] }
@@ -98,6 +107,23 @@ impl Candidates {
 
     pub(crate) fn add(&mut self, found: Match) {
         self.places[found.reference.start].push(found);
+    }
+
+    /// Adds the pairs of single words that are equal and `may_match`.
+    fn add_equal(
+        &mut self,
+        stage: Stage,
+        said: &[String],
+        wanted: &[String],
+        may_match: impl Fn(usize, usize) -> bool,
+    ) {
+        let said = places_of(said);
+        for (reference, word) in wanted.iter().enumerate() {
+            let equal = said.get(word.as_str()).into_iter().flatten();
+            for &prediction in equal.filter(|prediction| may_match(**prediction, reference)) {
+                self.add(Match { prediction: Span::word(prediction), reference: Span::word(reference), stage });
+            }
+        }
     }
 
     /// Adds the pairs of single words that match.

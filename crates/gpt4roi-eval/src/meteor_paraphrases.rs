@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    meteor_match::Span,
+    meteor_match::{Span, places_of},
     meteor_tables::{Unreadable, WrongLine},
 };
 
@@ -56,6 +56,7 @@ impl Paraphrases {
     /// Phrases of one caption with phrases of another that can stand for them.
     pub(crate) fn pairs(&self, one: &[String], other: &[String]) -> Vec<(Span, Span)> {
         let mut pairs = Vec::new();
+        let begins = places_of(other);
         for start in 0..one.len() {
             let mut phrase = String::new();
             for (words, word) in (1..=self.longest).zip(&one[start..]) {
@@ -64,7 +65,7 @@ impl Paraphrases {
                 }
                 phrase += word;
                 for paraphrase in self.of.get(phrase.as_str()).into_iter().flatten() {
-                    pairs.extend(places(paraphrase, other).map(|place| (Span { start, words }, place)));
+                    pairs.extend(places(paraphrase, other, &begins).map(|place| (Span { start, words }, place)));
                 }
             }
         }
@@ -72,14 +73,19 @@ impl Paraphrases {
     }
 }
 
-/// Where a caption has a phrase.
-fn places<'a>(phrase: &'a str, caption: &'a [String]) -> impl Iterator<Item = Span> + 'a {
+/// Where a caption has a phrase; `begins` says where its words stand.
+fn places<'a>(
+    phrase: &'a str,
+    caption: &'a [String],
+    begins: &'a HashMap<&str, Vec<usize>>,
+) -> impl Iterator<Item = Span> + 'a {
     let words = phrase.split(' ').count();
-    let has = move |window: &[String]| window.iter().eq(phrase.split(' '));
-    (0..)
-        .zip(caption.windows(words))
-        .filter(move |(_, window)| has(window))
-        .map(move |(start, _)| Span { start, words })
+    let has = move |start: &&usize| {
+        let rest = caption[**start..].iter().map(String::as_str);
+        rest.take(words).eq(phrase.split(' '))
+    };
+    let first = phrase.split(' ').next().unwrap_or_default();
+    begins.get(first).into_iter().flatten().filter(has).map(move |&start| Span { start, words })
 }
 
 impl Phrases {
