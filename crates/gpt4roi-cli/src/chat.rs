@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Context;
 use gpt4roi::{
     Chat,
     bbox::ImageSize,
@@ -266,8 +267,7 @@ impl Talk<'_> {
         let transcript = self.chat.transcript();
         if file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
             let text = serde_json::to_string_pretty(&transcript)? + "\n";
-            return std::fs::write(file, text)
-                .map_err(|error| Refusal::failure(format!("{}: {error}", file.display())).into());
+            return side_file::write(file, text.as_bytes()).with_context(|| file.display().to_string());
         }
         annotate::check_path(file).map_err(|_| {
             Refusal::usage(format!("{}: expected a name that ends in .json, .png, .jpg or .webp", file.display()))

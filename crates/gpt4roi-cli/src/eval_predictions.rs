@@ -2,8 +2,6 @@
 
 use std::{
     fmt::Write as _,
-    fs::File,
-    io::{BufWriter, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -95,12 +93,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn write_lines(path: &Path, lines: &[LineScores]) -> anyhow::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
+    let mut file = Vec::new();
     for line in lines {
         serde_json::to_writer(&mut file, line)?;
-        file.write_all(b"\n")?;
+        file.push(b'\n');
     }
-    Ok(file.flush()?)
+    Ok(side_file::write(path, &file)?)
 }
 
 fn table(report: &PredictionReport) -> String {

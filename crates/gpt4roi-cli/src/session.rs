@@ -1,15 +1,22 @@
 //! What `ask`, `describe` and `chat` have in common: a model, a picture, a conversation.
 
-use std::{io, path::Path, time::Instant};
+use std::{
+    io::{self, Cursor},
+    path::Path,
+    time::Instant,
+};
 
+use anyhow::Context;
 use gpt4roi::{Chat, Gpt4Roi, Image, ImageSize, chat::ResolvedRegion};
+use image::ImageFormat;
 use serde::Serialize;
 
 use crate::{
     annotate::annotated,
     drafts::DraftOptions,
-    failure::{Refusal, tell},
+    failure::tell,
     options::{ModelOptions, OutputOptions, PictureOptions},
+    side_file,
 };
 
 /// A picture in memory, and no model yet: what is asked about it is read in between, so that nobody waits for a model
@@ -113,9 +120,12 @@ pub(crate) fn note_without_picture(conversations: usize) {
 /// Writes the picture with the regions drawn in.
 pub(crate) fn write_annotated(image: &Image, regions: &[ResolvedRegion], path: &Path) -> anyhow::Result<()> {
     let boxes: Vec<_> = regions.iter().map(|region| (region.id, region.pixels)).collect();
-    annotated(image.rgb(), &boxes)
-        .save(path)
-        .map_err(|error| Refusal::failure(format!("{}: {error}", path.display())).into())
+    let write = || {
+        let mut file = Cursor::new(Vec::new());
+        annotated(image.rgb(), &boxes).write_to(&mut file, ImageFormat::from_path(path)?)?;
+        anyhow::Ok(side_file::write(path, file.get_ref())?)
+    };
+    write().with_context(|| path.display().to_string())
 }
 
 /// Prints one JSON object on standard output.

@@ -3,12 +3,13 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, OpenOptions},
-    io::{self, ErrorKind},
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use same_file::Handle;
 
 use crate::failure::Refusal;
 
@@ -28,6 +29,44 @@ pub(crate) fn check<'a>(
             .hint("name another file, so that it is not written over"));
     }
     try_to_write(file).map_err(|error| Refusal::failure(format!("{what} {}: {error}", file.display())))
+}
+
+/// Writes a file that was checked, as a whole or not at all: what was there stays until all of the new one lies on the
+/// disk. A link stays, and the file that it leads to is replaced.
+///
+/// # Errors
+/// If it can't be written. Nothing is left of the attempt then, unless it was to a pipe or a device.
+pub(crate) fn write(file: &Path, content: &[u8]) -> io::Result<()> {
+    let is_link = file.is_symlink();
+    match file.metadata() {
+        Ok(there) if there.is_file() && is_stdout(file) => io::stdout().lock().write_all(content),
+        Ok(there) if there.is_file() => replace(&file.canonicalize()?, content, Some(there.permissions())),
+        Err(error) if error.kind() == ErrorKind::NotFound && !is_link => replace(file, content, None),
+        // A pipe, a terminal, or a link that leads nowhere yet.
+        _ => fs::write(file, content),
+    }
+}
+
+/// Whether the file is the one that standard output goes to, which would go on into one that nobody finds any more.
+fn is_stdout(file: &Path) -> bool {
+    matches!((Handle::from_path(file), Handle::stdout()), (Ok(file), Ok(stdout)) if file == stdout)
+}
+
+fn replace(file: &Path, content: &[u8], permissions: Option<Permissions>) -> io::Result<()> {
+    let part = file.with_added_extension("part");
+    let mut written = match File::create(&part) {
+        // A file may be writable in a folder that is not.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => return fs::write(file, content),
+        created => created?,
+    };
+    let write = || {
+        written.write_all(content)?;
+        permissions.map_or(Ok(()), |permissions| written.set_permissions(permissions))?;
+        written.sync_all()?;
+        drop(written);
+        fs::rename(&part, file)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&part)))
 }
 
 /// Files that are not there are the same as none.
@@ -116,6 +155,57 @@ mod tests {
         assert!(refused(&place.path().join("no/a.png"), &[]).contains("there is no folder"));
         assert!(refused(place.path(), &[]).contains("got a directory"));
         assert!(check("--annotate", &file.join("a.png"), []).is_err(), "below a file nothing can lie");
+    }
+
+    fn names(folder: &Path) -> Vec<OsString> {
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_or_not_at_all() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("a.json");
+        for content in [b"one".as_slice(), b"another"] {
+            write(&file, content).unwrap();
+            assert_eq!(fs::read(&file).unwrap(), content);
+            assert_eq!(names(place.path()), ["a.json"]);
+        }
+        // In the place of a disk that is full.
+        fs::create_dir(place.path().join("a.json.part")).unwrap();
+        assert!(write(&file, b"a third").is_err());
+        assert_eq!(fs::read(&file).unwrap(), b"another");
+    }
+
+    #[test]
+    fn what_can_not_take_its_place_leaves_nothing_behind() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("a.json");
+        fs::create_dir_all(file.join("not empty")).unwrap();
+        assert!(replace(&file, b"content", None).is_err());
+        assert_eq!(names(place.path()), ["a.json"]);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn links_and_permissions_stay() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let place = tempfile::tempdir().unwrap();
+        let (file, link) = (place.path().join("folder/a.json"), place.path().join("link.json"));
+        fs::create_dir(place.path().join("folder")).unwrap();
+        symlink("folder/a.json", &link).unwrap();
+        for content in [b"one".as_slice(), b"another"] {
+            write(&link, content).unwrap();
+            assert_eq!(fs::read(&file).unwrap(), content);
+            assert!(link.is_symlink());
+            fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        }
+        write(&link, b"a third").unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(names(&place.path().join("folder")), ["a.json"]);
+        assert!(write(Path::new("/dev/null"), b"nothing").is_ok());
     }
 
     #[test]

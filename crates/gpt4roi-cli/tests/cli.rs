@@ -978,6 +978,23 @@ fn predictions_are_scored_without_a_model() {
     );
 }
 
+/// A file that the output goes to would lie beside the one that takes its place, where nobody finds it any more.
+#[test]
+#[cfg(unix)]
+fn scores_of_lines_may_go_where_the_table_goes() {
+    let place = Place::new();
+    fs::write(place.path("said.jsonl"), PREDICTIONS).unwrap();
+    for per_item in ["/dev/stdout", "all.txt"] {
+        let all = fs::File::create(place.path("all.txt")).unwrap();
+        let mut command = StdCommand::new(assert_cmd::cargo::cargo_bin("gpt4roi"));
+        command.current_dir(place.0.path()).args(["eval", "predictions", "said.jsonl", "--per-item", per_item]);
+        assert!(command.stdout(all).status().unwrap().success());
+        let told = fs::read_to_string(place.path("all.txt")).unwrap();
+        let lines = told.lines().filter(|line| line.starts_with('{')).count();
+        assert!(told.contains("every line: 3, pictures: 2") && lines == 3, "{per_item}: {told}");
+    }
+}
+
 #[test]
 fn predictions_have_the_whole_meteor_by_its_tables() {
     let place = Place::new();
