@@ -1088,6 +1088,7 @@ fn predictions_name_what_is_in_the_regions() {
         serde_json::from_slice(&fs::read(place.path("captioned.json")).unwrap()).unwrap();
     let first = named.iter().find(|line| line["id"] == "1").unwrap();
     assert_eq!(captioned["annotations"][0]["caption"], first["prediction"]);
+    assert!(!place.path("captioned.json.part").exists());
     let no_coco = ["predict", "scenes/questions.jsonl", "--out", "none.jsonl", "--coco", "none.json"];
     place.gpt4roi(&no_coco).assert().code(2).stderr(contains("--coco: expected a COCO detection file"));
 
