@@ -21,7 +21,10 @@ use gpt4roi::{
     mention::{self, MentionError, Part},
     prompt::Piece,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error, Visitor},
+};
 
 pub use crate::form::Form;
 use crate::{all_seeing, coco, error::DataError, llava, mdetr, vcr, visual_genome, visual7w};
@@ -552,11 +555,50 @@ pub(crate) fn question_about_region(options: &RecordOptions, default: &str) -> R
 }
 
 /// An id as files have them.
-#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
-#[serde(untagged, expecting = "expected an id: a string or a number")]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Id {
     Number(serde_json::Number),
     Text(String),
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(IdVisitor)
+    }
+}
+
+struct IdVisitor;
+
+impl Visitor<'_> for IdVisitor {
+    type Value = Id;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an id: a string or a number")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Id, E> {
+        Ok(Id::Text(text.to_owned()))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Id, E> {
+        Ok(Id::Number(number.into()))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Id, E> {
+        Ok(Id::Number(number.into()))
+    }
+
+    /// Some programs write 7 as 7.0. A whole number of more than 64 bits comes here as well, of which no more than the
+    /// first 16 digits are left: with it, others would be the same.
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Id, E> {
+        const LARGEST: f64 = u64::MAX as f64;
+        match serde_json::Number::from_f64(number) {
+            Some(exact) if number.abs() < LARGEST => Ok(Id::Number(exact)),
+            _ => Err(E::custom(format_args!(
+                "expected an id: a string, or a number of at most 64 bits, got about {number:.10e}"
+            ))),
+        }
+    }
 }
 
 impl fmt::Display for Id {
@@ -809,7 +851,14 @@ mod tests {
             (r#"{"image": "a.png""#, "column 17: EOF while parsing an object"),
             (r#"{"rounds": [{"question": "What?"}]}"#, "column 35: missing field `image`"),
             (r#"{"image": "a.png"}"#, "column 18: missing field `rounds`"),
-            (r#"{"id": [], "image": "a.png", "rounds": []}"#, "column 9: expected an id: a string or a number"),
+            (
+                r#"{"id": [], "image": "a.png", "rounds": []}"#,
+                "column 9: invalid type: sequence, expected an id: a string or a number",
+            ),
+            (
+                r#"{"id": 123456789012345678901, "image": "a.png", "rounds": []}"#,
+                "column 28: expected an id: a string, or a number of at most 64 bits, got about 1.2345678901e20",
+            ),
             (r#"{"image": "a.png", "rounds": []}"#, "rounds: expected at least one, got none"),
             (
                 r#"{"image": "a.png", "rounds": [{"question": "What?"}, {"question": " "}]}"#,
