@@ -148,6 +148,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     {
         return Some(DATA.into());
     }
+    if let Some(DataError::Record { source: RecordError::Size { .. }, .. }) = error.downcast_ref() {
+        return Some(
+            "boxes are pixels of the upright picture; if these are, take `width` and `height` out of the file".into(),
+        );
+    }
     let hint = match model_error(error)? {
         Error::Image(image) => hint_about_image(image)?,
         Error::Mention(error) => return Some(hint_about_mention(error)),

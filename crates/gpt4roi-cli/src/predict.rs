@@ -1,6 +1,6 @@
 //! `gpt4roi predict`: a model is asked everything that a file of records asks.
 
-use std::{ops::ControlFlow, path::PathBuf, time::Instant};
+use std::{collections::HashSet, ops::ControlFlow, path::PathBuf, time::Instant};
 
 use clap::builder::FalseyValueParser;
 use gpt4roi::{
@@ -266,11 +266,13 @@ impl<'m> Interview<'m> {
 
     /// The dialogues whose boxes lie inside the picture.
     fn ready<'a>(&mut self, outstanding: &'a Outstanding<'_>, size: ImageSize) -> Vec<Ready<'a>> {
-        let mut ready = Vec::new();
+        let (mut ready, mut told) = (Vec::new(), HashSet::new());
         for unanswered in &outstanding.dialogues {
             match unanswered.dialogue.boxes(size) {
                 Ok(boxes) => ready.push(Ready { picture: outstanding.picture, unanswered, boxes }),
-                Err(error) => self.report(&error.into()),
+                // Once for all that are of a picture of another size.
+                Err(error) if told.insert(error.to_string()) => self.report(&error.into()),
+                Err(_) => {}
             }
         }
         ready

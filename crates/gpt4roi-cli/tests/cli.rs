@@ -1111,6 +1111,24 @@ fn predictions_name_what_is_in_the_regions() {
     assert!(answered.len() > 1 && answered.iter().all(|line| line["image"] == "images/000000.png"), "{answered:#?}");
 }
 
+/// Labels of the picture in twice its size, as it lay in another folder.
+#[test]
+fn boxes_of_a_picture_of_another_size_are_asked_about_nowhere() {
+    let place = Place::new();
+    let labels = r#"{"images": [{"id": 1, "file_name": "scene.png", "width": 160, "height": 120}], "annotations": [
+        {"id": 1, "image_id": 1, "bbox": [8, 20, 32, 30]}, {"id": 2, "image_id": 1, "bbox": [4, 2, 32, 30]}]}"#;
+    fs::write(place.path("labels.json"), labels).unwrap();
+    let predict = ["predict", "labels.json", "--out", "told.jsonl"];
+    let told = place.with_model(&predict).assert().code(1).get_output().clone();
+    let told = String::from_utf8(told.stderr).unwrap();
+    let size = "error: labels.json, image 1: width and height: expected 80×60, the size of scene.png, got 160×120\n";
+    assert_eq!(told.matches(size).count(), 1, "once, not for each annotation: {told}");
+    assert!(told.contains("hint: ") && predictions(&place.path("told.jsonl")).is_empty(), "{told}");
+    fs::write(place.path("labels.json"), labels.replace("160", "80").replace("120", "60")).unwrap();
+    place.with_model(&predict).assert().success();
+    assert_eq!(predictions(&place.path("told.jsonl")).len(), 2);
+}
+
 /// Two questions in Visual7W's form: a box of four, and words.
 const VISUAL7W: &str = r#"{"dataset": "visual7w", "images": [
     {"filename": "scene.png", "split": "test", "qa_pairs": [

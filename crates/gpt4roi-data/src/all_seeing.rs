@@ -9,11 +9,12 @@ use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
 
 use gpt4roi::RegionId;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     error::DataError,
     records::{
-        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions,
+        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, StatedSize,
         question_about_region, read_json,
     },
 };
@@ -34,6 +35,10 @@ struct Boxed {
     image: String,
     /// Left, top, right and bottom in pixels.
     bbox: [f64; 4],
+    #[serde(default)]
+    width: Value,
+    #[serde(default)]
+    height: Value,
 }
 
 #[derive(Deserialize)]
@@ -56,18 +61,21 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
         of_box.push(caption);
     }
     let mut gathering = Gathering::new(file, options);
-    for Boxed { id, image, bbox } in images {
+    for Boxed { id, image, bbox, width, height } in images {
         let answers = answers.get(&id).cloned().unwrap_or_default();
         let id = id.to_string();
         let place = Place { file: file.clone(), entry: Entry::Image(id.clone()) };
         let rounds = vec![DialogueRound { question: question.clone(), choices: Vec::new(), answers, said: None }];
-        gathering.add(&image, Dialogue { id, place, regions: vec![(RegionId(1), bbox)], rounds });
+        let (regions, stated_size) = (vec![(RegionId(1), bbox)], StatedSize::new(&place, &image, &width, &height));
+        gathering.add(&image, Dialogue { id, place, regions, stated_size, rounds });
     }
     Ok(gathering.finish())
 }
 
 #[cfg(test)]
 mod tests {
+    use gpt4roi::ImageSize;
+
     use super::*;
     use crate::{Records, records::Form};
 
@@ -97,6 +105,17 @@ mod tests {
         assert_eq!(dog.rounds[0].answers, ["the dog", "a dog on the left"]);
         assert_eq!(cat.rounds[0].answers, ["a cat"]);
         assert_eq!(a.dialogues[0].rounds[0].answers.len(), 0);
+        assert_eq!(dog.stated_size, None);
+    }
+
+    #[test]
+    fn boxes_are_of_a_picture_of_the_stated_size() {
+        let records = open(&FILE.replace(r#""id": 6,"#, r#""id": 6, "height": 30, "width": 40,"#)).unwrap();
+        let boxes = |width, height| records.pictures()[1].dialogues[0].boxes(ImageSize { width, height });
+        assert_eq!(boxes(40, 30).unwrap().len(), 1);
+        assert!(
+            boxes(80, 60).unwrap_err().to_string().starts_with("refcocog.json, image 6: width and height: expected")
+        );
     }
 
     #[test]

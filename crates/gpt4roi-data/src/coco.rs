@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     error::DataError,
     records::{
-        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions,
+        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, StatedSize,
         question_about_region, read_json,
     },
 };
@@ -30,6 +30,10 @@ struct Coco {
 struct CocoImage {
     id: Id,
     file_name: String,
+    #[serde(default)]
+    width: Value,
+    #[serde(default)]
+    height: Value,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +59,7 @@ struct Category {
 pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions) -> Result<Vec<Picture>, DataError> {
     let question = question_about_region(options, QUESTION)?;
     let coco: Coco = read_json(file, reader)?;
-    let images = by_id(file, "images", coco.images.into_iter().map(|image| (image.id, image.file_name)))?;
+    let images = by_id(file, "images", coco.images.into_iter().map(|image| image.with_stated_size(file)))?;
     let categories = coco.categories.into_iter().flatten().map(|category| (category.id, category.name));
     let names = by_id(file, "categories", categories)?;
     // By their text, by which predictions name them.
@@ -64,14 +68,15 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
     for annotation in coco.annotations.into_iter().filter(|annotation| !annotation.is_crowd()) {
         let id = annotation.id.to_string();
         let place = Place { file: file.clone(), entry: Entry::Annotation(id.clone()) };
-        let image = images.get(&annotation.image_id).ok_or_else(|| {
+        let refused = |error| place.clone().error(error);
+        let (image, stated_size) = images.get(&annotation.image_id).ok_or_else(|| {
             let got = annotation.image_id.to_string();
-            place.clone().error(RecordError::Dangling { field: "image_id", expected: "images", got })
+            refused(RecordError::Dangling { field: "image_id", expected: "images", got })
         })?;
-        let answers = annotation.answer(&names).map_err(|error| place.clone().error(error))?.into_iter().collect();
         let regions = vec![(RegionId(1), annotation.xyxy())];
+        let answers = annotation.answer(&names).map_err(refused)?.into_iter().collect();
         let rounds = vec![DialogueRound { question: question.clone(), choices: Vec::new(), answers, said: None }];
-        gathering.add(image, Dialogue { id, place, regions, rounds });
+        gathering.add(image, Dialogue { id, place, regions, stated_size: stated_size.clone(), rounds });
     }
     Ok(gathering.finish())
 }
@@ -91,6 +96,15 @@ fn by_id<I: ToString + Eq + Hash, T>(
         }
     }
     Ok(all)
+}
+
+impl CocoImage {
+    /// Its id, its name, and its size if that is stated.
+    fn with_stated_size(self, file: &Arc<Path>) -> (Id, (String, Option<Arc<StatedSize>>)) {
+        let place = Place { file: file.clone(), entry: Entry::Image(self.id.to_string()) };
+        let stated_size = StatedSize::new(&place, &self.file_name, &self.width, &self.height);
+        (self.id, (self.file_name, stated_size))
+    }
 }
 
 impl Annotation {
@@ -123,6 +137,8 @@ impl Annotation {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+
+    use gpt4roi::ImageSize;
 
     use super::*;
     use crate::Records;
@@ -172,6 +188,31 @@ mod tests {
     fn a_caption_that_nobody_has_written_is_none() {
         let records = open(&FILE.replace("A grey cat asleep.", " "), &in_folder()).unwrap();
         assert_eq!(records.pictures()[1].dialogues[0].rounds[0].answers, ["cat"]);
+    }
+
+    #[test]
+    fn boxes_are_of_a_picture_of_the_stated_size() {
+        let of_nine = |file: &str, width, height| {
+            let records = open(file, &in_folder()).unwrap();
+            records.pictures()[1].dialogues[0].boxes(ImageSize { width, height }).map(|boxes| boxes.len())
+        };
+        assert_eq!(of_nine(FILE, 640, 480).unwrap(), 1);
+        let half = of_nine(FILE, 320, 240).unwrap_err().to_string();
+        let expected =
+            "instances.json, image 9: width and height: expected 320×240, the size of cats/nine.jpg, got 640×480";
+        assert_eq!(half, expected);
+        let turned = of_nine(FILE, 480, 640).unwrap_err().to_string();
+        let expected = "instances.json, image 9: width and height: expected 480×640, the size of cats/nine.jpg, got 640×480, \
+                        as of a picture that lies on its side: boxes have to be of the one that its EXIF data have turned";
+        assert_eq!(turned, expected);
+        let stated = r#""file_name": "cats/nine.jpg", "width": 640, "height": 480"#;
+        assert!(FILE.contains(stated));
+        for other in ["", r#", "width": 640"#, r#", "width": 0, "height": 0"#, r#", "width": null, "height": "480""#] {
+            let file = FILE.replace(stated, &format!(r#""file_name": "cats/nine.jpg"{other}"#));
+            assert_eq!(of_nine(&file, 320, 240).unwrap(), 1, "{other} states no size");
+        }
+        let as_floats = FILE.replace(stated, r#""file_name": "cats/nine.jpg", "width": 640.0, "height": 480.0"#);
+        assert_eq!((of_nine(&as_floats, 640, 480).unwrap(), of_nine(&as_floats, 64, 48).is_err()), (1, true));
     }
 
     #[test]

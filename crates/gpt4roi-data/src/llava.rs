@@ -52,7 +52,8 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl io::Read, options: &RecordOpti
             continue;
         };
         let rounds = rounds(conversations).map_err(|error| place(id).error(error))?;
-        gathering.add(image, Dialogue { id: id.to_string(), place: place(id), regions: Vec::new(), rounds });
+        let (id, place) = (id.to_string(), place(id));
+        gathering.add(image, Dialogue { id, place, regions: Vec::new(), stated_size: None, rounds });
     }
     match conversations.first() {
         // A field of another name, more likely than a file of text.

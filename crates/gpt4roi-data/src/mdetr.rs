@@ -9,13 +9,14 @@
 
 use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
 
-use gpt4roi::{RegionId, prompt::Piece};
+use gpt4roi::RegionId;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     error::DataError,
     records::{
-        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions,
+        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, StatedSize,
         question_about_region, read_json,
     },
 };
@@ -36,6 +37,10 @@ struct Sentence {
     file_name: String,
     caption: String,
     dataset_name: String,
+    #[serde(default)]
+    width: Value,
+    #[serde(default)]
+    height: Value,
 }
 
 #[derive(Deserialize)]
@@ -66,7 +71,11 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
         let said = said(sentence, &annotation.tokens_positive).map_err(|error| place.clone().error(error))?;
         let at = *known.entry((&*sentence.file_name, annotation.bbox.map(f64::to_bits))).or_insert(boxes.len());
         if at == boxes.len() {
-            boxes.push((&sentence.file_name, undescribed(id, place, annotation.bbox, question.clone())));
+            let regions = vec![(RegionId(1), xyxy(annotation.bbox))];
+            let question = question.clone();
+            let rounds = vec![DialogueRound { question, choices: Vec::new(), answers: Vec::new(), said: None }];
+            let dialogue = Dialogue { id, place, regions, stated_size: sentence.stated_size(file), rounds };
+            boxes.push((&sentence.file_name, dialogue));
         }
         for round in &mut boxes[at].1.rounds {
             let new = said.iter().filter(|said| !round.answers.contains(said)).cloned().collect::<Vec<_>>();
@@ -78,9 +87,15 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
     Ok(gathering.finish())
 }
 
-fn undescribed(id: String, place: Place, [x, y, width, height]: [f64; 4], question: Vec<Piece>) -> Dialogue {
-    let round = DialogueRound { question, choices: Vec::new(), answers: Vec::new(), said: None };
-    Dialogue { id, place, regions: vec![(RegionId(1), [x, y, x + width, y + height])], rounds: vec![round] }
+fn xyxy([x, y, width, height]: [f64; 4]) -> [f64; 4] {
+    [x, y, x + width, y + height]
+}
+
+impl Sentence {
+    fn stated_size(&self, file: &Arc<Path>) -> Option<Arc<StatedSize>> {
+        let place = Place { file: file.clone(), entry: Entry::Image(self.id.to_string()) };
+        StatedSize::new(&place, &self.file_name, &self.width, &self.height)
+    }
 }
 
 /// What is said of a box: a referring expression as a whole, of which `tokens_positive` are no more than the nouns, or
@@ -104,6 +119,8 @@ fn phrase(caption: &str, span: [usize; 2]) -> Result<String, RecordError> {
 
 #[cfg(test)]
 mod tests {
+    use gpt4roi::ImageSize;
+
     use super::*;
     use crate::{Records, records::Form};
 
@@ -185,6 +202,16 @@ mod tests {
             ("36979.jpg", "1", [5.0, 6.0, 12.0, 14.0], vec!["his dog"]),
         ];
         assert_eq!(described(&records), expected);
+    }
+
+    #[test]
+    fn boxes_are_of_a_picture_of_the_stated_size() {
+        let records = open(FLICKR).unwrap();
+        let boxes = |width, height| records.pictures()[0].dialogues[1].boxes(ImageSize { width, height });
+        assert_eq!(boxes(500, 334).unwrap().len(), 1);
+        let error = boxes(1000, 668).unwrap_err().to_string();
+        let expected = "mdetr.json, image 0: width and height: expected 1000×668, the size of 36979.jpg, got 500×334";
+        assert_eq!(error, expected);
     }
 
     #[test]

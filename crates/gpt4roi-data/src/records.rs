@@ -25,6 +25,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, Error, Visitor},
 };
+use serde_json::Value;
 
 pub use crate::form::Form;
 use crate::{all_seeing, coco, error::DataError, llava, mdetr, vcr, visual_genome, visual7w};
@@ -76,8 +77,21 @@ pub struct Dialogue {
     pub place: Place,
     /// Regions with their boxes, xyxy in pixels of the upright picture, as the file has them.
     pub regions: Vec<(RegionId, [f64; 4])>,
+    /// The size of the picture that the boxes are of, if the file says so.
+    pub stated_size: Option<Arc<StatedSize>>,
     /// At least one.
     pub rounds: Vec<DialogueRound>,
+}
+
+/// What a file says of the size of a picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatedSize {
+    /// The picture, as the file names it.
+    pub image: String,
+    /// Its size in pixels.
+    pub size: ImageSize,
+    /// Where that stands.
+    pub place: Place,
 }
 
 /// A question, and which answers are right.
@@ -105,6 +119,8 @@ pub struct Place {
 /// What of a file is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
+    /// All of it.
+    Whole,
     /// A line, counted from 1.
     Line(usize),
     /// An entry of a list of images, by its id.
@@ -231,6 +247,19 @@ pub enum RecordError {
         /// What is wrong with it.
         source: BoxError,
     },
+    /// The picture has another size than the one that the boxes are said to be of.
+    #[error(
+        "width and height: expected {}×{}, the size of {image}, got {}×{}{}",
+        actual.width, actual.height, stated.width, stated.height, exchanged(*stated, *actual)
+    )]
+    Size {
+        /// The picture, as the file names it.
+        image: String,
+        /// What the file says.
+        stated: ImageSize,
+        /// The size of the picture, upright.
+        actual: ImageSize,
+    },
     /// A number of something of which there are not so many.
     #[error("{field}: expected one of the {count} {of}, from 0, got {number}")]
     Number {
@@ -288,6 +317,15 @@ pub enum RecordError {
         /// What stands there.
         got: String,
     },
+}
+
+/// What boxes are of that were drawn by a program which does not turn pictures.
+fn exchanged(stated: ImageSize, actual: ImageSize) -> &'static str {
+    if (stated.width, stated.height) == (actual.height, actual.width) {
+        ", as of a picture that lies on its side: boxes have to be of the one that its EXIF data have turned"
+    } else {
+        ""
+    }
 }
 
 /// Choices as an error names them.
@@ -414,13 +452,36 @@ impl Dialogue {
     /// The regions' boxes in a picture of this size. What sticks out by no more than a pixel is cut off.
     ///
     /// # Errors
-    /// If a box has no area or reaches farther out of the picture.
+    /// If the file says that the boxes are of a picture of another size; if a box has no area or reaches farther out of
+    /// the picture.
     pub fn boxes(&self, size: ImageSize) -> Result<Vec<(RegionId, BBox)>, DataError> {
+        self.stated_size.as_ref().map_or(Ok(()), |stated| stated.check(size))?;
         let bbox = |&(id, xyxy): &(RegionId, [f64; 4])| match pixel_box(xyxy, size) {
             Ok(bbox) => Ok((id, bbox)),
             Err(source) => Err(self.place.clone().error(RecordError::Box { id: id.0, source })),
         };
         self.regions.iter().map(bbox).collect()
+    }
+}
+
+impl StatedSize {
+    /// The size of a picture as a file states it. Many don't, and programs that don't know it write 0. MDETR's files of
+    /// Flickr30k Entities have the numbers as texts.
+    pub(crate) fn new(place: &Place, image: &str, width: &Value, height: &Value) -> Option<Arc<Self>> {
+        let pixels = |side: &Value| {
+            let side = side.as_str().map_or(side.as_f64(), |text| text.parse().ok());
+            let side = side.filter(|side| (1.0..=f64::from(u32::MAX)).contains(side))?;
+            (side.fract() == 0.0).then_some(side as u32)
+        };
+        let size = ImageSize { width: pixels(width)?, height: pixels(height)? };
+        Some(Arc::new(Self { image: image.to_owned(), size, place: place.clone() }))
+    }
+
+    fn check(&self, actual: ImageSize) -> Result<(), DataError> {
+        if actual == self.size {
+            return Ok(());
+        }
+        Err(self.place.clone().error(RecordError::Size { image: self.image.clone(), stated: self.size, actual }))
     }
 }
 
@@ -450,15 +511,16 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, ", self.file.display())?;
+        write!(f, "{}", self.file.display())?;
         match &self.entry {
-            Entry::Line(number) => write!(f, "line {number}"),
-            Entry::Image(id) => write!(f, "image {id}"),
-            Entry::Annotation(id) => write!(f, "annotation {id}"),
-            Entry::Region(id) => write!(f, "region {id}"),
-            Entry::Question(id) => write!(f, "question {id}"),
-            Entry::Conversation(id) => write!(f, "conversation {id}"),
-            Entry::Of(list, id) => write!(f, "{list} {id}"),
+            Entry::Whole => Ok(()),
+            Entry::Line(number) => write!(f, ", line {number}"),
+            Entry::Image(id) => write!(f, ", image {id}"),
+            Entry::Annotation(id) => write!(f, ", annotation {id}"),
+            Entry::Region(id) => write!(f, ", region {id}"),
+            Entry::Question(id) => write!(f, ", question {id}"),
+            Entry::Conversation(id) => write!(f, ", conversation {id}"),
+            Entry::Of(list, id) => write!(f, ", {list} {id}"),
         }
     }
 }
@@ -659,7 +721,7 @@ fn dialogue(line: Line, number: usize, place: &Place) -> Result<Dialogue, Record
         _ => {}
     }
     let id = line.id.map_or_else(|| number.to_string(), |id| id.to_string());
-    Ok(Dialogue { id, place: place.clone(), regions, rounds })
+    Ok(Dialogue { id, place: place.clone(), regions, stated_size: None, rounds })
 }
 
 fn regions(lines: Vec<LineRegion>) -> Result<Vec<(RegionId, [f64; 4])>, RecordError> {

@@ -19,12 +19,13 @@ use std::{
 
 use gpt4roi::{RegionId, prompt::Piece};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     error::DataError,
     records::{
-        Dialogue, DialogueRound, Gathering, Id, Picture, RecordError, RecordOptions, each_line, round_of_options,
-        round_question,
+        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, StatedSize,
+        each_line, round_of_options, round_question,
     },
     sentence::sentence,
 };
@@ -61,6 +62,10 @@ enum Token {
 struct Metadata {
     /// Left, top, right and bottom in pixels, and how sure the detector was; in the order of the objects.
     boxes: Vec<[f64; 5]>,
+    #[serde(default)]
+    width: Value,
+    #[serde(default)]
+    height: Value,
 }
 
 /// One dialogue for each line. The conversation goes on with the right answer, whatever the model chose.
@@ -70,10 +75,10 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl BufRead, options: &RecordOptio
     each_line(file, reader, |number, place, line: Line| {
         let ids: Vec<RegionId> = (1..).map(RegionId).take(line.objects.len()).collect();
         let rounds = rounds(&line, &ids).map_err(|error| place.clone().error(error))?;
-        let boxes = boxes.of(&line).map_err(|error| place.clone().error(error))?;
+        let (boxes, stated_size) = boxes.of(&line).map_err(|error| place.clone().error(error))?;
         let id = line.annot_id.map_or_else(|| number.to_string(), |id| id.to_string());
         let regions = ids.into_iter().zip(boxes).collect();
-        gathering.add(&line.img_fn, Dialogue { id, place, regions, rounds });
+        gathering.add(&line.img_fn, Dialogue { id, place, regions, stated_size, rounds });
         Ok(())
     })?;
     Ok(gathering.finish())
@@ -138,18 +143,21 @@ impl Objects<'_> {
     }
 }
 
+/// Boxes, xyxy, and the size of the picture that they are of.
+type Boxed = (Vec<[f64; 4]>, Option<Arc<StatedSize>>);
+
 /// The boxes of all pictures so far: several questions are about one picture.
 struct Boxes {
     folder: PathBuf,
-    known: HashMap<PathBuf, Vec<[f64; 5]>>,
+    known: HashMap<PathBuf, Metadata>,
 }
 
 impl Boxes {
-    /// The boxes of a line's objects, xyxy.
-    fn of(&mut self, line: &Line) -> Result<Vec<[f64; 4]>, RecordError> {
+    /// The boxes of a line's objects.
+    fn of(&mut self, line: &Line) -> Result<Boxed, RecordError> {
         let (name, objects) = (&line.metadata_fn, line.objects.len());
         if objects == 0 {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), None));
         }
         let path = self.folder.join(name);
         let refused = |reason: String| RecordError::Metadata { path: path.clone(), reason };
@@ -159,18 +167,22 @@ impl Boxes {
             }
             let bytes = fs::read(&path).map_err(|error| refused(error.to_string()))?;
             let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))?;
-            self.known.insert(name.clone(), metadata.boxes);
+            self.known.insert(name.clone(), metadata);
         }
-        let boxes = &self.known[name];
+        let Metadata { boxes, width, height } = &self.known[name];
         if boxes.len() < objects {
             return Err(refused(format!("boxes: expected one for each of {objects} objects, got {}", boxes.len())));
         }
-        Ok(boxes[..objects].iter().map(|&[x1, y1, x2, y2, _]| [x1, y1, x2, y2]).collect())
+        let place = Place { file: path.into(), entry: Entry::Whole };
+        let boxes = boxes[..objects].iter().map(|&[x1, y1, x2, y2, _]| [x1, y1, x2, y2]);
+        Ok((boxes.collect(), StatedSize::new(&place, &line.img_fn, width, height)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use gpt4roi::ImageSize;
+
     use super::*;
     use crate::{Records, records::Form};
 
@@ -231,6 +243,17 @@ mod tests {
         assert_eq!(why.typed(), "Why?");
         assert_eq!(why.choices, ["It is late.", "It rains.", "person at region1's coat is wet."], "each once");
         assert_eq!((why.answers.as_slice(), &why.said), (&["person at region1's coat is wet.".to_owned()][..], &None));
+    }
+
+    #[test]
+    fn boxes_are_of_a_picture_of_the_size_beside_them() {
+        let records = open(LINE, METADATA).unwrap();
+        let boxes = |width, height| records.pictures()[0].dialogues[0].boxes(ImageSize { width, height });
+        assert_eq!(boxes(200, 100).unwrap().len(), 3);
+        let error = boxes(400, 200).unwrap_err().to_string();
+        let expected = "lsmdc_A_MOVIE/a@0.json: width and height: expected 400×200, the size of lsmdc_A_MOVIE/a@0.jpg, got \
+                        200×100";
+        assert!(error.ends_with(expected), "{error}");
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
                 Id::Text(_) => tell(&pair).map(|round| (Vec::new(), round)),
             };
             let (regions, round) = asked.map_err(|error| place.clone().error(error))?;
-            gathering.add(&filename, Dialogue { id, place, regions, rounds: vec![round] });
+            gathering.add(&filename, Dialogue { id, place, regions, stated_size: None, rounds: vec![round] });
         }
     }
     Ok(gathering.finish())

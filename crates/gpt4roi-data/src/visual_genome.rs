@@ -47,7 +47,8 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
         let regions = vec![(RegionId(1), [x, y, x + width, y + height])];
         let (question, answers) = (question.clone(), vec![phrase]);
         let rounds = vec![DialogueRound { question, choices: Vec::new(), answers, said: None }];
-        gathering.add(&format!("{}.jpg", region.image_id), Dialogue { id, place, regions, rounds });
+        let dialogue = Dialogue { id, place, regions, stated_size: None, rounds };
+        gathering.add(&format!("{}.jpg", region.image_id), dialogue);
     }
     Ok(gathering.finish())
 }

@@ -124,10 +124,15 @@ impl RecordLessons {
 
     /// What is wrong with a picture, or with what is said about it.
     fn problems(&self, picture: &Picture) -> Vec<String> {
-        match size(picture) {
-            Ok(size) => picture.dialogues.iter().filter_map(|dialogue| self.pack(&[dialogue], size).err()).collect(),
-            Err(error) => vec![error.to_string()],
-        }
+        let size = match size(picture) {
+            Ok(size) => size,
+            Err(error) => return vec![error.to_string()],
+        };
+        let problems = picture.dialogues.iter().filter_map(|dialogue| self.pack(&[dialogue], size).err());
+        let mut problems: Vec<String> = problems.collect();
+        // All boxes may be of a picture of another size, for one reason.
+        problems.dedup();
+        problems
     }
 
     /// The picture of an index: a permutation of all of them per epoch, which needs no memory of what was before.
@@ -486,6 +491,23 @@ mod tests {
             assert!(line.contains(&format!("0.jsonl, line {number}: region 1")), "{error}");
         }
         assert_eq!(lines[6], "  and 2 more");
+    }
+
+    #[test]
+    fn a_picture_of_another_size_than_stated_is_told_once() {
+        let (folder, _) = folder(&[]);
+        let labels = folder.path().join("labels.json");
+        let annotation = |id: u32| json!({"id": id, "image_id": 1, "bbox": [2, 2, 9, 9], "caption": "A cat."});
+        let image = json!({"id": 1, "file_name": "a.png", "width": 56, "height": 56});
+        let file = json!({"images": [image], "annotations": [annotation(1), annotation(2)]});
+        std::fs::write(&labels, file.to_string()).unwrap();
+        let error = lessons(std::slice::from_ref(&labels), 1).unwrap_err().to_string();
+        let expected = format!(
+            "expected records that fit their pictures and the model, got problems: 1\n  {}, image 1: width and height: \
+             expected 28×28, the size of a.png, got 56×56",
+            labels.display()
+        );
+        assert_eq!(error, expected);
     }
 
     /// A photograph that lies on its side is held against its boxes as it is seen upright.
