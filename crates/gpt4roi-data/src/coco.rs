@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::{
     error::DataError,
+    outline::Outline,
     records::{
         Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, StatedSize,
         question_about_region, read_json,
@@ -41,8 +42,10 @@ struct Annotation {
     id: Id,
     image_id: Id,
     category_id: Option<Id>,
-    /// x, y, width and height in pixels.
-    bbox: [f64; 4],
+    /// x, y, width and height in pixels. Some programs leave it out, or empty, beside an outline.
+    bbox: Option<Vec<f64>>,
+    #[serde(default)]
+    segmentation: Outline,
     caption: Option<String>,
     /// 1, or in some programs' files true, where the box is around a crowd and not around one thing.
     iscrowd: Option<Value>,
@@ -73,7 +76,7 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
             let got = annotation.image_id.to_string();
             refused(RecordError::Dangling { field: "image_id", expected: "images", got })
         })?;
-        let regions = vec![(RegionId(1), annotation.xyxy())];
+        let regions = vec![(RegionId(1), annotation.xyxy().map_err(refused)?)];
         let answers = annotation.answer(&names).map_err(refused)?.into_iter().collect();
         let rounds = vec![DialogueRound { question: question.clone(), choices: Vec::new(), answers, said: None }];
         gathering.add(image, Dialogue { id, place, regions, stated_size: stated_size.clone(), rounds });
@@ -112,9 +115,15 @@ impl Annotation {
         self.iscrowd.as_ref().is_some_and(|flag| flag == 1 || flag == true)
     }
 
-    fn xyxy(&self) -> [f64; 4] {
-        let [x, y, width, height] = self.bbox;
-        [x, y, x + width, y + height]
+    /// Its box, or else the one around its polygons.
+    fn xyxy(&self) -> Result<[f64; 4], RecordError> {
+        match (self.bbox.as_deref().unwrap_or_default(), self.segmentation) {
+            (&[x, y, width, height], _) => Ok([x, y, x + width, y + height]),
+            ([], Outline::Polygons(edges)) => Ok(edges),
+            ([], Outline::Missing) => Err(RecordError::NoBox { got: "neither" }),
+            ([], Outline::Other) => Err(RecordError::NoBox { got: "no box, and a segmentation of another kind" }),
+            (numbers, _) => Err(RecordError::BoxLength { got: numbers.len() }),
+        }
     }
 
     fn answer(&self, names: &HashMap<Id, String>) -> Result<Option<String>, RecordError> {
@@ -191,6 +200,24 @@ mod tests {
     }
 
     #[test]
+    fn without_a_box_it_is_the_one_around_the_polygons() {
+        let bare = r#""segmentation": [[30, 12.5, 10, 40, 20, 8], [50, 9, 60, 11, 55, 10]]"#;
+        for boxes in [bare.to_owned(), format!(r#"{bare}, "bbox": []"#), format!(r#""bbox": null, {bare}"#)] {
+            let records = open(&FILE.replace(r#""bbox": [1, 2, 3, 4]"#, &boxes), &in_folder()).unwrap();
+            assert_eq!(records.pictures()[0].dialogues[1].regions, [(RegionId(1), [10.0, 8.0, 60.0, 40.0])]);
+        }
+        // A box that is there counts, whatever stands beside it.
+        for segmentation in [r#"[[9, 9, 0, 0, 5]]"#, r#"{"counts": "PP`1"}"#, "[{}]", "\"\""] {
+            let boxes = format!(r#""bbox": [1, 2, 3, 4], "segmentation": {segmentation}"#);
+            let records = open(&FILE.replace(r#""bbox": [1, 2, 3, 4]"#, &boxes), &in_folder()).unwrap();
+            assert_eq!(records.pictures()[0].dialogues[1].regions, [(RegionId(1), [1.0, 2.0, 4.0, 6.0])]);
+        }
+        // Nobody asks for that of a crowd.
+        let crowd = FILE.replace(r#""bbox": [0, 0, 9, 9], "iscrowd": 1"#, r#""iscrowd": 1"#);
+        assert_eq!(open(&crowd, &in_folder()).unwrap().len(), 2);
+    }
+
+    #[test]
     fn boxes_are_of_a_picture_of_the_stated_size() {
         let of_nine = |file: &str, width, height| {
             let records = open(file, &in_folder()).unwrap();
@@ -249,8 +276,22 @@ mod tests {
         let told = error(r#""category_id": 18, "bbox": [10.5"#, r#""category_id": "x", "bbox": [10.5"#);
         let expected = "annotation 100: category_id: expected the id of one of the file's categories, got x";
         assert!(told.ends_with(expected), "{told}");
-        let told = error(r#""bbox": [1, 2, 3, 4]"#, r#""bbox": [1, 2, 3]"#);
-        assert!(told.contains("instances.json, line 13: column ") && told.contains("length 4"), "{told}");
+        for (boxes, expected) in [
+            (r#""bbox": [1, 2, 3]"#, "bbox: expected 4 numbers, x, y, width and height, got 3"),
+            (r#""area": 12"#, "bbox: expected x, y, width and height, or polygons as `segmentation`, got neither"),
+            (
+                r#""bbox": null, "segmentation": []"#,
+                "bbox: expected x, y, width and height, or polygons as `segmentation`, got neither",
+            ),
+            (
+                r#""segmentation": {"counts": [272], "size": [2, 4]}"#,
+                "bbox: expected x, y, width and height, or polygons as `segmentation`, got no box, and a segmentation of \
+                 another kind",
+            ),
+        ] {
+            let told = error(r#""bbox": [1, 2, 3, 4]"#, boxes);
+            assert_eq!(told, format!("instances.json, annotation 103: {expected}"));
+        }
         for (from, to, expected) in [
             (r#""id": 103"#, r#""id": "100""#, "annotation 100: id: expected one that no other of the file's"),
             (

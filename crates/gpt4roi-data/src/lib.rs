@@ -40,6 +40,7 @@ mod form;
 pub mod kinds;
 mod llava;
 mod mdetr;
+mod outline;
 pub mod questions;
 pub mod records;
 pub mod scenes;

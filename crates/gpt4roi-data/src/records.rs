@@ -247,6 +247,18 @@ pub enum RecordError {
         /// What is wrong with it.
         source: BoxError,
     },
+    /// An annotation has neither a box nor an outline that one could be put around.
+    #[error("bbox: expected x, y, width and height, or polygons as `segmentation`, got {got}")]
+    NoBox {
+        /// What is there.
+        got: &'static str,
+    },
+    /// A box of more or fewer numbers.
+    #[error("bbox: expected 4 numbers, x, y, width and height, got {got}")]
+    BoxLength {
+        /// How many there are.
+        got: usize,
+    },
     /// The picture has another size than the one that the boxes are said to be of.
     #[error(
         "width and height: expected {}×{}, the size of {image}, got {}×{}{}",
@@ -357,8 +369,8 @@ impl Records {
     /// Other fields are ignored, so that the `questions.jsonl` of [`write_scenes`](crate::export::write_scenes) is
     /// such a file. Empty lines are skipped.
     ///
-    /// Of a COCO detection file, every annotation is asked about that is no crowd. The answer is its own `caption`, or
-    /// else the name of its category. Of Visual Genome's `region_descriptions.json`, every region is to be described, in
+    /// Of a COCO detection file, every annotation is asked about that is no crowd. Its box is its `bbox`, or else the one
+    /// around the polygons of its `segmentation`; the answer is its own `caption`, or else the name of its category. Of Visual Genome's `region_descriptions.json`, every region is to be described, in
     /// the picture `<image_id>.jpg`; the answer is its phrase. Their boxes are `x`, `y`, width and height in pixels.
     /// Of MDETR's and All-Seeing's files, every box is to be described, and all that was said of it is right.
     /// [`RecordOptions::question`] takes the place of `What is <region1>?` and of `Describe <region1>.`.
