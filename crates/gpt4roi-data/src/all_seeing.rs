@@ -15,7 +15,7 @@ use crate::{
     error::DataError,
     records::{
         Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, StatedSize,
-        question_about_region, read_json,
+        question_about_region, read_json, written,
     },
 };
 
@@ -58,7 +58,7 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
             let place = Place { file: file.clone(), entry: Entry::Annotation(id.to_string()) };
             place.error(RecordError::Dangling { field: "image_id", expected: "images", got: image_id.to_string() })
         })?;
-        of_box.push(caption);
+        of_box.extend(written(Some(caption)));
     }
     let mut gathering = Gathering::new(file, options);
     for Boxed { id, image, bbox, width, height } in images {

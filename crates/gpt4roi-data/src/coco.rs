@@ -13,7 +13,7 @@ use crate::{
     outline::Outline,
     records::{
         Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, StatedSize,
-        question_about_region, read_json,
+        question_about_region, read_json, written,
     },
 };
 
@@ -127,12 +127,10 @@ impl Annotation {
     }
 
     fn answer(&self, names: &HashMap<Id, String>) -> Result<Option<String>, RecordError> {
-        // Programs export a caption that nobody has written as an empty one.
-        let caption = self.caption.as_ref().filter(|caption| !caption.trim().is_empty());
-        match (caption, &self.category_id) {
-            (Some(caption), _) => Ok(Some(caption.clone())),
+        match (written(self.caption.clone()), &self.category_id) {
+            (Some(caption), _) => Ok(Some(caption)),
             (None, Some(id)) => match names.get(id) {
-                Some(name) => Ok(Some(name.clone())),
+                Some(name) => Ok(written(Some(name.clone()))),
                 None => {
                     let got = id.to_string();
                     Err(RecordError::Dangling { field: "category_id", expected: "categories", got })

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use crate::{
     error::DataError,
     records::{
-        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, read_json,
-        round_question,
+        Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordError, RecordOptions, has_words,
+        read_json, round_question,
     },
 };
 
@@ -78,7 +78,8 @@ fn rounds(turns: &[Turn]) -> Result<Vec<DialogueRound>, RecordError> {
 fn round(round: usize, turns: &[Turn]) -> Result<DialogueRound, RecordError> {
     let typed = turns.first().map_or("", |turn| &turn.value).replace(IMAGE, "");
     let question = round_question(round, &typed, &[])?;
-    let answers = turns.iter().skip(1).map(|turn| turn.value.trim().to_owned()).collect();
+    let answers: Vec<String> = turns.iter().skip(1).map(|turn| turn.value.trim().to_owned()).collect();
+    answers.iter().try_for_each(|answer| has_words(round, answer))?;
     Ok(DialogueRound { question, choices: Vec::new(), answers, said: None })
 }
 
@@ -126,6 +127,8 @@ mod tests {
         assert_eq!(told, "llava.json, conversation 2: round 1: question: expected words, got none");
         let told = error(r#"[{"from": "human", "value": "What is it?"}]"#, "[]");
         assert_eq!(told, "llava.json, conversation 2: rounds: expected at least one, got none");
+        let told = error("Yes.", " ");
+        assert_eq!(told, "llava.json, conversation 000000033471: round 2: answer: expected words, got none");
         let told = error("What is it?", "What is <region1>?");
         assert!(told.starts_with("llava.json, conversation 2: round 1: question: character 9: "), "{told}");
     }

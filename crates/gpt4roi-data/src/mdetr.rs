@@ -78,7 +78,8 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
             boxes.push((&sentence.file_name, dialogue));
         }
         for round in &mut boxes[at].1.rounds {
-            let new = said.iter().filter(|said| !round.answers.contains(said)).cloned().collect::<Vec<_>>();
+            let is_new = |said: &&String| !said.is_empty() && !round.answers.contains(said);
+            let new = said.iter().filter(is_new).cloned().collect::<Vec<_>>();
             round.answers.extend(new);
         }
     }

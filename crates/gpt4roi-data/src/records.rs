@@ -167,6 +167,12 @@ pub enum RecordError {
         /// Which round, from 1.
         round: usize,
     },
+    /// An answer without words, of which nothing can be learned.
+    #[error("round {round}: answer: expected words, got none")]
+    EmptyAnswer {
+        /// Which round, from 1.
+        round: usize,
+    },
     /// It is not clear what is to be learned.
     #[error("round {round}: expected `answer` or `answers`, got both")]
     TwoAnswers {
@@ -360,8 +366,8 @@ impl Records {
     /// * `image` is relative to [`RecordOptions::images`], or absolute;
     /// * `regions` may be left out; a `bbox` is xyxy in pixels of the upright picture;
     /// * a question is read as everywhere: `<region1>` is a mention, and so is `region 1`;
-    /// * `answers` may stand in the place of `answer` and lists all that are right; without either, the question can
-    ///   only be asked;
+    /// * `answers` may stand in the place of `answer` and lists all that are right, each with at least a word; without
+    ///   either, the question can only be asked;
     /// * `choices` lists what may be answered: at least two, all of them different. An answer that is right has to be
     ///   one of them;
     /// * `said` is what the conversation goes on with, in place of the model's own answer.
@@ -373,7 +379,8 @@ impl Records {
     /// around the polygons of its `segmentation`; the answer is its own `caption`, or else the name of its category. Of Visual Genome's `region_descriptions.json`, every region is to be described, in
     /// the picture `<image_id>.jpg`; the answer is its phrase. Their boxes are `x`, `y`, width and height in pixels.
     /// Of MDETR's and All-Seeing's files, every box is to be described, and all that was said of it is right.
-    /// [`RecordOptions::question`] takes the place of `What is <region1>?` and of `Describe <region1>.`.
+    /// [`RecordOptions::question`] takes the place of `What is <region1>?` and of `Describe <region1>.`. Captions and
+    /// phrases that are empty were written by nobody, and are no answers.
     ///
     /// Of a file of VCR's, every line is a question with four answers to choose from, and then `Why?` with four
     /// reasons, asked behind the right answer. All objects are regions, in their order; their boxes are read from the
@@ -768,6 +775,7 @@ fn dialogue_round(number: usize, round: LineRound, declared: &[RegionId]) -> Res
         (Some(answer), None) => vec![answer],
         (None, answers) => answers.unwrap_or_default(),
     };
+    answers.iter().try_for_each(|answer| has_words(number, answer))?;
     let said = said(number, round.said)?;
     match round.choices {
         None => Ok(DialogueRound { question, choices: Vec::new(), answers, said }),
@@ -820,6 +828,16 @@ fn said(round: usize, said: Option<String>) -> Result<Option<String>, RecordErro
         Some(said) if said.trim().is_empty() => Err(RecordError::EmptySaid { round }),
         said => Ok(said),
     }
+}
+
+/// Refuses an answer that says nothing: a model would learn to.
+pub(crate) fn has_words(round: usize, answer: &str) -> Result<(), RecordError> {
+    if answer.trim().is_empty() { Err(RecordError::EmptyAnswer { round }) } else { Ok(()) }
+}
+
+/// Words that programs write in the place of those that nobody has written are none.
+pub(crate) fn written(words: Option<String>) -> Option<String> {
+    words.filter(|words| !words.trim().is_empty())
 }
 
 /// The words and mentions of a round's question.
@@ -941,6 +959,14 @@ mod tests {
             (
                 r#"{"image": "a.png", "rounds": [{"question": "What?", "answer": "A.", "answers": ["A."]}]}"#,
                 "round 1: expected `answer` or `answers`, got both",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?"}, {"question": "What?", "answer": " "}]}"#,
+                "round 2: answer: expected words, got none",
+            ),
+            (
+                r#"{"image": "a.png", "rounds": [{"question": "What?", "answers": ["A.", ""]}]}"#,
+                "round 1: answer: expected words, got none",
             ),
             (
                 r#"{"image": "a.png", "rounds": [{"question": "What?"}, {"question": "What?", "choices": ["A."]}]}"#,

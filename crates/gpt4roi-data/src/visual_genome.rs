@@ -11,6 +11,7 @@ use crate::{
     error::DataError,
     records::{
         Dialogue, DialogueRound, Entry, Gathering, Id, Picture, Place, RecordOptions, question_about_region, read_json,
+        written,
     },
 };
 
@@ -45,7 +46,7 @@ pub(crate) fn read(file: &Arc<Path>, reader: impl Read, options: &RecordOptions)
         let place = Place { file: file.clone(), entry: Entry::Region(id.clone()) };
         let Region { x, y, width, height, phrase, .. } = region;
         let regions = vec![(RegionId(1), [x, y, x + width, y + height])];
-        let (question, answers) = (question.clone(), vec![phrase]);
+        let (question, answers) = (question.clone(), written(Some(phrase)).into_iter().collect());
         let rounds = vec![DialogueRound { question, choices: Vec::new(), answers, said: None }];
         let dialogue = Dialogue { id, place, regions, stated_size: None, rounds };
         gathering.add(&format!("{}.jpg", region.image_id), dialogue);
@@ -84,6 +85,13 @@ mod tests {
         assert_eq!(clock.rounds[0].typed(), "Describe <region1>.");
         assert_eq!(clock.rounds[0].answers, ["the clock is green"]);
         assert_eq!(clock.place.to_string(), "region_descriptions.json, region 1382");
+    }
+
+    #[test]
+    fn a_phrase_that_nobody_has_written_is_none() {
+        let records = open(&FILE.replace("a tall post", " ")).unwrap();
+        let answers = records.pictures()[0].dialogues.iter().map(|dialogue| dialogue.rounds[0].answers.len());
+        assert_eq!(answers.collect::<Vec<_>>(), [1, 0]);
     }
 
     #[test]

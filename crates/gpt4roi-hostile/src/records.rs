@@ -34,6 +34,7 @@ fn can_be_asked(dialogue: &Dialogue) {
             assert!(matches!(piece, Piece::Text(_)) || matches!(piece, Piece::Region(id) if declared.contains(id)));
         }
         can_be_chosen_from(round);
+        assert!(round.answers.iter().all(|answer| !answer.trim().is_empty()));
         assert!(round.said.as_ref().is_none_or(|said| !said.trim().is_empty()));
     }
 }
