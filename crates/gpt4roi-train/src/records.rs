@@ -79,10 +79,14 @@ impl RecordLessons {
         tokenizer: Arc<Tokenizer>,
         seed: u64,
     ) -> Result<Self> {
+        if files.files.is_empty() {
+            return Err(TrainError::Data("`records.files`: expected at least one file, got none".into()));
+        }
         let (pictures, without_picture) = pictures(files)?;
         let pictures = learnable(pictures);
         if pictures.is_empty() {
-            return Err(TrainError::Data(format!("no answer in any of {:?}: nothing to learn", files.files)));
+            let files: Vec<_> = files.files.iter().map(|file| file.display().to_string()).collect();
+            return Err(TrainError::Data(format!("no answer in any of {}: nothing to learn", files.join(", "))));
         }
         let dialogues = || pictures.iter().flat_map(|picture| &picture.dialogues);
         let lessons = Self {
@@ -390,14 +394,16 @@ mod tests {
         assert_eq!(lesson.packed.branches.len(), 2);
         assert_eq!(lesson.packed.answers.len(), 2, "the second conversation ends where the answers do");
         assert!(lesson.whole, "no question of any picture is about a region");
-        let error = RecordLessons::open(
-            &RecordsConfig { files: Vec::new(), images: None, question: None, split: None, dialogues_per_picture: 1 },
-            &tiny::config(8),
-            4,
-            Arc::new(tiny::tokenizer()),
-            1,
-        );
-        assert!(error.unwrap_err().to_string().contains("nothing to learn"));
+    }
+
+    #[test]
+    fn without_an_answer_there_is_nothing_to_learn() {
+        let line = [json!({"image": "b.png", "rounds": [{"question": "Hm?"}]})];
+        let (_folder, files) = folder(&[&line, &line]);
+        let told = |files: &[PathBuf]| lessons(files, 20).unwrap_err().to_string();
+        let [one, other] = [&files[0], &files[1]].map(|file| file.display());
+        assert_eq!(told(&files), format!("data: no answer in any of {one}, {other}: nothing to learn"));
+        assert_eq!(told(&[]), "data: `records.files`: expected at least one file, got none");
     }
 
     #[test]
