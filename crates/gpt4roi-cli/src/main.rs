@@ -26,6 +26,7 @@ mod man;
 mod mask_file;
 mod options;
 mod predict;
+mod predict_check;
 mod predictions;
 mod pull;
 mod regions;

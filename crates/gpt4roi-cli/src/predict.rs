@@ -1,6 +1,11 @@
 //! `gpt4roi predict`: a model is asked everything that a file of records asks.
 
-use std::{collections::HashSet, ops::ControlFlow, path::PathBuf, time::Instant};
+use std::{
+    collections::HashSet,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use clap::builder::FalseyValueParser;
 use gpt4roi::{
@@ -18,6 +23,7 @@ use crate::{
     choices::{ChoiceFile, UNLIKE, is_unlike_answers, refuse_draws},
     failure::{self, Refusal, tell, warn},
     options::{GenerationOptions, ModelOptions},
+    predict_check,
     predictions::{Outstanding, Prediction, Predictions, Said, Unanswered, choice_texts},
     session::{note_if_embedded, note_without_picture},
     side_file,
@@ -38,8 +44,13 @@ pub(crate) struct Args {
     data: PathBuf,
 
     /// The file of predictions (JSON lines). One file holds the answers of one model
-    #[arg(long, value_name = "FILE", env = "GPT4ROI_OUT")]
-    out: PathBuf,
+    #[arg(long, value_name = "FILE", env = "GPT4ROI_OUT", required_unless_present = "check")]
+    out: Option<PathBuf>,
+
+    /// Ask nothing, but open all pictures, say how much would be asked, and what could not be: pictures that are lost or
+    /// damaged, and boxes and coordinates outside of them
+    #[arg(long, env = "GPT4ROI_CHECK", value_parser = FalseyValueParser::new())]
+    check: bool,
 
     /// The folder of the pictures, if it is not that of DATA
     #[arg(long, value_name = "DIR", env = "GPT4ROI_IMAGES")]
@@ -79,6 +90,7 @@ const EXAMPLES: &str = "\
 Examples:
   gpt4roi predict questions.jsonl --out predictions.jsonl
   gpt4roi predict instances_val2017.json --images val2017 --out predictions.jsonl --model gpt4roi-7b
+  gpt4roi predict labels.json --check
   gpt4roi predict labels.json --out predictions.jsonl --coco captioned.json
   gpt4roi predict labels.json --choices labels.json --out predictions.jsonl --coco relabelled.json
   gpt4roi predict labels.json --question 'Describe <region1> in detail.' --out predictions.jsonl --limit 20";
@@ -94,32 +106,46 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if records.pictures().iter().any(has_choices) {
         refuse_draws(&options)?;
     }
-    args.check_files()?;
     if records.is_empty() {
         warn(&format!("{}: nothing is asked there", args.data.display()));
     }
     if !args.quiet {
         note_without_picture(records.without_picture());
     }
-    let mut predictions = Predictions::open(&args.out, args.model.name())?;
+    let limit = args.limit.unwrap_or(usize::MAX);
+    if args.check {
+        let pictures = &records.pictures()[..records.len().min(limit)];
+        return predict_check::check(pictures, &args.bar(pictures.len(), "pictures")?);
+    }
+    let out = args.out()?;
+    args.check_files(out)?;
+    let mut predictions = Predictions::open(out, args.model.name())?;
     let mut pictures = predictions.outstanding(&records, vocabulary.as_ref())?;
-    pictures.truncate(args.limit.unwrap_or(usize::MAX));
+    pictures.truncate(limit);
     pictures.retain(|picture| picture.answers() > 0);
-    args.note_what_is_there(&predictions);
+    args.note_what_is_there(out, &predictions);
     let incomplete = if pictures.is_empty() { 0 } else { args.ask(&pictures, predictions, options, vocabulary)? };
     if let Some(coco) = &args.coco {
-        captions::write(&args.data, &args.out, coco)?;
+        captions::write(&args.data, out, coco)?;
     }
     outcome(incomplete, pictures.len())
 }
 
 impl Args {
+    /// Where the answers go.
+    ///
+    /// # Errors
+    /// If nobody says so, which `GPT4ROI_CHECK=false` lets pass up to here.
+    fn out(&self) -> Result<&Path, Refusal> {
+        self.out.as_deref().ok_or_else(|| Refusal::usage("--out: expected the file of predictions, got none"))
+    }
+
     /// Makes sure, before anything is asked, that what is written can be, and takes the place of nothing that is read.
-    fn check_files(&self) -> Result<(), Refusal> {
+    fn check_files(&self, out: &Path) -> Result<(), Refusal> {
         let choices = self.choices.path().map(|choices| ("file of choices", choices));
         let read = [("data", &*self.data)].into_iter().chain(choices);
-        side_file::check("--out", &self.out, read.clone())?;
-        let read = read.chain([("file of predictions", &*self.out)]);
+        side_file::check("--out", out, read.clone())?;
+        let read = read.chain([("file of predictions", out)]);
         self.coco.as_ref().map_or(Ok(()), |coco| side_file::check("--coco", coco, read))
     }
 
@@ -140,7 +166,7 @@ impl Args {
             note_if_embedded(&self.model);
         }
         let begin = Instant::now();
-        let bar = self.bar(pictures.iter().map(Outstanding::answers).sum())?;
+        let bar = self.bar(pictures.iter().map(Outstanding::answers).sum(), "answers")?;
         let abstain = self.generation.abstain;
         let mut interview = Interview {
             model: &model,
@@ -165,23 +191,25 @@ impl Args {
         }
         if !self.quiet {
             let (pictures, regions, seconds) = (interview.pictures, interview.regions, begin.elapsed().as_secs_f64());
-            tell(&format!("{pictures} pictures, {regions} regions, {seconds:.1} s: {}", self.out.display()));
+            tell(&format!("{pictures} pictures, {regions} regions, {seconds:.1} s: {}", self.out()?.display()));
         }
         Ok(incomplete)
     }
 
-    fn note_what_is_there(&self, predictions: &Predictions) {
+    fn note_what_is_there(&self, out: &Path, predictions: &Predictions) {
         let found = predictions.found();
         if found > 0 && !self.quiet {
-            tell(&format!("note: {found} answers are in {} and not asked for again", self.out.display()));
+            tell(&format!("note: {found} answers are in {} and not asked for again", out.display()));
         }
     }
 
     /// Drawn on standard error if that is a terminal.
-    fn bar(&self, answers: usize) -> anyhow::Result<ProgressBar> {
+    fn bar(&self, length: usize, what: &str) -> anyhow::Result<ProgressBar> {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(Some(answers as u64), target);
-        bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} answers [{elapsed} < {eta}]")?);
+        let bar = ProgressBar::with_draw_target(Some(length as u64), target);
+        bar.set_style(ProgressStyle::with_template(&format!(
+            "{{bar:30}} {{pos}}/{{len}} {what} [{{elapsed}} < {{eta}}]"
+        ))?);
         Ok(bar)
     }
 }

@@ -1111,6 +1111,41 @@ fn predictions_name_what_is_in_the_regions() {
     assert!(answered.len() > 1 && answered.iter().all(|line| line["image"] == "images/000000.png"), "{answered:#?}");
 }
 
+#[test]
+fn a_file_is_checked_before_anything_is_asked() {
+    let place = Place::new();
+    fs::write(place.path("questions.jsonl"), QUESTIONS).unwrap();
+    let amount = "pictures: 1, regions: 3, questions: 5, of these with answers: 2, with choices: 0\n";
+    let check = ["predict", "questions.jsonl", "--check"];
+    place.gpt4roi(&check).assert().success().stdout(amount).stderr("");
+
+    let whole = fs::read(place.path("scene.png")).unwrap();
+    fs::write(place.path("cut.png"), &whole[..whole.len() / 2]).unwrap();
+    let wrong = concat!(
+        r#"{"image": "cut.png", "rounds": [{"question": "What?"}]}"#,
+        "\n",
+        r#"{"image": "lost.png", "rounds": [{"question": "What?"}]}"#,
+        "\n",
+        r#"{"image": "scene.png", "regions": [{"id": 1, "bbox": [8, 20, 90, 50]}], "rounds": [{"question": "<1>?"}]}"#,
+        "\n",
+        r#"{"image": "scene.png", "rounds": [{"question": "Why?"}, {"question": "What is at (100, 50)?"}]}"#,
+        "\n",
+    );
+    fs::write(place.path("questions.jsonl"), [QUESTIONS, wrong].concat()).unwrap();
+    let told = place.gpt4roi(&check).assert().code(1).stdout(contains("pictures: 3, regions: 4, questions: 10,"));
+    told.stderr(
+        contains("error: cut.png: expected a whole picture: ")
+            .and(contains("error: lost.png: "))
+            .and(contains("line 7: region 1: bbox: x2: expected 0 to 80 (pixels), got 90\n"))
+            .and(contains("line 8: round 2: question: character 12: (100, 50): x: expected 0 to 80"))
+            .and(contains("expected records that fit their pictures, got problems: 4\n")),
+    );
+    place.gpt4roi(&check).args(["--limit", "1"]).assert().code(1).stderr(contains("got problems: 2\n"));
+    place.gpt4roi(&["predict", "questions.jsonl"]).assert().code(2).stderr(contains("--out"));
+    let mut unset = place.gpt4roi(&["predict", "questions.jsonl"]);
+    unset.env("GPT4ROI_CHECK", "false").assert().code(2).stderr(contains("--out"));
+}
+
 /// Labels of the picture in twice its size, as it lay in another folder.
 #[test]
 fn boxes_of_a_picture_of_another_size_are_asked_about_nowhere() {
