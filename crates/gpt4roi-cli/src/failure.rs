@@ -3,8 +3,8 @@
 use std::{fmt, io, process::ExitCode};
 
 use gpt4roi::{
-    Error, ImageSize, bbox::BoxError, convert::ConvertError, image::ImageError, mention::MentionError,
-    prompt::PromptError,
+    Error, ImageSize, adapter, bbox::BoxError, convert::ConvertError, image::ImageError, mention::MentionError,
+    prompt::PromptError, weights::WeightsError,
 };
 use gpt4roi_data::{
     DataError,
@@ -166,6 +166,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             "--tower names one, e.g. a directory with openai/clip-vit-large-patch14"
         }
         Error::Generate(_) => "the model's weights may be damaged; `gpt4roi inspect --model DIR` looks at them",
+        Error::Weights(WeightsError::Corrupt { file, .. }) if file.ends_with(adapter::WEIGHTS) => {
+            "the adapter is at fault and not the model: export it again, or copy it anew"
+        }
         Error::Weights(_) => "`gpt4roi inspect --model DIR` compares the files with what the model needs",
         _ => return None,
     };

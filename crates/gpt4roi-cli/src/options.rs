@@ -101,18 +101,13 @@ impl ModelOptions {
     /// The model's files, unread.
     pub(crate) fn files(&self) -> anyhow::Result<ModelFiles> {
         let choice = self.choice();
-        check_adapter_of(&choice)?;
+        choice.adapter.as_deref().map_or(Ok(()), check_adapter)?;
         choice.files(place_of)
     }
 
     fn choice(&self) -> ModelChoice {
         ModelChoice { model: self.model.clone(), adapter: self.adapter.clone() }
     }
-}
-
-/// Makes sure that what was given for an adapter is one.
-pub(crate) fn check_adapter_of(choice: &ModelChoice) -> Result<(), Refusal> {
-    choice.adapter.as_deref().map_or(Ok(()), check_adapter)
 }
 
 /// What stands for a model.

@@ -1312,6 +1312,38 @@ fn an_adapter_is_looked_into_and_put_beside_its_model() {
     place.gpt4roi(&["inspect", "adapter", "run"]).assert().code(1).stderr(contains("run holds no adapter"));
 }
 
+/// Each by the adapter's own file, before anything is written.
+#[test]
+fn what_is_wrong_with_an_adapter_is_not_the_models_fault() {
+    let place = Place::new();
+    let adapter = |tensors: &[(&str, f32)]| {
+        let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#;
+        let of = |(name, value): &(&str, f32)| {
+            (format!("base_model.model.{name}"), Tensor::full(*value, 32, &Device::Cpu).unwrap())
+        };
+        fs::create_dir_all(place.path("adapter")).unwrap();
+        fs::write(place.path("adapter/adapter_config.json"), config).unwrap();
+        let tensors: HashMap<_, _> = tensors.iter().map(of).collect();
+        candle_core::safetensors::save(&tensors, place.path("adapter/adapter_model.safetensors")).unwrap();
+    };
+    let norm = "model.norm.weight";
+    for (tensors, says) in [
+        (&[][..], "adapter_model.safetensors: expected changes of matrices, or tensors of the model, got neither"),
+        (&[(norm, f32::NAN)], "tensor `base_model.model.model.norm.weight`: expected finite numbers, got NaN"),
+        (&[(norm, 1.0), ("model.stranger", 1.0)], "expected tensors of the model, got one `model.stranger`"),
+    ] {
+        adapter(tensors);
+        for command in [&["convert", "--from", "model", "--out", "out"][..], &["inspect", "--model", "model"]] {
+            let refused = place.gpt4roi(&[command, &["--adapter", "adapter"]].concat()).assert().code(1);
+            refused.stderr(contains(says).and(contains("inspect --model").not()));
+        }
+        assert!(!place.path("out").exists(), "{says}");
+    }
+    adapter(&[(norm, 1.0)]);
+    let convert = ["convert", "--from", "model", "--adapter", "adapter", "--out", "out", "--self-test", "never"];
+    place.gpt4roi(&convert).assert().success();
+}
+
 /// The embedded model drafts for itself, without eyes.
 #[test]
 fn a_small_model_may_draft() {
