@@ -105,7 +105,11 @@ fn pull_tells_what_went_wrong_and_what_to_do() {
     let place = Place::new();
     place.gpt4roi(&["pull", "../name"]).assert().code(2).stderr(contains("names no model on a hub"));
     place.gpt4roi(&["pull", "name"]).assert().code(2).stderr("error: name has no owner: expected ORG/NAME\n");
-    place.gpt4roi(&["pull", "nano"]).assert().code(2).stderr(contains("the embedded model answers where --model is left"));
+    place
+        .gpt4roi(&["pull", "nano"])
+        .assert()
+        .code(2)
+        .stderr(contains("the embedded model answers where --model is left"));
     place.gpt4roi(&["pull", "org/name", "--file", "x"]).assert().code(1).stderr(contains("has no file \"x\""));
     let mut offline = place.gpt4roi(&["pull", "org/name"]);
     offline.env("HF_HUB_OFFLINE", "1").assert().code(1).stderr(contains("hint: unset HF_HUB_OFFLINE"));

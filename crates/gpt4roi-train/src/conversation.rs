@@ -148,7 +148,7 @@ impl Converse {
 impl Objective for Converse {
     fn outcome(&self, index: u64) -> Result<Option<Outcome>> {
         let Some(lesson) = self.lessons.lesson(index)? else { return Ok(None) };
-        let image = self.network.encode_image(&lesson.image.pixel_values(&self.vision, &self.device)?)?;
+        let image = self.network.encode_image(&lesson.picture.open()?.pixel_values(&self.vision, &self.device)?)?;
         let mut metrics = Metrics::default();
         let regions = self.regions(&lesson, &image, &mut metrics)?;
         let of_features = regions.as_ref().map(|regions| self.feature_loss(&lesson, regions, &mut metrics));

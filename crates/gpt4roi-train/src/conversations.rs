@@ -9,7 +9,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use crate::{
     error::{Result, TrainError},
     init::mix,
-    lesson::{Counted, Lesson, Lessons},
+    lesson::{Counted, Lesson, Lessons, Sight},
     scenes::SceneSource,
 };
 
@@ -80,7 +80,8 @@ impl Conversations {
         let kinds = kinds(&packed, &conversations, &scene)?;
         let kinds = kinds.into_iter().flat_map(|kind| std::iter::repeat_n(kind, self.region_tokens)).collect();
         let counted = conversations.iter().map(counted).collect();
-        Ok(Lesson { image: Image::from_rgb(scene.image), packed, counted, kinds, whole: true, rng })
+        let picture = Sight::Drawn(Image::from_rgb(scene.image));
+        Ok(Lesson { picture, packed, counted, kinds, whole: true, rng })
     }
 }
 

@@ -87,7 +87,7 @@ impl Language {
     /// # Shapes
     /// → `[patches, H]`
     fn image_tokens(&self, lesson: &Lesson) -> Result<Tensor> {
-        let pixels = lesson.image.pixel_values(&self.vision, &self.device)?;
+        let pixels = lesson.picture.open()?.pixel_values(&self.vision, &self.device)?;
         Ok(self.network.encode_image(&pixels)?.image_tokens)
     }
 

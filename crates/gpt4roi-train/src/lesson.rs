@@ -1,12 +1,14 @@
 //! A picture and what is to be learned from it, whoever asked: what a stage of conversations needs of its source.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use gpt4roi::{Image, Network, llama::Llama};
-use gpt4roi_data::Packed;
+use gpt4roi_data::{Packed, records::Picture};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    error::Result,
+    error::{Result, TrainError},
     loss::{correct, cross_entropy},
     objective::Metrics,
 };
@@ -26,7 +28,7 @@ pub trait Lessons: Send + Sync {
 #[derive(Debug)]
 pub struct Lesson {
     /// The picture.
-    pub image: Image,
+    pub picture: Sight,
     /// All conversations about it as one sequence.
     pub packed: Packed,
     /// How the answers of each branch of `packed` are counted.
@@ -38,6 +40,28 @@ pub struct Lesson {
     pub whole: bool,
     /// Draws what else is random about this picture.
     pub rng: ChaCha8Rng,
+}
+
+/// A picture that need not be in memory before somebody looks at it: who learns texts alone never does.
+#[derive(Debug)]
+pub enum Sight {
+    /// One that was drawn.
+    Drawn(Image),
+    /// One in a file.
+    InFile(Arc<Picture>),
+}
+
+impl Sight {
+    /// The picture itself.
+    ///
+    /// # Errors
+    /// If its file can't be read.
+    pub fn open(&self) -> Result<Image> {
+        match self {
+            Self::Drawn(image) => Ok(image.clone()),
+            Self::InFile(picture) => picture.open().map_err(|error| TrainError::Data(error.to_string())),
+        }
+    }
 }
 
 /// Under which name right answers are counted.
@@ -189,8 +213,8 @@ mod tests {
             of(vec![round("What is in the picture?", "A dog.")]),
         ];
         let packed = pack(&transcripts, tokenizer, 4, 1).unwrap();
-        let (image, rng) = (tiny::picture(28), ChaCha8Rng::seed_from_u64(1));
-        Lesson { image, packed, counted: counted.into(), kinds: Vec::new(), whole: true, rng }
+        let (picture, rng) = (Sight::Drawn(tiny::picture(28)), ChaCha8Rng::seed_from_u64(1));
+        Lesson { picture, packed, counted: counted.into(), kinds: Vec::new(), whole: true, rng }
     }
 
     #[test]

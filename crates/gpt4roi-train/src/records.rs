@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Result, TrainError},
     init::mix,
-    lesson::{Counted, Lesson, Lessons},
+    lesson::{Counted, Lesson, Lessons, Sight},
     trainer::first_picture,
 };
 
@@ -50,7 +50,7 @@ fn dialogues_per_picture() -> usize {
 
 /// Every picture about which there is an answer, once per epoch, each time in another order.
 pub struct RecordLessons {
-    pictures: Vec<Picture>,
+    pictures: Vec<Arc<Picture>>,
     without_picture: usize,
     /// Whether any question is about a region.
     about_regions: bool,
@@ -66,7 +66,8 @@ pub struct RecordLessons {
 impl RecordLessons {
     /// Reads the files, and of every picture the header, and renders every conversation, so that a lost picture, a box
     /// outside of its picture, or a conversation that is too long for the model does not end a run that has begun. The
-    /// pictures themselves are opened when it is their turn. In a conversation one stands as so many patches.
+    /// pictures themselves are opened when it is their turn. In a conversation one stands as so many patches; where it
+    /// stands as none, what is learned are texts, and the pictures need not even be there.
     ///
     /// # Errors
     /// If a file can't be read or holds what is no record; if there is no answer in any of them; if a picture can't be
@@ -98,7 +99,7 @@ impl RecordLessons {
             region_tokens: config.region.tokens,
             max_positions: config.llama.max_position_embeddings,
             point_reach: config.region.point_reach,
-            pictures,
+            pictures: pictures.into_iter().map(Arc::new).collect(),
             without_picture,
         };
         lessons.check()?;
@@ -128,7 +129,7 @@ impl RecordLessons {
 
     /// What is wrong with a picture, or with what is said about it.
     fn problems(&self, picture: &Picture) -> Vec<String> {
-        let size = match size(picture) {
+        let size = match self.size(picture) {
             Ok(size) => size,
             Err(error) => return vec![error.to_string()],
         };
@@ -139,8 +140,19 @@ impl RecordLessons {
         problems
     }
 
+    /// The size of a picture, of which no more than the header is read. Where things lie in one that nobody sees plays
+    /// no part, so that it has the size that is stated, or is large enough for everything.
+    fn size(&self, picture: &Picture) -> std::result::Result<ImageSize, DataError> {
+        const ANY: ImageSize = ImageSize { width: 1 << 24, height: 1 << 24 };
+        if self.patches > 0 {
+            return size(picture);
+        }
+        let stated = picture.dialogues.iter().find_map(|dialogue| dialogue.stated_size.as_ref());
+        Ok(stated.map_or(ANY, |stated| stated.size))
+    }
+
     /// The picture of an index: a permutation of all of them per epoch, which needs no memory of what was before.
-    fn picture(&self, index: u64) -> &Picture {
+    fn picture(&self, index: u64) -> &Arc<Picture> {
         let (at, count) = (index.wrapping_sub(first_picture(self.seed)), self.pictures.len() as u64);
         &self.pictures[shuffled(at % count, count, mix(self.seed, at / count)) as usize]
     }
@@ -220,12 +232,12 @@ impl std::fmt::Debug for RecordLessons {
 impl Lessons for RecordLessons {
     fn lesson(&self, index: u64) -> Result<Option<Lesson>> {
         let (picture, mut rng) = (self.picture(index), ChaCha8Rng::seed_from_u64(mix(self.seed, index)));
-        let image = picture.open().map_err(data)?;
         let dialogues = some(&picture.dialogues, self.dialogues_per_picture, &mut rng);
-        let packed = self.pack(&dialogues, image.size()).map_err(TrainError::Data)?;
+        let packed = self.pack(&dialogues, self.size(picture).map_err(data)?).map_err(TrainError::Data)?;
         let counted = vec![Counted::Answers; dialogues.len()];
         let whole = !self.about_regions || !packed.boxes.is_empty();
-        Ok(Some(Lesson { image, packed, counted, kinds: Vec::new(), whole, rng }))
+        let picture = Sight::InFile(picture.clone());
+        Ok(Some(Lesson { picture, packed, counted, kinds: Vec::new(), whole, rng }))
     }
 }
 
@@ -345,6 +357,10 @@ mod tests {
     }
 
     fn lessons_for(config: &Config, files: &[PathBuf], most: usize) -> Result<RecordLessons> {
+        lessons_of_patches(config.vision.patches(), config, files, most)
+    }
+
+    fn lessons_of_patches(patches: usize, config: &Config, files: &[PathBuf], most: usize) -> Result<RecordLessons> {
         let files = RecordsConfig {
             files: files.to_vec(),
             images: None,
@@ -352,7 +368,7 @@ mod tests {
             split: None,
             dialogues_per_picture: most,
         };
-        RecordLessons::open(&files, config, config.vision.patches(), Arc::new(tiny::tokenizer()), 3)
+        RecordLessons::open(&files, config, patches, Arc::new(tiny::tokenizer()), 3)
     }
 
     fn said(image: &str, question: &str, answer: &str) -> Value {
@@ -481,6 +497,21 @@ mod tests {
         assert!(lessons(&[Path::new("nowhere.jsonl").into()], 1).unwrap_err().to_string().contains("nowhere.jsonl"));
     }
 
+    /// What they are about is not looked at, so that it may be lost, or lie elsewhere.
+    #[test]
+    fn texts_need_no_picture() {
+        let (_folder, files) = folder(&[&[
+            asked_about(&[("lost.png", [0, 0, 4000, 9])])[0].clone(),
+            said("lost.png", "What is in [0, 0, 9, 4000], and in [0.5, 0.5, 0.9, 0.9]?", "A cat."),
+        ]]);
+        let config = tiny::config(tiny::tokenizer().vocab_size());
+        let lessons = lessons_of_patches(0, &config, &files, 2).unwrap();
+        let lesson = lessons.lesson(first_picture(3)).unwrap().unwrap();
+        assert_eq!((lesson.packed.patches.len(), lesson.packed.boxes.len()), (0, 1 + 2));
+        assert_eq!(lesson.packed.answers.len(), 2);
+        assert!(lesson.picture.open().unwrap_err().to_string().contains("lost.png"));
+    }
+
     #[test]
     fn of_many_problems_the_first_are_told_and_the_others_counted() {
         let mut places = vec![("a.png", [0, 0, 40, 9]); 6];
@@ -514,6 +545,13 @@ mod tests {
             labels.display()
         );
         assert_eq!(error, expected);
+        // Of texts alone the picture is not looked at, and has the size that is stated.
+        let config = tiny::config(tiny::tokenizer().vocab_size());
+        let lesson = lessons_of_patches(0, &config, &[labels], 1).unwrap().lesson(first_picture(3)).unwrap().unwrap();
+        assert_eq!(
+            lesson.packed.boxes,
+            [BBox::from_normalized([2, 2, 11, 11].map(|edge| f64::from(edge) / 56.0)).unwrap()]
+        );
     }
 
     /// A photograph that lies on its side is held against its boxes as it is seen upright.
