@@ -8,13 +8,14 @@ use std::{
     time::Instant,
 };
 
-use clap::builder::FalseyValueParser;
+use clap::{ValueEnum, builder::FalseyValueParser};
 use gpt4roi_train::{Bar, Progress, StageConfig, Trainer, log::Record, open, resume};
 
 use crate::{
-    failure::{Stopped, tell},
+    failure::{Refusal, Stopped, tell},
     interrupts::StopRequest,
-    session::note_without_picture,
+    options::find_in_cache,
+    session::{note_without_picture, print},
 };
 
 /// Train one stage, as its configuration says
@@ -24,15 +25,19 @@ use crate::{
 /// killed goes on from its last checkpoint with --resume, and ends with the very same weights. Without it, a directory
 /// with checkpoints is refused.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub(crate) struct Args {
-    /// The stage: a TOML file, as in configs/
-    #[arg(value_name = "CONFIG")]
-    config: PathBuf,
+    /// The stage: a TOML file, as --template prints one to begin with
+    #[arg(value_name = "CONFIG", required_unless_present = "template")]
+    config: Option<PathBuf>,
 
     /// Where checkpoints, log and curve go
-    #[arg(long, value_name = "DIR", env = "GPT4ROI_OUT")]
-    out: PathBuf,
+    #[arg(long, value_name = "DIR", env = "GPT4ROI_OUT", required_unless_present = "template")]
+    out: Option<PathBuf>,
+
+    /// Print a stage to copy and to change, and train nothing
+    #[arg(long, value_name = "STAGE", env = "GPT4ROI_TEMPLATE")]
+    template: Option<Template>,
 
     /// A value that differs from the stage's, as TOML: `seed=2`, `model.region.shuffle=false`; any number of times
     #[arg(long, value_name = "KEY=VALUE", env = "GPT4ROI_SET", value_delimiter = ';')]
@@ -43,18 +48,52 @@ pub(crate) struct Args {
     resume: bool,
 }
 
+/// Stages that this program brings along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Template {
+    /// A model is tuned on people's own pictures
+    OwnData,
+    /// An adapter is trained beside a model, on people's own pictures
+    Adapter,
+    /// A small language model learns to draft for a larger one
+    Draft,
+}
+
+impl Template {
+    fn text(self) -> &'static str {
+        match self {
+            Self::OwnData => include_str!("../../../configs/own-data.toml"),
+            Self::Adapter => include_str!("../../../configs/adapter.toml"),
+            Self::Draft => include_str!("../../../configs/draft.toml"),
+        }
+    }
+}
+
+const USAGE: &str = "\
+gpt4roi train [OPTIONS] --out <DIR> <CONFIG>
+       gpt4roi train --template <STAGE>";
+
 const EXAMPLES: &str = "\
 Examples:
+  gpt4roi train --template own-data > own-data.toml
+  gpt4roi train own-data.toml --set 'records.files=[\"mine.jsonl\"]' --out runs/mine
   gpt4roi train configs/nano/0-tower.toml --out runs/nano/0-tower
   gpt4roi train configs/nano/0-tower.toml --out runs/nano/0-tower --resume
-  gpt4roi train configs/own-data.toml --set 'records.files=[\"mine.jsonl\"]' --out runs/mine
   gpt4roi train configs/adapter.toml --set 'model.like=\"gpt4roi-7b\"' --out runs/tuned
   gpt4roi train configs/ablation/3-joint.toml --set model.region.shuffle=false --out runs/no-shuffle";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    match (args.template, &args.config, &args.out) {
+        (Some(template), ..) => print(template.text()),
+        (None, Some(config), Some(out)) => train(&args, config, out),
+        _ => Err(Refusal::usage("expected a stage and --out").into()),
+    }
+}
+
+fn train(args: &Args, config: &Path, out: &Path) -> anyhow::Result<()> {
     keep_the_engine_on_one_thread()?;
     let begin = Instant::now();
-    let mut trainer = trainer(&args)?;
+    let mut trainer = trainer(args, config, out)?;
     note_without_picture(trainer.without_picture());
     // Until here nothing was learned that would be lost.
     let stop = StopRequest::listen(STOPPING)?;
@@ -62,7 +101,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if trainer.is_done() {
         return Ok(());
     }
-    let (step, steps, out) = (trainer.counters().step, trainer.steps(), args.out.display());
+    let (step, steps, out) = (trainer.counters().step, trainer.steps(), out.display());
     Err(Stopped(format!("stopped behind step {step} of {steps}; the same command with --resume goes on in {out}"))
         .into())
 }
@@ -99,16 +138,28 @@ impl Progress for Watched {
     }
 }
 
-fn trainer(args: &Args) -> anyhow::Result<Trainer> {
-    let stage = StageConfig::open_with(&args.config, &args.set)?;
+fn trainer(args: &Args, config: &Path, out: &Path) -> anyhow::Result<Trainer> {
+    let mut stage = StageConfig::open_with(config, &args.set)?;
     if args.resume {
-        if let Some(trainer) = resume(stage.clone(), &args.out)? {
+        // What the run began with may be gone by now.
+        stage.locate(|name| anyhow::Ok(place_of(name).unwrap_or_else(|_| name.to_owned())))?;
+        if let Some(trainer) = resume(stage.clone(), out)? {
             tell(&format!("going on behind step {}", trainer.counters().step));
             return Ok(trainer);
         }
-        tell(&format!("no checkpoint in {}: beginning at step 0", args.out.display()));
+        tell(&format!("no checkpoint in {}: beginning at step 0", out.display()));
     }
-    Ok(open(stage, &args.out)?)
+    stage.locate(place_of)?;
+    Ok(open(stage, out)?)
+}
+
+/// What a stage can name.
+const PLACES: &str = "a stage names a directory with a model, what another stage has put out, or \"embedded\", the model \
+    inside this program";
+
+/// Where a model lies that a stage names: a path that is there, or what `gpt4roi pull` has brought.
+fn place_of(name: &Path) -> anyhow::Result<PathBuf> {
+    if name.exists() { Ok(name.to_owned()) } else { find_in_cache(name, PLACES) }
 }
 
 /// How the tensor engine is told how many threads it may have; it reads this once, and nothing else.

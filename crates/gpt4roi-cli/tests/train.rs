@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output},
 };
 
@@ -72,98 +72,158 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What a run's log says of every step, but for how long it took.
-#[cfg(unix)]
-fn steps(run: &Path) -> Vec<serde_json::Value> {
-    let log = fs::read_to_string(run.join("log.jsonl")).unwrap_or_default();
-    let step = |line: &str| {
-        let mut step: serde_json::Value = serde_json::from_str(line).ok()?;
-        ["seconds", "pictures_per_second"].iter().for_each(|time| step[*time] = 0.into());
-        Some(step)
+/// The program alone, in an empty directory.
+#[test]
+fn who_has_nothing_but_the_program_trains_with_it() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let run = |arguments: &[&str]| {
+        let output = place.gpt4roi(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+        output.stdout
     };
-    log.lines().filter_map(step).collect()
+    run(&["scenes", "--seed", "5", "--count", "2", "--out", "scenes"]);
+    let few = ["--set", "batch=2", "--set", "records.dialogues_per_picture=1", "--set", "epochs=1"];
+    for (stage, changes, result) in [
+        ("own-data", &few[..], "model/vision_tower/model.safetensors"),
+        ("adapter", &few, "model/adapter_model.safetensors"),
+        ("draft", &["--set", "steps=1", "--set", "batch=1"], "model/tokenizer.model"),
+    ] {
+        fs::write(place.path("stage.toml"), run(&["train", "--template", stage])).unwrap();
+        run(&[&["train", "stage.toml", "--out", "run"], changes].concat());
+        run(&["export", "run", "--out", "model"]);
+        assert!(place.path(result).is_file(), "{stage}");
+        ["run", "model"].iter().for_each(|name| fs::remove_dir_all(place.path(name)).unwrap());
+    }
+}
+
+/// As the cache of a hub's other clients has it.
+#[test]
+fn a_stage_names_a_model_as_a_hub_does() {
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    let place = Place::new();
+    let folder = place.path("cache/models--org--small");
+    fs::create_dir_all(folder.join("refs")).unwrap();
+    fs::create_dir_all(folder.join("snapshots")).unwrap();
+    fs::write(folder.join("refs/main"), COMMIT).unwrap();
+    fs::rename(place.path("model"), folder.join("snapshots").join(COMMIT)).unwrap();
+    let train = |out: &str, name: &str| {
+        let mut command = place.train(out, 1);
+        command.env("HF_HUB_CACHE", place.path("cache")).args(["--set", &format!("model.like={name:?}")]);
+        command
+    };
+    let output = train("run", "org/small").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let config = fs::read_to_string(place.path("run/checkpoints/step-00000001/adapter_config.json")).unwrap();
+    assert!(config.contains(r#""base_model_name_or_path": "org/small""#), "{config}");
+    let output = train("other", "org/large").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    for part in
+        ["org/large is neither a directory nor a model in the cache", "`gpt4roi pull org/large`", "\"embedded\""]
+    {
+        assert!(said(&output).contains(part), "{}", said(&output));
+    }
 }
 
 #[cfg(unix)]
-fn checkpoints(run: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten();
-    let mut all: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-    all.retain(|path| path.file_name().unwrap().to_string_lossy().starts_with("step-"));
-    all.sort();
-    all
-}
+mod told_to_stop {
+    use std::{
+        io::{BufRead, BufReader},
+        path::Path,
+        process::{Child, Stdio},
+        thread::sleep,
+        time::{Duration, Instant},
+    };
 
-/// A run in the background.
-#[cfg(unix)]
-struct Running(std::process::Child);
+    use super::*;
 
-#[cfg(unix)]
-impl Running {
-    fn start(mut command: Command) -> Self {
-        Self(command.stderr(std::process::Stdio::piped()).spawn().unwrap())
+    /// What a run's log says of every step, but for how long it took.
+    fn steps(run: &Path) -> Vec<serde_json::Value> {
+        let log = fs::read_to_string(run.join("log.jsonl")).unwrap_or_default();
+        let step = |line: &str| {
+            let mut step: serde_json::Value = serde_json::from_str(line).ok()?;
+            ["seconds", "pictures_per_second"].iter().for_each(|time| step[*time] = 0.into());
+            Some(step)
+        };
+        log.lines().filter_map(step).collect()
     }
 
-    fn until(&mut self, happened: impl Fn() -> bool) {
-        let begin = std::time::Instant::now();
-        while !happened() {
-            assert!(begin.elapsed() < std::time::Duration::from_secs(60), "it never happened");
-            assert!(self.0.try_wait().unwrap().is_none(), "it ended before that");
-            std::thread::sleep(std::time::Duration::from_millis(5));
+    fn checkpoints(run: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten();
+        let mut all: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        all.retain(|path| path.file_name().unwrap().to_string_lossy().starts_with("step-"));
+        all.sort();
+        all
+    }
+
+    /// A run in the background.
+    struct Running(Child);
+
+    impl Running {
+        fn start(mut command: Command) -> Self {
+            Self(command.stderr(Stdio::piped()).spawn().unwrap())
+        }
+
+        fn until(&mut self, happened: impl Fn() -> bool) {
+            let begin = Instant::now();
+            while !happened() {
+                assert!(begin.elapsed() < Duration::from_secs(60), "it never happened");
+                assert!(self.0.try_wait().unwrap().is_none(), "it ended before that");
+                sleep(Duration::from_millis(5));
+            }
+        }
+
+        fn signal(&self, signal: &str) {
+            assert!(Command::new("kill").args(["-s", signal, &self.0.id().to_string()]).status().unwrap().success());
         }
     }
 
-    fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args(["-s", signal, &self.0.id().to_string()]).status().unwrap().success());
+    #[test]
+    fn a_run_that_is_told_to_stop_loses_nothing() {
+        const STEPS: u64 = 150;
+        let place = Place::new();
+        let whole = place.train("whole", STEPS).output().unwrap();
+        assert_eq!(whole.status.code(), Some(0), "{}", said(&whole));
+        assert_eq!(steps(&place.path("whole")).len() as u64, STEPS);
+        for signal in ["INT", "TERM"] {
+            let run = place.path(signal);
+            let mut running = Running::start(place.train(signal, STEPS));
+            running.until(|| !steps(&run).is_empty());
+            running.signal(signal);
+            let stopped = running.0.wait_with_output().unwrap();
+            assert_eq!(stopped.status.code(), Some(130), "{}", said(&stopped));
+            let done = steps(&run).len();
+            let told =
+                format!("stopped behind step {done} of {STEPS}; the same command with --resume goes on in {signal}");
+            assert!(said(&stopped).contains(&told), "{}", said(&stopped));
+            let last = checkpoints(&run).pop().unwrap();
+            assert!(last.ends_with(format!("step-{done:08}")), "{} behind step {done}", last.display());
+
+            let resumed = place.train(signal, STEPS).arg("--resume").output().unwrap();
+            assert_eq!(resumed.status.code(), Some(0), "{}", said(&resumed));
+            assert!(said(&resumed).contains(&format!("going on behind step {done}")), "{}", said(&resumed));
+            assert!(steps(&run) == steps(&place.path("whole")), "another loss at some step");
+            let [learned, expected] = [run, place.path("whole")]
+                .map(|run| fs::read(checkpoints(&run).pop().unwrap().join("adapter_model.safetensors")).unwrap());
+            assert!(learned == expected, "other weights");
+        }
     }
-}
 
-#[test]
-#[cfg(unix)]
-fn a_run_that_is_told_to_stop_loses_nothing() {
-    const STEPS: u64 = 150;
-    let place = Place::new();
-    let whole = place.train("whole", STEPS).output().unwrap();
-    assert_eq!(whole.status.code(), Some(0), "{}", said(&whole));
-    assert_eq!(steps(&place.path("whole")).len() as u64, STEPS);
-    for signal in ["INT", "TERM"] {
-        let run = place.path(signal);
-        let mut running = Running::start(place.train(signal, STEPS));
-        running.until(|| !steps(&run).is_empty());
-        running.signal(signal);
-        let stopped = running.0.wait_with_output().unwrap();
-        assert_eq!(stopped.status.code(), Some(130), "{}", said(&stopped));
-        let done = steps(&run).len();
-        let told = format!("stopped behind step {done} of {STEPS}; the same command with --resume goes on in {signal}");
-        assert!(said(&stopped).contains(&told), "{}", said(&stopped));
-        let last = checkpoints(&run).pop().unwrap();
-        assert!(last.ends_with(format!("step-{done:08}")), "{} behind step {done}", last.display());
-
-        let resumed = place.train(signal, STEPS).arg("--resume").output().unwrap();
-        assert_eq!(resumed.status.code(), Some(0), "{}", said(&resumed));
-        assert!(said(&resumed).contains(&format!("going on behind step {done}")), "{}", said(&resumed));
-        assert!(steps(&run) == steps(&place.path("whole")), "another loss at some step");
-        let [learned, expected] = [run, place.path("whole")]
-            .map(|run| fs::read(checkpoints(&run).pop().unwrap().join("adapter_model.safetensors")).unwrap());
-        assert!(learned == expected, "other weights");
+    /// A step of so many pictures takes far longer than the test.
+    #[test]
+    fn whoever_wants_it_twice_need_not_wait() {
+        let place = Place::new();
+        let run = place.path("run");
+        let mut command = place.train("run", 3);
+        command.args(["--set", "batch=100000"]);
+        let mut running = Running::start(command);
+        running.until(|| run.join("log.jsonl").is_file()); // it has begun, and hears signals
+        running.signal("INT");
+        let mut line = String::new();
+        let mut told = BufReader::new(running.0.stderr.take().unwrap());
+        told.read_line(&mut line).unwrap();
+        assert!(line.contains("once more ends at once"), "{line}");
+        running.signal("INT");
+        assert_eq!(running.0.wait().unwrap().code(), Some(130));
+        assert!(checkpoints(&run).is_empty(), "of a step that never ended");
     }
-}
-
-/// A step of so many pictures takes far longer than the test.
-#[test]
-#[cfg(unix)]
-fn whoever_wants_it_twice_need_not_wait() {
-    let place = Place::new();
-    let run = place.path("run");
-    let mut command = place.train("run", 3);
-    command.args(["--set", "batch=100000"]);
-    let mut running = Running::start(command);
-    running.until(|| run.join("log.jsonl").is_file()); // it has begun, and hears signals
-    running.signal("INT");
-    let mut line = String::new();
-    let mut told = std::io::BufReader::new(running.0.stderr.take().unwrap());
-    std::io::BufRead::read_line(&mut told, &mut line).unwrap();
-    assert!(line.contains("once more ends at once"), "{line}");
-    running.signal("INT");
-    assert_eq!(running.0.wait().unwrap().code(), Some(130));
-    assert!(checkpoints(&run).is_empty(), "of a step that never ended");
 }

@@ -19,6 +19,7 @@ use crate::{
     checkpoint::last_or_self,
     config::{Source, StageConfig},
     error::Result,
+    model_name::ModelName,
 };
 
 /// What is learned beside the model.
@@ -66,10 +67,10 @@ impl AdapterSettings {
     /// is taken of it beside the layers, and an adapter whose changes have another weight.
     pub(crate) fn check_source(&self, stage: &StageConfig, source: &Source) -> Result<()> {
         let refuse = |expected: &str, got: &str| {
-            let got = format!("{got} in {}", source.path.display());
+            let got = format!("{got} in {}", source.path);
             Err(stage.refusal("init.from", expected, &got))
         };
-        let path = last_or_self(&source.path)?;
+        let path = last_or_self(source.path.place())?;
         if !path.join(CONFIG).is_file() {
             let of_layers = source.take.is_empty() || source.take.iter().any(|prefix| overlap(prefix, "model.layers."));
             let expected = "an adapter, or with `take` what is not in `model.layers.`";
@@ -87,8 +88,8 @@ impl AdapterSettings {
     /// What stands beside the weights of an adapter of this stage.
     pub(crate) fn config(&self, stage: &StageConfig) -> AdapterConfig {
         let replaced: Vec<_> = stage.trainable.iter().map(|prefix| prefix.trim_end_matches('.').to_owned()).collect();
-        let base = stage.model.like.as_ref().map_or_else(|| "embedded".into(), |like| like.display().to_string());
-        AdapterConfig::new(self.rank, self.alpha, &self.targets, &replaced, &base)
+        let base = stage.model.like.clone().unwrap_or_else(ModelName::embedded);
+        AdapterConfig::new(self.rank, self.alpha, &self.targets, &replaced, &base.to_string())
     }
 }
 
@@ -307,7 +308,7 @@ mod tests {
         let stage = |trainable| StageConfig { steps: 1, ..tiny::stage_of_adapter(&base, trainable) };
         run(open(stage(&["model.spi_module."]), &first));
         let mut later = stage(&[]);
-        later.init.from = vec![crate::config::Source { path: first.clone(), take: Vec::new() }];
+        later.init.from = vec![crate::config::Source { path: first.clone().into(), take: Vec::new() }];
         run(open(later, &second));
         let read = |out: &Path| crate::checkpoint::read_parameters(&last(out)).unwrap();
         let (before, after) = (read(&first), read(&second));

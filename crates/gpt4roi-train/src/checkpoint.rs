@@ -15,16 +15,18 @@ use gpt4roi::{
     Config,
     adapter::{self, AdapterConfig, model_name, stored_name},
     config::LlamaConfig,
-    model::tower_directory,
+    model::{ModelFiles as Files, tower_directory},
+    nano::NANO,
     staging::{self, rename_directory},
     tokenizer::Tokenizer,
-    weights::{self, TensorSource, WeightsError, is_leftover_of_model, is_leftover_of_tower},
+    weights::{self, TensorSource, WeightsError, WeightsResult, is_leftover_of_model, is_leftover_of_tower},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{InitConfig, StageConfig},
     error::{Result, TrainError},
+    model_name::ModelName,
     parameters::{begins, check_prefixes},
 };
 
@@ -119,6 +121,23 @@ const TOKENIZER: &str = "tokenizer.model";
 const ADDED_TOKENS: &str = "added_tokens.json";
 
 impl TokenizerFiles {
+    /// Those of a model, which is no pair of GGUF files: they have the tokenizer in another form.
+    ///
+    /// # Errors
+    /// If it is one, or if a file can't be read.
+    pub fn of(files: &Files) -> Result<Self> {
+        match files {
+            Files::Embedded(files) => {
+                Ok(Self { model: files.tokenizer.to_vec(), added_tokens: files.added_tokens.to_owned() })
+            }
+            Files::Directory(directory) => Self::read(directory),
+            Files::Gguf { language: file, .. } | Files::Adapted { adapter: file, .. } => {
+                let expected = "expected a model directory in the published layout";
+                Err(TrainError::checkpoint(file, format!("{expected}; beside GGUF files an adapter can be trained")))
+            }
+        }
+    }
+
     /// Reads the files of a directory.
     pub fn read(directory: &Path) -> Result<Self> {
         let read = |name: &str| {
@@ -227,11 +246,7 @@ pub(crate) fn step_of(path: &Path) -> Option<u64> {
 pub fn read_sources(stage: &str, init: &InitConfig) -> Result<Tensors> {
     let mut taken = Tensors::new();
     for source in &init.from {
-        let path = last_or_self(&source.path)?;
-        let files = parameter_files(&path)?;
-        if files.is_empty() {
-            return Err(TrainError::checkpoint(path, "neither a model, nor a stage's output with a checkpoint"));
-        }
+        let files = source_files(&source.path)?;
         let names = || files.iter().flat_map(|file| file.tensors().map(|(name, ..)| model_name(name).unwrap_or(name)));
         check_prefixes(stage, "init.from.take", &source.take, names)?;
         let wanted = |name: &str| (source.take.is_empty() || begins(name, &source.take)) && !begins(name, &init.fresh);
@@ -240,6 +255,21 @@ pub fn read_sources(stage: &str, init: &InitConfig) -> Result<Tensors> {
         }
     }
     Ok(taken)
+}
+
+/// Where the tensors stand that a stage begins with.
+fn source_files(name: &ModelName) -> Result<Vec<weights::Checkpoint>> {
+    if name.is_embedded() {
+        let open = |(name, bytes)| weights::Checkpoint::from_bytes(name, bytes, &Device::Cpu);
+        return Ok([(MODEL, NANO.model), (TOWER, NANO.tower)].map(open).into_iter().collect::<WeightsResult<_>>()?);
+    }
+    let path = last_or_self(name.place())?;
+    match parameter_files(&path)? {
+        files if files.is_empty() => {
+            Err(TrainError::checkpoint(path, "neither a model, nor a stage's output with a checkpoint"))
+        }
+        files => Ok(files),
+    }
 }
 
 /// The last checkpoint of the stage whose output directory `path` is, or `path` itself.

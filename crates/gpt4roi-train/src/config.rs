@@ -13,6 +13,7 @@ use crate::{
     adapter::AdapterSettings,
     error::{Result, TrainError},
     init::InitChoices,
+    model_name::ModelName,
     objective::{ConverseConfig, ObjectiveConfig, TextConfig},
     optimizer::{Group, OptimizerConfig, Rule},
     records::RecordsConfig,
@@ -82,15 +83,14 @@ pub struct ModelConfig {
     /// A built-in set of dimensions.
     #[serde(default)]
     pub preset: Option<Preset>,
-    /// In its place a model directory, whose dimensions and tokenizer the model has, relative to the working
-    /// directory. What an adapter is trained beside may also be a pair of GGUF files; without a name it is the small
-    /// model inside this program.
+    /// In its place a model, whose dimensions and tokenizer the model has. What an adapter is trained beside may also be
+    /// a pair of GGUF files; without a name it is the embedded model.
     #[serde(default)]
-    pub like: Option<PathBuf>,
-    /// Beside a preset, a directory with `tokenizer.model` and `added_tokens.json`, relative to the working directory.
-    /// Only a stage that trains nothing but the tower can do without.
+    pub like: Option<ModelName>,
+    /// Beside a preset, a model whose tokenizer is taken, or a directory with no more than its `tokenizer.model` and
+    /// `added_tokens.json`. Only a stage that trains nothing but the tower can do without.
     #[serde(default)]
-    pub tokenizer: Option<PathBuf>,
+    pub tokenizer: Option<ModelName>,
     /// What the region module has that the preset's has not, by the fields of `"region"` in `config.json`: pieces left
     /// out, other sizes. See [`gpt4roi::config::RegionConfig`].
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
@@ -162,9 +162,9 @@ pub struct InitConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// The output directory of a stage, whose last checkpoint counts, or a model directory: safetensors or torch
-    /// pickles, whole or in shards, with the tower in a directory of its own.
-    pub path: PathBuf,
+    /// The output directory of a stage, whose last checkpoint counts, or a model: the embedded one, or a directory with
+    /// safetensors or torch pickles, whole or in shards, and the tower in a directory of its own.
+    pub path: ModelName,
     /// Beginnings of the names taken; empty means all.
     #[serde(default)]
     pub take: Vec<String>,
@@ -244,6 +244,19 @@ impl StageConfig {
         }
         stage.check()?;
         Ok(stage)
+    }
+
+    /// Puts each model where `place_of` finds it by its name, but for the embedded one, which needs no place.
+    ///
+    /// # Errors
+    /// That of `place_of`.
+    pub fn locate<E>(
+        &mut self,
+        place_of: impl Fn(&Path) -> std::result::Result<PathBuf, E>,
+    ) -> std::result::Result<(), E> {
+        let ModelConfig { like, tokenizer, .. } = &mut self.model;
+        let sources = self.init.from.iter_mut().map(|source| &mut source.path);
+        like.iter_mut().chain(tokenizer).chain(sources).try_for_each(|name| name.locate(&place_of))
     }
 
     /// Refuses values that would only fail later, or never.
@@ -430,6 +443,24 @@ mod tests {
         for path in configs() {
             StageConfig::open(&path).unwrap_or_else(|error| panic!("{error}"));
         }
+    }
+
+    /// A place of its own changes no name: what is written down of a stage is what somebody called its models.
+    #[test]
+    fn models_are_looked_for_by_their_names() {
+        let path = configs().into_iter().find(|path| path.ends_with("own-data.toml")).unwrap();
+        let from = r#"init.from=[{ path = "org/other@main" }, { path = "./embedded" }]"#;
+        let mut stage = StageConfig::open_with(&path, &[from.to_owned()]).unwrap();
+        stage.locate(|name| Ok::<_, TrainError>(Path::new("cache").join(name))).unwrap();
+        let [like, other, directory] =
+            [stage.model.like.as_ref().unwrap(), &stage.init.from[0].path, &stage.init.from[1].path];
+        assert_eq!((like, like.place()), (&ModelName::embedded(), Path::new("embedded")));
+        assert_eq!((other.to_string().as_str(), other.place()), ("org/other@main", Path::new("cache/org/other@main")));
+        assert!(!directory.is_embedded() && directory.place() == Path::new("cache/./embedded"));
+        let written = serde_json::to_value(&stage).unwrap();
+        assert_eq!(written["init"]["from"][0]["path"], "org/other@main");
+        let refused = stage.locate(|name| Err(name.to_owned())).unwrap_err();
+        assert_eq!(refused, Path::new("org/other@main"));
     }
 
     #[test]

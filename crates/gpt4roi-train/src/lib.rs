@@ -36,6 +36,7 @@ pub mod lesson;
 pub mod log;
 pub mod looks;
 pub mod loss;
+pub mod model_name;
 pub mod muon;
 pub mod objective;
 pub mod optimizer;
@@ -58,6 +59,7 @@ pub use crate::{
     config::StageConfig,
     error::{Result, TrainError},
     export::export,
+    model_name::ModelName,
     progress::{Bar, Progress, Silent},
     stage::{open, resume},
     trainer::Trainer,

@@ -25,6 +25,7 @@ use crate::{
     init::Initializer,
     lesson::Lessons,
     looks::Looks,
+    model_name::ModelName,
     objective::{Converse, Language, Objective, ObjectiveConfig, Patches, Text},
     parameters::{Origin, Parameters, check_prefixes},
     records::RecordLessons,
@@ -39,8 +40,8 @@ use crate::{
 /// # Errors
 /// If a file is missing or damaged, if the stage asks for what can't be, or if a run is in `out` already.
 pub fn open(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Trainer> {
-    let like = stage.model.like.clone();
-    Plan::of(stage, like.as_deref())?.begin(out.into())
+    let like = stage.model.like.as_ref().map(ModelName::files).transpose()?;
+    Plan::of(stage, like)?.begin(out.into())
 }
 
 /// Builds a stage that goes on from the last complete checkpoint below `out`; none if there is none.
@@ -54,8 +55,11 @@ pub fn resume(stage: StageConfig, out: impl Into<PathBuf>) -> Result<Option<Trai
     let Some(checkpoint) = complete(&checkpoints_below(&out))?.pop() else { return Ok(None) };
     // The checkpoint is a model directory of the same dimensions, and the one that they came from may be gone.
     let is_model = checkpoint.join("config.json").is_file();
-    let like = stage.model.like.clone().map(|like| if is_model { checkpoint } else { like });
-    Plan::of(stage, like.as_deref())?.go_on(out)
+    let like = match &stage.model.like {
+        Some(_) if is_model => Some(Files::Directory(checkpoint)),
+        like => like.as_ref().map(ModelName::files).transpose()?,
+    };
+    Plan::of(stage, like)?.go_on(out)
 }
 
 /// A stage with what it is made of, before there are tensors.
@@ -78,15 +82,16 @@ enum Pictures {
 
 impl Plan {
     /// `like` has the model's dimensions, if no preset has them.
-    fn of(stage: StageConfig, like: Option<&Path>) -> Result<Self> {
+    fn of(stage: StageConfig, like: Option<Files>) -> Result<Self> {
         stage.check()?;
         if stage.adapter.is_some() {
-            return Self::beside(stage, like.map_or(Ok(Files::Embedded(NANO)), Files::at)?);
+            return Self::beside(stage, like.unwrap_or(Files::Embedded(NANO)));
         }
-        let files = like.or(stage.model.tokenizer.as_deref()).map(TokenizerFiles::read).transpose()?;
+        let tokenizer = stage.model.tokenizer.as_ref().map(ModelName::files).transpose()?;
+        let files = like.as_ref().or(tokenizer.as_ref()).map(TokenizerFiles::of).transpose()?;
         let tokens = files.as_ref().map(TokenizerFiles::tokenizer).transpose()?.map_or(0, |all| all.vocab_size());
         let config = match (like, stage.model.preset) {
-            (Some(directory), _) => Files::Directory(directory.into()).config()?,
+            (Some(files), _) => files.config()?,
             (None, Some(preset)) => preset.config(tokens),
             (None, None) => return Err(stage.refusal("model", "either `preset` or `like`", "neither")),
         };
@@ -399,7 +404,7 @@ mod tests {
         let tiny = tiny::stage(stage.objective.clone(), &[]);
         let mut stage = StageConfig { steps: 1, batch: 3, model: tiny.model, scenes: tiny.scenes, ..stage };
         for source in &mut stage.init.from {
-            source.path = runs.join(source.path.strip_prefix("runs").unwrap());
+            source.path = runs.join(source.path.place().strip_prefix("runs").unwrap()).into();
         }
         stage.init.choices.place_channels = stage.init.choices.place_channels.min(2);
         stage.init.words_over = stage.init.words_over.min(24);
@@ -590,8 +595,8 @@ mod tests {
         let like = || {
             let mut stage = stage();
             (stage.model.preset, stage.model.tokenizer) = (None, None);
-            stage.model.like = Some(model.clone());
-            stage.init.from = vec![crate::config::Source { path: model.clone(), take: Vec::new() }];
+            stage.model.like = Some(model.clone().into());
+            stage.init.from = vec![crate::config::Source { path: model.clone().into(), take: Vec::new() }];
             stage.init.fresh.clear();
             stage
         };

@@ -99,7 +99,7 @@ pub(crate) fn stage(objective: ObjectiveConfig, trainable: &[&str]) -> StageConf
         model: ModelConfig {
             preset: Some(Preset::Nano),
             like: None,
-            tokenizer: Some(models()),
+            tokenizer: Some(models().into()),
             region: serde_json::Map::new(),
         },
         trainable: trainable.iter().map(|prefix| prefix.to_string()).collect(),
