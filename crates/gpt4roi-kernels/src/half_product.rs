@@ -1,5 +1,9 @@
 //! Rows of 16-bit numbers, multiplied with few rows of activations or mixed into one, for each kind of processor.
 
+#[cfg(target_arch = "aarch64")]
+use crate::half_lanes::neon;
+#[cfg(target_arch = "x86_64")]
+use crate::half_lanes::{avx2, avx512};
 use crate::{half_matrix::HalfFormat, remembered::StridedRows, simd::sum2};
 
 /// Rows of weights that are multiplied together.
@@ -14,6 +18,9 @@ pub(crate) enum Level {
     /// Registers of eight values, and instructions that widen half precision.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// Registers of four values, and instructions that widen half precision.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// What every processor has.
     Portable,
 }
@@ -27,7 +34,9 @@ impl Level {
             let avx512 = has!("avx512f") && has!("avx2");
             [(Self::Avx512, avx512), (Self::Avx2, has!("avx2") && has!("fma") && has!("f16c"))]
         };
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let vector = [(Self::Neon, true)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let vector = [];
         vector.into_iter().filter(|(_, there)| *there).map(|(level, _)| level).chain([Self::Portable])
     }
@@ -45,16 +54,22 @@ impl Level {
         let columns = weights[0].len();
         assert!(weights.iter().all(|row| row.len() == columns) && x.len() == columns * sums.len());
         sums.fill([0.0; ROWS]);
-        match self {
-            _ if columns == 0 => {}
+        if columns == 0 {
+            return;
+        }
+        let done = match self {
             // SAFETY: A level that is not portable comes from `available`, which has asked the processor.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { avx512::dots(format, weights, x, sums) },
             // SAFETY: As above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { avx2::dots(format, weights, x, sums) },
-            Self::Portable => add_portable(format, weights, (x, columns), 0, sums),
-        }
+            // SAFETY: Every processor of this architecture has NEON.
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => unsafe { neon::dots(format, weights, x, sums) },
+            Self::Portable => 0,
+        };
+        add_portable(format, weights, (x, columns), done, sums);
     }
 
     /// The product of one x with every row.
@@ -78,7 +93,7 @@ impl Level {
         assert!(out.len() == rows.columns && rows.columns <= rows.stride);
         let Some(last) = weights.len().checked_sub(1) else { return };
         assert!(last * rows.stride + rows.columns <= rows.values.len(), "{} rows in {rows:?}", weights.len());
-        match self {
+        let done = match self {
             // SAFETY: A level that is not portable comes from `available`, which has asked the processor; the rows lie
             // inside the slice.
             #[cfg(target_arch = "x86_64")]
@@ -86,8 +101,12 @@ impl Level {
             // SAFETY: As above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { avx2::add_rows(format, rows, weights, out) },
-            Self::Portable => add_rows_portable(format, rows, weights, 0, out),
-        }
+            // SAFETY: Every processor of this architecture has NEON; the rows lie inside the slice.
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => unsafe { neon::add_rows(format, rows, weights, out) },
+            Self::Portable => 0,
+        };
+        add_rows_portable(format, rows, weights, done, out);
     }
 }
 
@@ -126,298 +145,9 @@ fn add_rows_portable(format: HalfFormat, rows: StridedRows<'_, u16>, weights: &[
     }
 }
 
-/// A format that is known when a loop is compiled.
-#[cfg(target_arch = "x86_64")]
-trait Stored {
-    const FORMAT: HalfFormat;
-}
-
-#[cfg(target_arch = "x86_64")]
-struct F16;
-
-#[cfg(target_arch = "x86_64")]
-impl Stored for F16 {
-    const FORMAT: HalfFormat = HalfFormat::F16;
-}
-
-#[cfg(target_arch = "x86_64")]
-struct Bf16;
-
-#[cfg(target_arch = "x86_64")]
-impl Stored for Bf16 {
-    const FORMAT: HalfFormat = HalfFormat::Bf16;
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::*;
-
-    const LANES: usize = 16;
-    /// Rows of x whose sums stay in registers together.
-    const TOGETHER: usize = 4;
-
-    #[target_feature(enable = "avx512f,avx2")]
-    pub(super) fn dots(format: HalfFormat, weights: [&[u16]; ROWS], x: &[f32], sums: &mut [[f32; ROWS]]) {
-        match format {
-            HalfFormat::F16 => whole_registers::<F16>(weights, x, sums),
-            HalfFormat::Bf16 => whole_registers::<Bf16>(weights, x, sums),
-        }
-        let columns = weights[0].len();
-        add_portable(format, weights, (x, columns), columns / LANES * LANES, sums);
-    }
-
-    #[target_feature(enable = "avx512f,avx2")]
-    fn whole_registers<S: Stored>(weights: [&[u16]; ROWS], x: &[f32], sums: &mut [[f32; ROWS]]) {
-        let columns = weights[0].len();
-        let (many, few) = sums.as_chunks_mut::<TOGETHER>();
-        let (of_many, of_few) = x.split_at(many.len() * TOGETHER * columns);
-        for (x, sums) in of_many.chunks_exact(TOGETHER * columns).zip(many) {
-            rows::<S, TOGETHER>(weights, x, sums);
-        }
-        for (x, sums) in of_few.chunks_exact(columns).zip(few.as_chunks_mut::<1>().0) {
-            rows::<S, 1>(weights, x, sums);
-        }
-    }
-
-    #[inline(never)]
-    #[target_feature(enable = "avx512f,avx2")]
-    fn rows<S: Stored, const N: usize>(weights: [&[u16]; ROWS], x: &[f32], sums: &mut [[f32; ROWS]; N]) {
-        let columns = weights[0].len();
-        let x: [&[f32]; N] = std::array::from_fn(|row| &x[row * columns..][..columns]);
-        let mut totals = [[_mm512_setzero_ps(); ROWS]; N];
-        for place in (0..columns / LANES).map(|register| register * LANES) {
-            let mut wide = [_mm512_setzero_ps(); ROWS];
-            for (wide, bits) in wide.iter_mut().zip(weights) {
-                // SAFETY: Whole registers end before the row's last column.
-                *wide = widen::<S>(unsafe { _mm256_loadu_si256(bits[place..].as_ptr().cast()) });
-            }
-            for (totals, x) in totals.iter_mut().zip(x) {
-                // SAFETY: As above; a row of x has as many columns.
-                let x = unsafe { _mm512_loadu_ps(x[place..].as_ptr()) };
-                for (total, wide) in totals.iter_mut().zip(wide) {
-                    *total = _mm512_fmadd_ps(wide, x, *total);
-                }
-            }
-        }
-        for (sums, totals) in sums.iter_mut().zip(totals) {
-            for (sum, total) in sums.iter_mut().zip(totals) {
-                *sum = _mm512_reduce_add_ps(total);
-            }
-        }
-    }
-
-    /// Registers of columns whose sums stay where they are while all rows go by.
-    const BESIDE: usize = 8;
-
-    /// # Safety
-    /// The last row has to end inside the slice, and `out` to have a place for every column.
-    #[target_feature(enable = "avx512f,avx2")]
-    pub(super) unsafe fn add_rows(format: HalfFormat, rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
-        // SAFETY: As the caller promises.
-        match format {
-            HalfFormat::F16 => unsafe { add_registers::<F16>(rows, weights, out) },
-            HalfFormat::Bf16 => unsafe { add_registers::<Bf16>(rows, weights, out) },
-        }
-        add_rows_portable(format, rows, weights, rows.columns / LANES * LANES, out);
-    }
-
-    /// # Safety
-    /// As for `add_rows`.
-    #[target_feature(enable = "avx512f,avx2")]
-    unsafe fn add_registers<S: Stored>(rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
-        let whole = out.as_chunks_mut::<LANES>().0;
-        let (many, few) = whole.as_chunks_mut::<BESIDE>();
-        let first_of_few = many.len() * BESIDE * LANES;
-        for (index, out) in many.iter_mut().enumerate() {
-            // SAFETY: These columns are among the row's.
-            unsafe { add_columns::<S, BESIDE>(rows, index * BESIDE * LANES, weights, out) };
-        }
-        for (index, out) in few.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-            // SAFETY: As above.
-            unsafe { add_columns::<S, 1>(rows, first_of_few + index * LANES, weights, out) };
-        }
-    }
-
-    /// # Safety
-    /// In every row there have to be N registers of columns from `start` on.
-    #[inline(never)]
-    #[target_feature(enable = "avx512f,avx2")]
-    unsafe fn add_columns<S: Stored, const N: usize>(
-        rows: StridedRows<'_, u16>,
-        start: usize,
-        weights: &[f32],
-        out: &mut [[f32; LANES]; N],
-    ) {
-        // SAFETY: An array of sixteen floats is a register.
-        let mut totals = out.each_ref().map(|out| unsafe { _mm512_loadu_ps(out.as_ptr()) });
-        for (row, &weight) in weights.iter().enumerate() {
-            let weight = _mm512_set1_ps(weight);
-            for (register, total) in totals.iter_mut().enumerate() {
-                let place = row * rows.stride + start + register * LANES;
-                // SAFETY: The caller promises the columns, and the last row ends inside the slice.
-                let bits = unsafe { _mm256_loadu_si256(rows.values.as_ptr().add(place).cast()) };
-                *total = _mm512_fmadd_ps(weight, widen::<S>(bits), *total);
-            }
-        }
-        for (out, total) in out.iter_mut().zip(totals) {
-            // SAFETY: As above.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), total) };
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx2")]
-    fn widen<S: Stored>(bits: __m256i) -> __m512 {
-        match S::FORMAT {
-            HalfFormat::F16 => _mm512_cvtph_ps(bits),
-            HalfFormat::Bf16 => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::*;
-
-    use super::*;
-
-    const LANES: usize = 8;
-    /// Rows of x whose sums stay in registers together.
-    const TOGETHER: usize = 2;
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn dots(format: HalfFormat, weights: [&[u16]; ROWS], x: &[f32], sums: &mut [[f32; ROWS]]) {
-        match format {
-            HalfFormat::F16 => whole_registers::<F16>(weights, x, sums),
-            HalfFormat::Bf16 => whole_registers::<Bf16>(weights, x, sums),
-        }
-        let columns = weights[0].len();
-        add_portable(format, weights, (x, columns), columns / LANES * LANES, sums);
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn whole_registers<S: Stored>(weights: [&[u16]; ROWS], x: &[f32], sums: &mut [[f32; ROWS]]) {
-        let columns = weights[0].len();
-        let (many, few) = sums.as_chunks_mut::<TOGETHER>();
-        let (of_many, of_few) = x.split_at(many.len() * TOGETHER * columns);
-        for (x, sums) in of_many.chunks_exact(TOGETHER * columns).zip(many) {
-            rows::<S, TOGETHER>(weights, x, sums);
-        }
-        for (x, sums) in of_few.chunks_exact(columns).zip(few.as_chunks_mut::<1>().0) {
-            rows::<S, 1>(weights, x, sums);
-        }
-    }
-
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn rows<S: Stored, const N: usize>(weights: [&[u16]; ROWS], x: &[f32], sums: &mut [[f32; ROWS]; N]) {
-        let columns = weights[0].len();
-        let x: [&[f32]; N] = std::array::from_fn(|row| &x[row * columns..][..columns]);
-        let mut totals = [[_mm256_setzero_ps(); ROWS]; N];
-        for place in (0..columns / LANES).map(|register| register * LANES) {
-            let mut wide = [_mm256_setzero_ps(); ROWS];
-            for (wide, bits) in wide.iter_mut().zip(weights) {
-                // SAFETY: Whole registers end before the row's last column.
-                *wide = widen::<S>(unsafe { _mm_loadu_si128(bits[place..].as_ptr().cast()) });
-            }
-            for (totals, x) in totals.iter_mut().zip(x) {
-                // SAFETY: As above; a row of x has as many columns.
-                let x = unsafe { _mm256_loadu_ps(x[place..].as_ptr()) };
-                for (total, wide) in totals.iter_mut().zip(wide) {
-                    *total = _mm256_fmadd_ps(wide, x, *total);
-                }
-            }
-        }
-        for (sums, totals) in sums.iter_mut().zip(totals) {
-            for (sum, total) in sums.iter_mut().zip(totals) {
-                *sum = total_of(total);
-            }
-        }
-    }
-
-    /// Registers of columns whose sums stay where they are while all rows go by.
-    const BESIDE: usize = 8;
-
-    /// # Safety
-    /// The last row has to end inside the slice, and `out` to have a place for every column.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn add_rows(format: HalfFormat, rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
-        // SAFETY: As the caller promises.
-        match format {
-            HalfFormat::F16 => unsafe { add_registers::<F16>(rows, weights, out) },
-            HalfFormat::Bf16 => unsafe { add_registers::<Bf16>(rows, weights, out) },
-        }
-        add_rows_portable(format, rows, weights, rows.columns / LANES * LANES, out);
-    }
-
-    /// # Safety
-    /// As for `add_rows`.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_registers<S: Stored>(rows: StridedRows<'_, u16>, weights: &[f32], out: &mut [f32]) {
-        let whole = out.as_chunks_mut::<LANES>().0;
-        let (many, few) = whole.as_chunks_mut::<BESIDE>();
-        let first_of_few = many.len() * BESIDE * LANES;
-        for (index, out) in many.iter_mut().enumerate() {
-            // SAFETY: These columns are among the row's.
-            unsafe { add_columns::<S, BESIDE>(rows, index * BESIDE * LANES, weights, out) };
-        }
-        for (index, out) in few.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-            // SAFETY: As above.
-            unsafe { add_columns::<S, 1>(rows, first_of_few + index * LANES, weights, out) };
-        }
-    }
-
-    /// # Safety
-    /// In every row there have to be N registers of columns from `start` on.
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_columns<S: Stored, const N: usize>(
-        rows: StridedRows<'_, u16>,
-        start: usize,
-        weights: &[f32],
-        out: &mut [[f32; LANES]; N],
-    ) {
-        // SAFETY: An array of eight floats is a register.
-        let mut totals = out.each_ref().map(|out| unsafe { _mm256_loadu_ps(out.as_ptr()) });
-        for (row, &weight) in weights.iter().enumerate() {
-            let weight = _mm256_set1_ps(weight);
-            for (register, total) in totals.iter_mut().enumerate() {
-                let place = row * rows.stride + start + register * LANES;
-                // SAFETY: The caller promises the columns, and the last row ends inside the slice.
-                let bits = unsafe { _mm_loadu_si128(rows.values.as_ptr().add(place).cast()) };
-                *total = _mm256_fmadd_ps(weight, widen::<S>(bits), *total);
-            }
-        }
-        for (out, total) in out.iter_mut().zip(totals) {
-            // SAFETY: As above.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), total) };
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn widen<S: Stored>(bits: __m128i) -> __m256 {
-        match S::FORMAT {
-            HalfFormat::F16 => _mm256_cvtph_ps(bits),
-            HalfFormat::Bf16 => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))),
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn total_of(register: __m256) -> f32 {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: The array has room for the eight lanes.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), register) };
-        lanes.iter().sum()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use half::{f16, slice::HalfFloatSliceExt};
+    use half::{bf16, f16, slice::HalfFloatSliceExt};
     use proptest::prelude::*;
 
     use super::*;
@@ -448,6 +178,26 @@ mod tests {
                 let near = |got: f32, expected: f64| (f64::from(got) - expected).abs() < 3e-5;
                 prop_assert!(scores.iter().enumerate().all(|(row, &got)| near(got, dot(row))), "{level:?}: {scores:?}");
                 prop_assert!(out.iter().enumerate().all(|(column, &got)| near(got, mixed(column))), "{level:?}: {out:?}");
+            }
+        }
+    }
+
+    /// A product with one, added to a zero, is the number: subnormal, infinite and what is none included.
+    #[test]
+    fn every_number_is_widened_as_it_is() {
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        let rows = StridedRows { values: &all, columns: all.len(), stride: all.len() };
+        let numbers: [(HalfFormat, fn(u16) -> f32); 2] = [
+            (HalfFormat::F16, |bits| f16::from_bits(bits).to_f32()),
+            (HalfFormat::Bf16, |bits| bf16::from_bits(bits).to_f32()),
+        ];
+        for ((format, number), level) in numbers.into_iter().flat_map(|f| Level::available().map(move |l| (f, l))) {
+            let mut out = vec![-0.0; all.len()];
+            level.add_rows(format, rows, &[1.0], &mut out);
+            for (&bits, got) in all.iter().zip(out) {
+                let expected = number(bits);
+                let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+                assert!(same, "{level:?} {format:?} {bits:#06x}: {got}, expected {expected}");
             }
         }
     }

@@ -24,6 +24,8 @@ mod cross_entropy;
 mod exp;
 mod few_queries;
 mod gemm;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod half_lanes;
 mod half_matrix;
 mod half_product;
 mod interleave;
