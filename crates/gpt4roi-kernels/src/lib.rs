@@ -39,7 +39,6 @@ mod q4_k;
 mod q6_k;
 mod q8_0;
 mod quant_block;
-#[cfg(target_arch = "x86_64")]
 mod quant_lanes;
 mod quant_matrix;
 mod quant_product;

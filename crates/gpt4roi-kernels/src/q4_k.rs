@@ -3,9 +3,8 @@
 use crate::{
     interleave::WORD,
     quant_block::{BlockFormat, LANES, Panel, half, lanes},
+    quant_lanes::{add_rows, add_rows_methods},
 };
-#[cfg(target_arch = "x86_64")]
-use crate::{quant_lanes::add_rows, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q4_K` (`ggml/src/ggml-common.h`), 4.5 bits a weight:
 ///
@@ -57,17 +56,7 @@ impl BlockFormat for Q4K {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn add_rows_avx512<const N: usize>(tile: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
-        avx512::add_rows(tile, x, totals);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_rows_avx2<const N: usize>(tile: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
-        avx2::add_rows(tile, x, totals);
-    }
+    add_rows_methods! {}
 }
 
 /// The scales and mins of eight groups of every row, four to a word.
@@ -105,7 +94,6 @@ impl Factors {
 }
 
 // A few rows of activations straight from a tile.
-#[cfg(target_arch = "x86_64")]
 add_rows! { |tile, x, totals| {
     let (head, values) = tile.as_chunks::<WORD>().0.split_at(HEAD);
     let halves = load_words(&head[0]);

@@ -3,9 +3,8 @@
 use crate::{
     interleave::WORD,
     quant_block::{BlockFormat, LANES, Panel, halves, lanes},
+    quant_lanes::{add_rows, add_rows_methods},
 };
-#[cfg(target_arch = "x86_64")]
-use crate::{quant_lanes::add_rows, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q6_K` (`ggml/src/ggml-common.h`), 6.5625 bits a weight:
 ///
@@ -64,21 +63,10 @@ impl BlockFormat for Q6K {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn add_rows_avx512<const N: usize>(tile: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
-        avx512::add_rows(tile, x, totals);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_rows_avx2<const N: usize>(tile: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
-        avx2::add_rows(tile, x, totals);
-    }
+    add_rows_methods! {}
 }
 
 // A few rows of activations straight from a tile.
-#[cfg(target_arch = "x86_64")]
 add_rows! { |tile, x, totals| {
     let words = tile.as_chunks::<WORD>().0;
     let d = load_halves(&tile[Q6K::WORDS * WORD..]);

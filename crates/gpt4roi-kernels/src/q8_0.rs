@@ -3,9 +3,8 @@
 use crate::{
     interleave::WORD,
     quant_block::{BlockFormat, LANES, Panel, halves},
+    quant_lanes::{add_rows, add_rows_methods},
 };
-#[cfg(target_arch = "x86_64")]
-use crate::{quant_lanes::add_rows, quant_product::Totals, quant_rows::RowStretch};
 
 /// llama.cpp's `block_q8_0` (`ggml/src/ggml-common.h`), 8.5 bits a weight:
 ///
@@ -40,21 +39,10 @@ impl BlockFormat for Q8_0 {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn add_rows_avx512<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
-        avx512::add_rows(tiles, x, totals);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_rows_avx2<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]) {
-        avx2::add_rows(tiles, x, totals);
-    }
+    add_rows_methods! {}
 }
 
 // A few rows of activations straight from tiles.
-#[cfg(target_arch = "x86_64")]
 add_rows! { |tiles, x, totals| {
     let mut sums = load_rows(totals);
     for (group, tile) in tiles.as_chunks::<{ LANES * Q8_0::BYTES }>().0.iter().enumerate() {

@@ -8,7 +8,7 @@ use crate::{
     interleave::{SixteenRows, WORD},
     quant_product::Level,
 };
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::{quant_product::Totals, quant_rows::RowStretch};
 
 /// Rows of a tile: the 32-bit lanes of the widest registers.
@@ -73,6 +73,20 @@ pub(crate) trait BlockFormat: Sync {
     /// The processor has to have AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     unsafe fn add_rows_avx2<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]);
+
+    /// Adds the products of the tiles of a stretch with a few rows of activations, as a panel would give them.
+    ///
+    /// # Safety
+    /// The processor has to have dot products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    unsafe fn add_rows_neon_dot<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]);
+
+    /// As [`Self::add_rows_neon_dot`].
+    ///
+    /// # Safety
+    /// The processor has to have NEON.
+    #[cfg(target_arch = "aarch64")]
+    unsafe fn add_rows_neon<const N: usize>(tiles: &[u8], x: &[RowStretch; N], totals: &mut [Totals; N]);
 }
 
 /// A stretch of sixteen rows, ready to be multiplied.

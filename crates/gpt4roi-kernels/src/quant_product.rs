@@ -23,7 +23,7 @@ pub(crate) enum Level {
     /// Dot products of bytes in 128-bit registers.
     #[cfg(target_arch = "aarch64")]
     NeonDot,
-    /// Products of 16-bit integers in 128-bit registers.
+    /// Products of bytes, added by pairs, in 128-bit registers.
     #[cfg(target_arch = "aarch64")]
     Neon,
     /// What every processor has.
@@ -69,10 +69,12 @@ impl Level {
             // SAFETY: As above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { avx2::add_stretch::<F>(tiles, groups, x, panel, totals) },
+            // SAFETY: As above.
             #[cfg(target_arch = "aarch64")]
-            Self::NeonDot => neon::add_stretch::<F, neon::DotOfBytes>(tiles, groups, x, panel, totals),
+            Self::NeonDot => unsafe { neon_dot::add_stretch::<F>(tiles, groups, x, panel, totals) },
+            // SAFETY: As above.
             #[cfg(target_arch = "aarch64")]
-            Self::Neon => neon::add_stretch::<F, neon::WidenedProducts>(tiles, groups, x, panel, totals),
+            Self::Neon => unsafe { neon::add_stretch::<F>(tiles, groups, x, panel, totals) },
             Self::Portable => {
                 F::unpack(tiles, panel);
                 x.iter().zip(totals).for_each(|(x, totals)| portable::<F>(panel, groups, x, totals));
@@ -103,7 +105,7 @@ fn portable<F: BlockFormat>(panel: &Panel, groups: usize, x: &RowStretch, totals
 
 /// Multiplies as many rows as one of the numbers says straight from their tiles, and returns; other numbers of rows go on
 /// behind it.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! straight_from_tiles {
     ($add_rows:ident, ($tiles:ident, $x:ident, $totals:ident), $($rows:literal)*) => {$(
         if let (Some(x), Some(totals)) = ($x.as_array::<$rows>(), $totals.as_mut_array::<$rows>()) {
@@ -347,153 +349,78 @@ mod avx2 {
     }
 }
 
+/// Writes `add_stretch` for processors with dot products of bytes, and for those without.
 #[cfg(target_arch = "aarch64")]
-mod neon {
-    use std::arch::{aarch64::*, asm};
+macro_rules! neon_product {
+    ($level:ident, $straight:ident, $features:literal) => {
+        mod $level {
+            use super::*;
+            use crate::{interleave::WORD, quant_lanes::$level::*};
 
-    use super::*;
-
-    const QUARTER: usize = LANES / 4;
-
-    /// Adds the products of four columns of four rows of weights with those of a row of activations.
-    pub(super) trait Dot {
-        /// What the sum of a group starts from.
-        fn start<F: BlockFormat>(x: &RowStretch, part: usize) -> i32;
-        fn add<F: BlockFormat>(dots: int32x4_t, weights: uint8x16_t, values: int8x16_t) -> int32x4_t;
-    }
-
-    /// Even and odd columns apart, widened to 16 bits; then neighbours are added.
-    pub(super) struct WidenedProducts;
-
-    impl Dot for WidenedProducts {
-        #[inline(always)]
-        fn start<F: BlockFormat>(x: &RowStretch, part: usize) -> i32 {
-            x.starts[part]
-        }
-
-        #[inline(always)]
-        fn add<F: BlockFormat>(dots: int32x4_t, weights: uint8x16_t, values: int8x16_t) -> int32x4_t {
-            // SAFETY: Every processor of this architecture has NEON.
-            unsafe {
-                let (weights, values) = (vreinterpretq_u16_u8(weights), vreinterpretq_s16_s8(values));
-                let even = vreinterpretq_s16_u16(vandq_u16(weights, vdupq_n_u16(255)));
-                let odd = vreinterpretq_s16_u16(vshrq_n_u16::<8>(weights));
-                let even_values = vshrq_n_s16::<8>(vshlq_n_s16::<8>(values));
-                let odd_values = vshrq_n_s16::<8>(values);
-                let low = vmull_s16(vget_low_s16(even), vget_low_s16(even_values));
-                let low = vmlal_s16(low, vget_low_s16(odd), vget_low_s16(odd_values));
-                let high = vmlal_high_s16(vmull_high_s16(even, even_values), odd, odd_values);
-                vaddq_s32(dots, vpaddq_s32(low, high))
-            }
-        }
-    }
-
-    /// One instruction, which takes weights with a sign: those that may be above 127 are stored with an offset of
-    /// 128, which is taken away instead of being accounted for in the start.
-    pub(super) struct DotOfBytes;
-
-    impl Dot for DotOfBytes {
-        #[inline(always)]
-        fn start<F: BlockFormat>(x: &RowStretch, part: usize) -> i32 {
-            if F::IS_SHIFTED { 0 } else { x.starts[part] }
-        }
-
-        #[inline(always)]
-        fn add<F: BlockFormat>(mut dots: int32x4_t, weights: uint8x16_t, values: int8x16_t) -> int32x4_t {
-            // SAFETY: The level comes from `available`, which has asked the processor for SDOT. Neither memory nor
-            // flags are touched.
-            unsafe {
-                let weights = if F::IS_SHIFTED { veorq_u8(weights, vdupq_n_u8(128)) } else { weights };
-                asm!(
-                    ".arch_extension dotprod",
-                    "sdot {dots:v}.4s, {weights:v}.16b, {values:v}.16b",
-                    dots = inout(vreg) dots,
-                    weights = in(vreg) weights,
-                    values = in(vreg) values,
-                    options(pure, nomem, nostack, preserves_flags),
-                );
-            }
-            dots
-        }
-    }
-
-    pub(super) fn add_stretch<F: BlockFormat, D: Dot>(
-        tiles: &[u8],
-        groups: usize,
-        x: &[RowStretch],
-        panel: &mut Panel,
-        totals: &mut [Totals],
-    ) {
-        F::unpack(tiles, panel);
-        let ((fours, ones), (four_totals, one_totals)) = (x.as_chunks::<4>(), totals.as_chunks_mut::<4>());
-        for quarter in 0..4 {
-            for (x, totals) in fours.iter().zip(&mut *four_totals) {
-                add_rows::<F, D, 4>(panel, quarter, groups, x, totals);
-            }
-            for (x, totals) in ones.as_chunks::<1>().0.iter().zip(one_totals.as_chunks_mut::<1>().0) {
-                add_rows::<F, D, 1>(panel, quarter, groups, x, totals);
-            }
-        }
-    }
-
-    /// Four of the sixteen rows of weights.
-    #[inline(never)]
-    fn add_rows<F: BlockFormat, D: Dot, const N: usize>(
-        panel: &Panel,
-        quarter: usize,
-        groups: usize,
-        x: &[RowStretch; N],
-        totals: &mut [Totals; N],
-    ) {
-        let mut sums: [float32x4_t; N] = std::array::from_fn(|row| load(&totals[row], quarter));
-        for part in 0..groups * ACTIVATION_GROUP / F::GROUP {
-            let group = part * F::GROUP / ACTIVATION_GROUP;
-            // SAFETY: Every processor of this architecture has NEON; so has it below.
-            let mut dots: [int32x4_t; N] =
-                std::array::from_fn(|row| unsafe { vdupq_n_s32(D::start::<F>(&x[row], part)) });
-            for word in 0..F::GROUP / 4 {
-                let word = part * F::GROUP / 4 + word;
-                let weights = word_of_weights(panel, quarter, word);
-                for (dots, x) in dots.iter_mut().zip(x) {
-                    *dots = D::add::<F>(*dots, weights, word_of_row(x, word));
+            #[target_feature(enable = $features)]
+            pub(super) fn add_stretch<F: BlockFormat>(
+                tiles: &[u8],
+                groups: usize,
+                x: &[RowStretch],
+                panel: &mut Panel,
+                totals: &mut [Totals],
+            ) {
+                // The sums of four rows of `q4_k`, of which a word has columns of two groups, would fill all registers.
+                straight_from_tiles!($straight, (tiles, x, totals), 1 2 3);
+                F::unpack(tiles, panel);
+                let ((fours, ones), (four_totals, one_totals)) = (x.as_chunks::<4>(), totals.as_chunks_mut::<4>());
+                for (x, totals) in fours.iter().zip(four_totals) {
+                    add_rows::<F, 4>(panel, groups, x, totals);
+                }
+                for (x, totals) in ones.as_chunks::<1>().0.iter().zip(one_totals.as_chunks_mut::<1>().0) {
+                    add_rows::<F, 1>(panel, groups, x, totals);
                 }
             }
-            let scale = load(&panel.scales[part], quarter);
-            for ((sum, dots), x) in sums.iter_mut().zip(dots).zip(x) {
-                // SAFETY: As above.
-                *sum = unsafe { vfmaq_n_f32(*sum, vmulq_f32(vcvtq_f32_s32(dots), scale), x.scales[group]) };
-            }
-            if F::HAS_MIN {
-                let min = load(&panel.mins[part], quarter);
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    // SAFETY: As above.
-                    *sum = unsafe { vfmsq_n_f32(*sum, min, x.sums[group]) };
+
+            #[inline(never)]
+            #[target_feature(enable = $features)]
+            fn add_rows<F: BlockFormat, const N: usize>(
+                panel: &Panel,
+                groups: usize,
+                x: &[RowStretch; N],
+                totals: &mut [Totals; N],
+            ) {
+                let words = panel.values.as_chunks::<WORD>().0;
+                let mut sums = load_rows(totals);
+                for part in 0..groups * ACTIVATION_GROUP / F::GROUP {
+                    let group = part * F::GROUP / ACTIVATION_GROUP;
+                    let mut dots = [splat(0); N];
+                    // Shifted weights get their sign back below: nothing has to be taken away for their offset.
+                    if F::OFFSET > 0 && !F::IS_SHIFTED {
+                        for (dots, x) in dots.iter_mut().zip(x) {
+                            *dots = splat(x.starts[part]);
+                        }
+                    }
+                    for word in part * F::GROUP / 4..(part + 1) * F::GROUP / 4 {
+                        let weights = load_words(&words[word]);
+                        let weights = if F::IS_SHIFTED { with_sign(weights) } else { weights };
+                        for (dots, x) in dots.iter_mut().zip(x) {
+                            *dots = add_products(*dots, weights, four_columns(&x.values, word));
+                        }
+                    }
+                    let scale = load(&panel.scales[part]);
+                    for ((sum, dots), x) in sums.iter_mut().zip(dots).zip(x) {
+                        *sum = add_scaled(*sum, dots, scale, x.scales[group]);
+                    }
+                    if F::HAS_MIN {
+                        let min = load(&panel.mins[part]);
+                        for (sum, x) in sums.iter_mut().zip(x) {
+                            *sum = subtract_min(*sum, min, x.sums[group]);
+                        }
+                    }
                 }
+                store_rows(sums, totals);
             }
         }
-        for (totals, sum) in totals.iter_mut().zip(sums) {
-            let quarter: &mut [f32; QUARTER] = &mut totals.as_chunks_mut().0[quarter];
-            // SAFETY: The array has room for the four lanes.
-            unsafe { vst1q_f32(quarter.as_mut_ptr(), sum) };
-        }
-    }
-
-    fn load(values: &[f32; LANES], quarter: usize) -> float32x4_t {
-        let values: &[f32; QUARTER] = &values.as_chunks().0[quarter];
-        // SAFETY: The array has the four lanes.
-        unsafe { vld1q_f32(values.as_ptr()) }
-    }
-
-    fn word_of_weights(panel: &Panel, quarter: usize, word: usize) -> uint8x16_t {
-        let values: &[u8; 4 * QUARTER] = &panel.values.as_chunks().0[4 * word + quarter];
-        // SAFETY: The array has the sixteen bytes.
-        unsafe { vld1q_u8(values.as_ptr()) }
-    }
-
-    fn word_of_row(x: &RowStretch, word: usize) -> int8x16_t {
-        let values: &[i8; 4] = &x.values.as_chunks().0[word];
-        let values = i32::from_le_bytes(values.map(|value| value as u8));
-        // SAFETY: Every processor of this architecture has NEON.
-        unsafe { vreinterpretq_s8_s32(vdupq_n_s32(values)) }
-    }
+    };
 }
+
+#[cfg(target_arch = "aarch64")]
+neon_product!(neon_dot, add_rows_neon_dot, "neon,dotprod");
+#[cfg(target_arch = "aarch64")]
+neon_product!(neon, add_rows_neon, "neon");
