@@ -375,10 +375,11 @@ impl Records {
     /// Other fields are ignored, so that the `questions.jsonl` of [`write_scenes`](crate::export::write_scenes) is
     /// such a file. Empty lines are skipped.
     ///
-    /// Of a COCO detection file, every annotation is asked about that is no crowd. Its box is its `bbox`, or else the one
-    /// around the polygons of its `segmentation`; the answer is its own `caption`, or else the name of its category. Of Visual Genome's `region_descriptions.json`, every region is to be described, in
-    /// the picture `<image_id>.jpg`; the answer is its phrase. Their boxes are `x`, `y`, width and height in pixels.
-    /// Of MDETR's and All-Seeing's files, every box is to be described, and all that was said of it is right.
+    /// Of a COCO detection file, every annotation is asked about that is no crowd. Its box is its `bbox`, or else the
+    /// one around the polygons of its `segmentation`; the answer is its own `caption`, or else the name of its
+    /// category. Of Visual Genome's `region_descriptions.json`, every region is to be described, in the picture
+    /// `<image_id>.jpg`; the answer is its phrase. Their boxes are `x`, `y`, width and height in pixels. Of MDETR's and
+    /// All-Seeing's files, every box is to be described, and all that was said of it is right.
     /// [`RecordOptions::question`] takes the place of `What is <region1>?` and of `Describe <region1>.`. Captions and
     /// phrases that are empty were written by nobody, and are no answers.
     ///
