@@ -367,7 +367,7 @@ impl<'m> Interview<'m> {
     /// put other words in its place.
     fn play(&mut self, chat: &mut Chat<'_>, ready: &Ready<'_>) -> anyhow::Result<()> {
         chat.clear();
-        ready.declare(chat);
+        ready.declare(chat)?;
         let last = ready.unanswered.rounds.last().copied().unwrap_or(0);
         for round in 0..=last {
             match self.ask(chat, ready, round) {
@@ -443,16 +443,9 @@ impl Ready<'_> {
         self.unanswered.dialogue.rounds[round].typed()
     }
 
-    /// Declares the regions. A conversation numbers them from 1, so numbers that are left out are declared as well, with
-    /// a box that plays no part: records that mention them are refused when they are read.
-    fn declare(&self, chat: &mut Chat<'_>) {
-        let last = self.boxes.iter().map(|(id, _)| id.0).max().unwrap_or(0);
-        for number in 1..=last {
-            let declared = self.boxes.iter().find(|(id, _)| id.0 == number).or(self.boxes.first());
-            if let Some((_, bbox)) = declared {
-                chat.add_region(*bbox);
-            }
-        }
+    fn declare(&self, chat: &mut Chat<'_>) -> anyhow::Result<()> {
+        let mut boxes = self.boxes.iter();
+        boxes.try_for_each(|&(id, bbox)| chat.declare_region(id, bbox)).map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: gpt4roi::Error) -> anyhow::Error {

@@ -249,15 +249,22 @@ impl Rendered {
 fn declare(regions: &[(RegionId, Shape)]) -> Result<Vec<Declared>> {
     let mut declared: Vec<Declared> = Vec::with_capacity(regions.len());
     for &(id, shape) in regions {
-        if id.0 == 0 {
-            return Err(ChatError::RegionZero.into());
-        }
-        if declared.iter().any(|other| other.id == id) {
-            return Err(ChatError::RepeatedRegion { id }.into());
-        }
+        check_number(id, declared.iter().map(|other| other.id))?;
         declared.push(Declared { id, shape, origin: origin_of(&shape) });
     }
     Ok(declared)
+}
+
+/// # Errors
+/// If the number is 0 or among those that are there.
+pub(crate) fn check_number(id: RegionId, mut there: impl Iterator<Item = RegionId>) -> Result<()> {
+    if id.0 == 0 {
+        return Err(ChatError::RegionZero.into());
+    }
+    if there.any(|other| other == id) {
+        return Err(ChatError::RepeatedRegion { id }.into());
+    }
+    Ok(())
 }
 
 pub(crate) fn origin_of(shape: &Shape) -> Origin {
@@ -307,10 +314,15 @@ pub(crate) fn pieces(question: &[Said], declared: &mut Vec<Declared>, size: Imag
     Ok(pieces)
 }
 
+/// The lowest number that none of these has.
+pub(crate) fn lowest_free(there: impl Iterator<Item = RegionId> + Clone) -> RegionId {
+    let is_free = |number: &u32| there.clone().all(|id| id.0 != *number);
+    RegionId((1..=u32::MAX).find(is_free).unwrap_or(u32::MAX))
+}
+
 /// Adds a region under the lowest number that is free.
 fn push(declared: &mut Vec<Declared>, shape: Shape, origin: Origin) -> RegionId {
-    let free = |number: &u32| declared.iter().all(|region| region.id.0 != *number);
-    let id = RegionId((1..=u32::MAX).find(free).unwrap_or(u32::MAX));
+    let id = lowest_free(declared.iter().map(|region| region.id));
     declared.push(Declared { id, shape, origin });
     id
 }

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    asked::{self, Asked, Rendered, Said, Slot, pieces, question_text},
+    asked::{self, Asked, Rendered, Said, Slot, lowest_free, pieces, question_text},
     bbox::{BBox, BoxPrecision, ImageSize, RegionId},
     choices::Scoring,
     drafter::Drafter,
@@ -16,7 +16,7 @@ use crate::{
     kv_cache::KvCache,
     model::Gpt4Roi,
     point::PointBox,
-    prompt::{Piece, Round, TURN, TextMode},
+    prompt::{Round, TURN, TextMode},
     sampling::Sampling,
     shape::Shape,
     stop::StopStrings,
@@ -241,6 +241,8 @@ struct Turn {
     round: Round,
     /// Regions that existed before it was asked.
     regions_before: usize,
+    /// The same with those that its coordinates made.
+    regions_after: usize,
 }
 
 impl<'m> Chat<'m> {
@@ -270,6 +272,17 @@ impl<'m> Chat<'m> {
         push_region(&mut self.regions, bbox, Origin::Given)
     }
 
+    /// Declares a box under a number of its own, where [`Self::add_region`] takes the lowest that is free. Numbers may be
+    /// left out.
+    ///
+    /// # Errors
+    /// If the number is 0 or that of another region.
+    pub fn declare_region(&mut self, id: RegionId, bbox: BBox) -> Result<()> {
+        asked::check_number(id, self.regions.iter().map(|region| region.id))?;
+        self.regions.push(Region { id, bbox, origin: Origin::Given });
+        Ok(())
+    }
+
     /// Declares a region of any shape. Around a point a box is grown as the model's training did it.
     ///
     /// # Errors
@@ -280,7 +293,7 @@ impl<'m> Chat<'m> {
         Ok(push_region(&mut self.regions, bbox, asked::origin_of(&shape)))
     }
 
-    /// All regions, by id.
+    /// All regions, in the order in which they came to be.
     pub fn regions(&self) -> &[Region] {
         &self.regions
     }
@@ -293,8 +306,7 @@ impl<'m> Chat<'m> {
 
     /// Takes the latest thing back: a region added since the last round, or else that round.
     pub fn undo(&mut self) -> Option<Undone> {
-        let answered =
-            self.turns.last().map_or(0, |turn| turn.regions_before + made_by(&turn.round, turn.regions_before));
+        let answered = self.turns.last().map_or(0, |turn| turn.regions_after);
         if self.regions.len() > answered {
             return self.regions.pop().map(Undone::Region);
         }
@@ -373,7 +385,8 @@ impl<'m> Chat<'m> {
     /// The question and its answer become a part of the conversation, and so do the regions that it made.
     pub(crate) fn conclude(&mut self, asked: Asked, answer: String) {
         let round = Round { question: asked.rendered().question().to_vec(), answer: Some(answer) };
-        self.turns.push(Turn { round, regions_before: self.regions.len() });
+        let (regions_before, regions_after) = (self.regions.len(), asked.regions.len());
+        self.turns.push(Turn { round, regions_before, regions_after });
         self.regions = asked.regions;
     }
 
@@ -441,18 +454,9 @@ impl Region {
 }
 
 fn push_region(regions: &mut Vec<Region>, bbox: BBox, origin: Origin) -> RegionId {
-    let id = RegionId(regions.len() as u32 + 1);
+    let id = lowest_free(regions.iter().map(|region| region.id));
     regions.push(Region { id, bbox, origin });
     id
-}
-
-/// How many regions a round's coordinates made: those it mentions beyond the ones that existed.
-fn made_by(round: &Round, regions_before: usize) -> usize {
-    let highest = round.question.iter().filter_map(|piece| match piece {
-        Piece::Region(id) => Some(id.0 as usize),
-        Piece::Text(_) => None,
-    });
-    highest.max().unwrap_or(0).saturating_sub(regions_before)
 }
 
 fn saved(round: &Round) -> TranscriptRound {
@@ -495,9 +499,13 @@ impl Memory {
 /// The model writes who speaks; prompts leave the role's name to it.
 const ROLE: &str = "Assistant:";
 
-/// What the model wrote, without stop signal and role name.
+/// What the model wrote, without stop signal and role name, and without the beginning of one where the limit came in
+/// between; `A` and `As` are words.
 pub fn tidy(output: &str) -> String {
     let answer = output.split(TURN).next().unwrap_or_default().trim();
+    if answer.len() > "As".len() && ROLE.starts_with(answer) {
+        return String::new();
+    }
     answer.replace(&format!("{ROLE} "), "").replace(ROLE, "")
 }
 
@@ -711,6 +719,32 @@ mod tests {
         assert_eq!(chat.transcript().rounds.len() + chat.regions().len(), 0);
     }
 
+    /// As where all is declared at once: a number that is left out is nobody's, until coordinates take it.
+    #[test]
+    fn numbers_of_regions_may_be_left_out() {
+        let (model, picture) = (tiny(), picture());
+        let mut chat = Chat::new(&model, &picture).unwrap();
+        let boxes = [(RegionId(3), bbox([0.1, 0.2, 0.5, 0.9])), (RegionId(1), bbox([0.5, 0.1, 0.9, 0.4]))];
+        for (id, bbox) in boxes {
+            chat.declare_region(id, bbox).unwrap();
+        }
+        for (id, told) in [(0, "region0: expected a number from 1"), (3, "<region3> is declared twice")] {
+            assert!(chat.declare_region(RegionId(id), boxes[0].1).unwrap_err().to_string().starts_with(told));
+        }
+        let question = "What is region 2, <region3>, [8, 6, 40, 30]?";
+        let shapes = boxes.map(|(id, bbox)| (id, Shape::Box(bbox)));
+        let said = [Said::Text(question.into())];
+        let expected = Rendered::new(&model, picture.size(), &shapes, &[], &said, &short()).unwrap();
+        assert_eq!(chat.asked(question, &short()).unwrap().rendered().question(), expected.question());
+        let answer = chat.ask_with(question, &short()).unwrap();
+        let mentioned: Vec<_> = answer.regions.iter().map(|region| region.id).collect();
+        assert_eq!(mentioned, [3, 2], "region 2 was words when it was said");
+        assert_eq!(chat.add_region(boxes[0].1), RegionId(4));
+        assert!(matches!(chat.undo(), Some(Undone::Region(region)) if region.id == RegionId(4)));
+        assert!(matches!(chat.undo(), Some(Undone::Round(_))));
+        assert_eq!(chat.regions().iter().map(|region| region.id).collect::<Vec<_>>(), [RegionId(3), RegionId(1)]);
+    }
+
     #[test]
     fn what_fails_changes_nothing() {
         let (model, picture) = (tiny(), picture());
@@ -844,6 +878,11 @@ mod tests {
             ("Assistant: one. Assistant: two", "one. two"),
             ("###", ""),
             ("", ""),
+            ("Assistant", ""),
+            (" Ass", ""),
+            ("As", "As"),
+            ("A", "A"),
+            ("Assistants", "Assistants"),
         ] {
             assert_eq!(tidy(output), answer, "{output:?}");
         }

@@ -145,7 +145,7 @@ mod tests {
         parts
     }
 
-    /// A quantised model is another one, number by number, and was not trained apart from the one that it was made of.
+    /// A model with other numbers in its matrices, as quantised ones have, was not trained apart for that.
     #[test]
     fn vectors_tell_what_was_trained_apart_and_not_what_was_quantised() {
         let place = tempfile::tempdir().unwrap();
@@ -162,7 +162,6 @@ mod tests {
         let golden = ModelFiles::Directory(GOLDEN.into());
         let (all, vectors) = (Fingerprint::of(&golden).unwrap(), Fingerprint::of_vectors(&golden).unwrap());
         let quantised = files(&pair, parts());
-        assert_ne!(Fingerprint::of(&quantised).unwrap(), all);
         assert_eq!(Fingerprint::of_vectors(&quantised).unwrap(), vectors);
         let without_region = {
             let mut parts = parts();
@@ -177,6 +176,7 @@ mod tests {
         ] {
             let other = files(&pair, with_number(parts(), name, change));
             assert_eq!(Fingerprint::of_vectors(&other).unwrap() == vectors, same, "{name}");
+            assert_ne!(Fingerprint::of(&other).unwrap(), all, "{name}");
         }
     }
 }

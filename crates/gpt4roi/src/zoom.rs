@@ -89,7 +89,7 @@ impl Glass {
     /// would be looked at.
     fn crop(&self, bbox: &BBox, picture: ImageSize, tower_side: usize) -> Option<Crop> {
         let [x1, y1, x2, y2] = bbox.normalized();
-        if (x2 - x1).max(y2 - y1) * tower_side as f64 >= self.below {
+        if (x2 - x1).max(y2 - y1) * tower_side as f64 + ROUNDING >= self.below {
             return None;
         }
         let [left, top, right, bottom] = bbox.pixels(picture);
@@ -107,12 +107,16 @@ impl Default for Glass {
     }
 }
 
+/// Pixels that count as none: the last bits of a box depend on where it lies, and on how it was written.
+const ROUNDING: f64 = 1e-6;
+
 /// Whole pixels from `start`, so many: about `side` of them around the middle, inside `0..length`, with all of `low..high`.
 fn span(low: f64, high: f64, side: f64, length: u32) -> (u32, u32) {
     let length = f64::from(length);
-    let side = side.round().clamp(1.0, length);
-    let start = ((low + high - side) / 2.0).round().clamp(0.0, length - side);
-    let (first, last) = (start.min(low.floor()), (start + side).max(high.ceil()).min(length));
+    let side = (side + ROUNDING).round().clamp(1.0, length);
+    let start = ((low + high - side) / 2.0 + ROUNDING).round().clamp(0.0, length - side);
+    let (low, high) = ((low + ROUNDING).floor(), (high - ROUNDING).ceil());
+    let (first, last) = (start.min(low), (start + side).max(high).min(length));
     (first as u32, (last - first) as u32)
 }
 
@@ -259,6 +263,21 @@ mod tests {
         assert_eq!("always".parse::<Zoom>().unwrap_err().to_string(), "expected auto or off, got always");
         for wrong in [r#""Auto""#, r#""""#, "1", "true", "{}"] {
             assert!(serde_json::from_str::<Zoom>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    /// 44 pixels of the tower are 44 wherever they lie, and other boxes have the same crop in whichever way they are
+    /// written.
+    #[test]
+    fn the_last_bits_of_a_box_do_not_decide() {
+        let picture = ImageSize { width: 224, height: 224 };
+        let crop = |bbox: BBox| Glass::STANDARD.crop(&bbox, picture, 224);
+        for (x, side) in (0..=180_u32).flat_map(|x| [43, 44].map(|side| (x, side))) {
+            let [left, right] = [x, x + side].map(f64::from);
+            let in_pixels = crop(BBox::from_pixels([left, 20.0, right, 50.0], picture).unwrap());
+            let [left, width, top, height] = [left, f64::from(side), 20.0, 30.0].map(|pixels| pixels / 224.0);
+            let in_fractions = crop(BBox::from_normalized([left, top, left + width, top + height]).unwrap());
+            assert_eq!((in_pixels.is_some(), in_pixels), (side < 44, in_fractions), "{side} pixels from {x}");
         }
     }
 
