@@ -187,17 +187,19 @@ mod tests {
     fn every_number_is_widened_as_it_is() {
         let all: Vec<u16> = (0..=u16::MAX).collect();
         let rows = StridedRows { values: &all, columns: all.len(), stride: all.len() };
-        let numbers: [(HalfFormat, fn(u16) -> f32); 2] = [
-            (HalfFormat::F16, |bits| f16::from_bits(bits).to_f32()),
-            (HalfFormat::Bf16, |bits| bf16::from_bits(bits).to_f32()),
-        ];
-        for ((format, number), level) in numbers.into_iter().flat_map(|f| Level::available().map(move |l| (f, l))) {
-            let mut out = vec![-0.0; all.len()];
-            level.add_rows(format, rows, &[1.0], &mut out);
-            for (&bits, got) in all.iter().zip(out) {
-                let expected = number(bits);
-                let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
-                assert!(same, "{level:?} {format:?} {bits:#06x}: {got}, expected {expected}");
+        let number = |format, bits| match format {
+            HalfFormat::F16 => f16::from_bits(bits).to_f32(),
+            HalfFormat::Bf16 => bf16::from_bits(bits).to_f32(),
+        };
+        for format in [HalfFormat::F16, HalfFormat::Bf16] {
+            for level in Level::available() {
+                let mut out = vec![-0.0; all.len()];
+                level.add_rows(format, rows, &[1.0], &mut out);
+                for (&bits, got) in all.iter().zip(out) {
+                    let expected = number(format, bits);
+                    let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+                    assert!(same, "{level:?} {format:?} {bits:#06x}: {got}, expected {expected}");
+                }
             }
         }
     }
