@@ -32,9 +32,9 @@ enum Typed {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Regions")]
 struct Flags {
-    /// A box x1,y1,x2,y2 (left, top, right, bottom), unless --box-format says otherwise. Whatever comes first of --region, --point, --polygon and
-    /// --mask is <region1>, and so on. In the environment several of a kind are separated by semicolons; they are
-    /// counted after those on the command line
+    /// A box x1,y1,x2,y2 (left, top, right, bottom), unless --box-format says otherwise. Whatever comes first of
+    /// --region, --point, --polygon and --mask is <region1>, and so on. In the environment several of a kind are
+    /// separated by semicolons; they count where the command line has none of their kind, after all that it has
     #[arg(
         long = "region",
         value_name = "BOX",

@@ -96,7 +96,8 @@ pub(crate) fn region_id(text: &str) -> Option<RegionId> {
     number.then(|| digits.parse().ok().map(RegionId)).flatten()
 }
 
-/// A region of an answer: its id and its box in pixels, as a request could declare it again.
+/// A region of an answer: its id and its box in pixels, as a request could declare it again. That of a point is read
+/// as it is, and as a box like any other if it comes back with `zoom`.
 pub(crate) fn resolved(region: &ResolvedRegion) -> Value {
     json!({"id": format!("region{}", region.id), "box": region.pixels, "coords": "pixel", "origin": region.origin})
 }
