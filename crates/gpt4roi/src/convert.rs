@@ -226,7 +226,7 @@ impl Parts {
     ///
     /// # Errors
     /// If the adapter changes a matrix that is not there, or has another shape, or brings a tensor that a model of these
-    /// dimensions has no use for. Which ones it has, only a vision tower tells.
+    /// dimensions has no use for, which can't be told without a vision tower.
     pub fn adapted(mut self, adapter: Adapter) -> Result<Self> {
         let of_tower = self.tower.as_mut().map(|tower| std::mem::take(&mut tower.tensors)).unwrap_or_default();
         let model = std::mem::take(&mut self.model);

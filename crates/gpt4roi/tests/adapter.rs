@@ -18,6 +18,8 @@ use gpt4roi::{
     low_rank::LowRank,
     model::ModelFiles,
     quantize::Quantization,
+    stream::StreamedTensor,
+    tokenizer::Tokenizer,
     weights::{TensorSource, TensorStore, Weights, WeightsResult},
 };
 
@@ -310,6 +312,56 @@ fn what_a_model_has_no_use_for_is_not_added_to_it() {
     let whole = start.adapted(bringing(place.path(), &region)).unwrap();
     whole.write_directory(&out.path().join("whole"), IfExists::Refuse).unwrap();
     Gpt4Roi::open(out.path().join("whole"), &Device::Cpu).unwrap();
+}
+
+/// A model of random numbers, large enough for blocks of 8 bits, with the fourth number of a tensor changed.
+fn with_number(name: &'static str, change: fn(f32) -> f32) -> Parts {
+    let tokenizer = include_bytes!("data/tokenizer.model");
+    let added_tokens = include_str!("data/added_tokens.json");
+    let mut config = Config::pico(Tokenizer::from_bytes(tokenizer, added_tokens).unwrap().vocab_size());
+    (config.llama.hidden_size, config.llama.intermediate_size, config.llama.num_hidden_layers) = (32, 64, 2);
+    (config.vision.hidden_size, config.vision.intermediate_size, config.vision.image_size) = (16, 32, 56);
+    (config.region.dim, config.region.gn_groups, config.region.fuse_rounds) = (8, 2, 1);
+    (config.region.roi_size, config.region.pos_hidden) = (4, 8);
+    let mut parts = Parts::noise(&config, tokenizer, added_tokens).unwrap();
+    let at = parts.model.iter().position(|tensor| tensor.name == name).unwrap();
+    let tensor = parts.model.remove(at);
+    parts.model.push(StreamedTensor::new(name, &tensor.shape.clone(), move |range| {
+        let values = tensor.read(range.clone())?;
+        Ok(range.zip(values).map(|(at, value)| if at == 3 { change(value) } else { value }).collect())
+    }));
+    parts
+}
+
+/// A quantised model is another one, number by number, and was not trained apart from the one that it was made of.
+#[test]
+fn vectors_tell_what_was_trained_apart_and_not_what_was_quantised() {
+    const NORM: &str = "model.norm.weight";
+    let place = tempfile::tempdir().unwrap();
+    let [model, pair] = ["model", "pair"].map(|name| place.path().join(name));
+    let quantised = |parts: Parts| {
+        parts.write_gguf(&pair, IfExists::Replace, Quantization::Q8_0, Quantization::Q8_0).unwrap();
+        ModelFiles::at(&pair).unwrap()
+    };
+    let vectors = |files: &ModelFiles| Fingerprint::of_vectors(files).unwrap();
+    with_number(NORM, |value| value).write_directory(&model, IfExists::Refuse).unwrap();
+    let own = ModelFiles::Directory(model);
+    let copy = quantised(with_number(NORM, |value| value));
+    assert_ne!(Fingerprint::of(&copy).unwrap(), Fingerprint::of(&own).unwrap());
+    for (name, change, same) in [
+        (NORM, (|value| value) as fn(f32) -> f32, true),
+        (NORM, |value| value * (1.0 + 1e-5), true), // less than float16 tells
+        (NORM, |value| 2.0 * value, false),
+        ("model.layers.0.self_attn.q_proj.weight", |value| 2.0 * value, true),
+    ] {
+        assert_eq!(vectors(&quantised(with_number(name, change))) == vectors(&own), same, "{name}");
+    }
+    // What a model lacks that is trained beside it.
+    let mut without_region = with_number(NORM, |value| value);
+    without_region.model.retain(|tensor| !tensor.name.starts_with("model.spi_module."));
+    let start = place.path().join("start");
+    without_region.write_directory(&start, IfExists::Refuse).unwrap();
+    assert_ne!(vectors(&ModelFiles::Directory(start)), vectors(&own));
 }
 
 /// PEFT writes nothing of the kind, and of its adapters nobody knows more than the name of the model.
