@@ -48,7 +48,7 @@ function parsed(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch {
-    throw new Fault('The file is not JSON. Import COCO annotations, or JSON that this page or “gpt4roi ask --json” wrote.');
+    throw new Fault('The file is not JSON. Import COCO annotations, or JSON that this page, “gpt4roi ask --json” or “gpt4roi describe --json” wrote.');
   }
 }
 
@@ -82,8 +82,8 @@ function cocoShape(annotation: Json, where: string): Shape {
 }
 
 function fromJson(file: unknown, picture: Size): Imported[] {
-  const list = Array.isArray(file) ? file : isObject(file) ? file.regions : undefined;
-  if (!Array.isArray(list)) throw new Fault('The file has neither “regions” nor “annotations”.');
+  const list = Array.isArray(file) ? file : isObject(file) ? (file.regions ?? described(file.descriptions)) : undefined;
+  if (!Array.isArray(list)) throw new Fault('The file has neither “regions” nor “descriptions” nor “annotations”.');
   const from = (isObject(file) && sizeOf(file.image)) || picture;
   return list.map((entry: unknown, index) => {
     const where = `regions[${index}]`;
@@ -91,6 +91,11 @@ function fromJson(file: unknown, picture: Size): Imported[] {
     const { shape, unit } = { shape: jsonShape(region, where), unit: unitOf(region.coords, from, where) };
     return { id: idOf(region.id), shape: scaled(shape, unit, picture) };
   });
+}
+
+/** The regions of what “gpt4roi describe --json” wrote. */
+function described(descriptions: unknown): unknown {
+  return Array.isArray(descriptions) ? descriptions.map((entry) => (isObject(entry) ? entry.region : entry)) : undefined;
 }
 
 function jsonShape(region: Json, where: string): Shape {
@@ -105,7 +110,11 @@ function jsonShape(region: Json, where: string): Shape {
     const [x, y, width, height] = numbers(region.bbox, 4, `${where}.bbox`) as [number, number, number, number];
     return box([x, y, x + width, y + height], `${where}.bbox`);
   }
-  return box(numbers(region.box, 4, `${where}.box`) as [number, number, number, number], `${where}.box`);
+  const edges = numbers(region.box, 4, `${where}.box`) as [number, number, number, number];
+  const shape = box(edges, `${where}.box`);
+  // Programs tell the box that was grown around a point.
+  const [x1, y1, x2, y2] = edges;
+  return region.origin === 'point' ? { kind: 'point', at: [(x1 + x2) / 2, (y1 + y2) / 2] } : shape;
 }
 
 /** The size of the picture that the coordinates of a region count in. */

@@ -67,6 +67,18 @@ test('lists of boxes, the command line’s JSON and every unit are read', () => 
   }
 });
 
+test('what was described is read, and a box that was grown around a point is that point', () => {
+  const image = { path: 'x.png', width: 200, height: 100 };
+  const given = { id: 2, box: [20, 30, 60, 80], origin: 'given' };
+  const grown = { id: 5, box: [24, 29, 38, 43], origin: 'point' };
+  const file = { descriptions: [given, grown].map((region) => ({ region, text: 'A hat.' })), image };
+  assert.deepEqual(through(file), [
+    { id: 2, shape: { kind: 'box', box: [20, 30, 60, 80] } },
+    { id: 5, shape: { kind: 'point', at: [31, 36] } },
+  ]);
+  assert.deepEqual(through({ regions: [grown], image }), through(file).slice(1));
+});
+
 test('what lies outside is counted and left out', () => {
   assert.deepEqual(readRegions('[[0,0,10,10],[300,0,310,10]]', PICTURE), {
     regions: [{ id: null, shape: { kind: 'box', box: [0, 0, 10, 10] } }],
@@ -87,6 +99,8 @@ test('files that are wrong say where', () => {
     ['{"annotations":[{"bbox":"x"}]}', /annotations\[0\]\.bbox/],
     ['{"images":[{"id":1,"file_name":"a"},{"id":2,"file_name":"b"}],"annotations":[]}', /2 pictures/],
     ['null', /neither/],
+    ['{"descriptions":[{"region":{"box":[1,2]}}]}', /regions\[0\]\.box has to be 4 numbers/],
+    ['{"descriptions":{}}', /neither/],
   ];
   for (const [text, message] of cases) assert.throws(() => readRegions(text, PICTURE), message, text);
 });
