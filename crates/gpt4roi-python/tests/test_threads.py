@@ -80,7 +80,9 @@ def test_threads_that_share_a_conversation_wait_for_each_other(chat):
 
 
 INTERRUPTED = """
-import _thread, threading, time
+import _thread, signal, threading, time
+# Whoever starts the tests in the background may have Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import gpt4roi
 from conftest import AIRPLANE, EXAMPLE
 from test_threads import LONG
