@@ -76,7 +76,7 @@ impl DeviceChoice {
             Self::Cuda(index) => Device::new_cuda(index),
             Self::Metal(index) => Device::new_metal(index),
         };
-        device.and_then(computing).map_err(|source| DeviceError::Fails { choice: self, source })
+        device.and_then(computing).map_err(|error| DeviceError::Fails { choice: self, source: reason(error) })
     }
 
     fn not_built(self, feature: &'static str) -> DeviceError {
@@ -91,6 +91,14 @@ fn computing(device: Device) -> candle_core::Result<Device> {
         candle_core::bail!("1 + 2 is {sum}")
     }
     Ok(device)
+}
+
+/// Where in the engine it happened, which it tells if `RUST_BACKTRACE` is set, helps nobody to choose a device.
+fn reason(error: candle_core::Error) -> candle_core::Error {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => reason(*inner),
+        error => error,
+    }
 }
 
 impl fmt::Display for DeviceChoice {
@@ -133,6 +141,15 @@ pub fn name(device: &Device) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_told_without_a_backtrace() {
+        let backtrace = || Box::new(std::backtrace::Backtrace::force_capture());
+        let traced = |inner| candle_core::Error::WithBacktrace { inner: Box::new(inner), backtrace: backtrace() };
+        let error = traced(traced(candle_core::Error::Msg("no device".into())));
+        assert!(error.to_string().lines().count() > 2);
+        assert_eq!(reason(error).to_string(), "no device");
+    }
 
     #[test]
     fn devices_are_named_as_they_are_shown() {
